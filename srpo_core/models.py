@@ -1,0 +1,42 @@
+"""What the core asks of the two models it trains through: a flow model and a decoder.
+
+Implemented by `nodes/host/` for the models ComfyUI loaded, and by `headless/` for diffusers'.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from torch import Tensor
+from torch.nn import Parameter
+
+
+@dataclass
+class Pullback:
+    """A computed value and the way back from it, so that stages need not share memory.
+
+    value: detached.
+    pull(gradient): takes the gradient at `value`, of its shape, and hands it on: to the `.grad` of
+        the model's trainable parameters (flow model; returns None), or to the input (decoder;
+        returns the gradient there). To be called once.
+    """
+
+    value: Tensor
+    pull: Callable[[Tensor], Tensor | None]
+
+
+class FlowModel(Protocol):
+    """A frozen flow-matching model with a trainable adapter."""
+
+    parameters: dict[str, Parameter]
+
+    def velocity(self, x: Tensor, sigma: Tensor, cond: Any) -> Pullback:
+        """The model's estimate of `noise - x0`; x (B, C, H, W), sigma (B,) in (0, 1], cond of B prompts."""
+
+    def rollout(self, noise: Tensor, cond: Any) -> Tensor:
+        """Sample without gradient from pure noise (B, C, H, W) to the clean latent x0."""
+
+
+class Decoder(Protocol):
+    def decode(self, latent: Tensor) -> Pullback:
+        """Latent (B, C, H, W) to image (B, 3, 8H, 8W); visible range [0, 1], not yet clamped."""

@@ -1,0 +1,216 @@
+"""A training run: one update after another, resumable after each."""
+
+import json
+import logging
+import math
+import os
+import random
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from torch.nn import Parameter
+
+from .models import Decoder, FlowModel
+from .objective import Objective
+from .rewards import Reward
+from .schedule import Window, draw_position
+from .step import Noised, Score, describe, one_step_recover, score_recovered
+
+log = logging.getLogger(__name__)
+
+MAX_SKIPPED = 10  # updates in a row without a finite gradient, before the run gives up
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a run steps. Defaults as published, but for the learning rate, which is a LoRA's."""
+
+    learning_rate: float = 1e-4
+    weight_decay: float = 1e-4
+    max_gradient_norm: float = 0.1
+    save_every: int = 5  # updates between two saved states
+
+
+class Run:
+    """One run: the adapter's parameters, their optimiser, what was counted, and the folder it lives in.
+
+    Opening a folder that holds a run continues it; the state on disk is always that of a whole update.
+    Raises ValueError when the folder's run trained other parameters.
+    """
+
+    def __init__(self, folder: Path, parameters: dict[str, Parameter], settings: Settings = Settings()):
+        self.folder = Path(folder)
+        self.parameters = parameters
+        self.settings = settings
+        self.optimizer = torch.optim.AdamW(
+            parameters.values(), lr=settings.learning_rate, betas=(0.9, 0.999), weight_decay=settings.weight_decay
+        )
+        self.updates = 0  # finished, skipped ones included
+        self.skipped = 0
+        self.skipped_in_a_row = 0
+        self.history: list[dict[str, float]] = []
+        if self.state_file.exists():
+            self._load()
+
+    def update(self, scores: Iterable[Score], prompts: int) -> dict[str, float]:
+        """One optimiser step from the scores of `prompts` prompts; their gradients are averaged.
+
+        Whatever is raised on the way leaves parameters and optimiser as they were. A loss or gradient
+        that is not finite skips the step; raises RuntimeError after MAX_SKIPPED of them in a row.
+        """
+        self.optimizer.zero_grad(set_to_none=True)
+        pulled = []
+        for score in scores:
+            score.pull(1 / prompts)
+            pulled.append(score)
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.settings.max_gradient_norm).item()
+        metrics = {"update": self.updates + 1, **describe(pulled), "gradient_norm": norm}
+        if math.isfinite(norm) and math.isfinite(metrics["loss"]):
+            self.optimizer.step()
+            self.skipped_in_a_row = 0
+        else:
+            self.skipped += 1
+            self.skipped_in_a_row += 1
+            log.warning("Update %d skipped: its loss or gradient is not finite.", metrics["update"])
+        self.optimizer.zero_grad(set_to_none=True)
+        self._finish(metrics)
+        return metrics
+
+    def _finish(self, metrics: dict[str, float]):
+        self.updates += 1
+        self.history.append(metrics)
+        if self.updates % self.settings.save_every == 0:
+            self.save()
+        if self.skipped_in_a_row >= MAX_SKIPPED:
+            self.save()
+            raise RuntimeError(
+                f"{MAX_SKIPPED} updates in a row had no finite loss or gradient, so the run stopped at update "
+                f"{self.updates}; the adapter is as it was before them. Lower the learning rate "
+                f"({self.settings.learning_rate:g}), or run the reward and the VAE in fp32 or bf16."
+            )
+
+    @property
+    def state_file(self) -> Path:
+        return self.folder / "state.safetensors"
+
+    def save(self):
+        """Write the state, whole or not at all, and the metrics beside it."""
+        tensors = {f"adapter.{name}": p.detach() for name, p in self.parameters.items()}
+        names = list(self.parameters)
+        for i, slots in self.optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer.{slot}.{names[i]}": value for slot, value in slots.items()}
+        counts = {name: str(getattr(self, name)) for name in ("updates", "skipped", "skipped_in_a_row")}
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_whole(self.folder / "metrics.jsonl", lambda path: path.write_text(self._metrics_text()))
+        write_whole(self.state_file, lambda path: save_file(tensors, path, counts))
+
+    def _metrics_text(self) -> str:
+        return "".join(json.dumps(metrics) + "\n" for metrics in self.history)
+
+    def _load(self):
+        with safe_open(self.state_file, "pt") as file:
+            counts = file.metadata()
+            tensors = {key: file.get_tensor(key) for key in file.keys()}
+        self._check_fits(tensors)
+        names = list(self.parameters)
+        state: dict[int, dict[str, Tensor]] = {}
+        with torch.no_grad():
+            for key, value in tensors.items():
+                if key.startswith("adapter."):
+                    self.parameters[key.removeprefix("adapter.")].copy_(value)
+                else:
+                    _, slot, name = key.split(".", 2)
+                    state.setdefault(names.index(name), {})[slot] = value
+        self.optimizer.load_state_dict({"state": state, "param_groups": self.optimizer.state_dict()["param_groups"]})
+        for name, count in counts.items():
+            setattr(self, name, int(count))
+        lines = (self.folder / "metrics.jsonl").read_text().splitlines()
+        self.history = [json.loads(line) for line in lines[: self.updates]]
+
+    def _check_fits(self, tensors: dict[str, Tensor]):
+        saved = {k.removeprefix("adapter."): tuple(v.shape) for k, v in tensors.items() if k.startswith("adapter.")}
+        if saved != {name: tuple(p.shape) for name, p in self.parameters.items()}:
+            raise ValueError(
+                f'The run "{self.folder.name}" holds another adapter (model, type or rank) than the one asked for: '
+                "give the run a new name, or go back to its settings."
+            )
+
+
+def write_whole(path: Path, write: Callable[[Path], Any]):
+    """Let `write` fill a temporary file beside `path`, then rename: readers see the old file or the new one."""
+    temporary = path.with_name(path.name + ".tmp")
+    write(temporary)
+    os.replace(temporary, path)
+
+
+class Dataset(Protocol):
+    """Prompts and what the flow model needs of each."""
+
+    prompts: list[str]
+
+    def cond(self, indices: list[int]) -> Any:
+        """The conditioning of these prompts as one batch."""
+
+
+def draw_noise(seeds: list[int], shape: tuple[int, ...]) -> Tensor:
+    """(B, *shape) float32 standard normal: each sample what ComfyUI's RandomNoise draws for its seed."""
+    return torch.cat([torch.randn((1, *shape), generator=torch.Generator().manual_seed(seed)) for seed in seeds])
+
+
+def prompt_index(seed: int, number: int, prompts: int) -> int:
+    """Which prompt draw `number` (from 0) uses: each once per round, every round in another order."""
+    order = list(range(prompts))
+    random.Random(f"{seed} {number // prompts}").shuffle(order)
+    return order[number % prompts]
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """What one update gathers: `batch` prompts, `at_once` of them in one forward; latents of `shape` (C, H, W)."""
+
+    shape: tuple[int, int, int]
+    batch: int = 1
+    at_once: int = 1
+    seed: int = 0
+
+
+def sample_scores(
+    run: Run,
+    flow: FlowModel,
+    decoder: Decoder,
+    reward: Reward,
+    objective: Objective,
+    window: Window,
+    dataset: Dataset,
+    schedule: Schedule,
+) -> Iterator[Score]:
+    """The scores of the run's next update, each computed when it is asked for."""
+    first = run.updates * schedule.batch
+    for start in range(first, first + schedule.batch, schedule.at_once):
+        numbers = range(start, min(start + schedule.at_once, first + schedule.batch))
+        indices = [prompt_index(schedule.seed, number, len(dataset.prompts)) for number in numbers]
+        prompts, cond = [dataset.prompts[i] for i in indices], dataset.cond(indices)
+        seeds = [schedule.seed + number for number in numbers]
+        noise = draw_noise(seeds, schedule.shape)
+        noised = Noised(flow.rollout(noise, cond), noise, window.branches([draw_position(seed) for seed in seeds]))
+        for branch in filter(objective.trains, noised.branches):
+            recovered = one_step_recover(flow, cond, noised, branch)
+            yield score_recovered(recovered, branch, decoder, reward, objective, prompts, run.updates + 1)
+
+
+def train(run: Run, updates: int, schedule: Schedule, on_update: Callable[[dict], Any] = lambda _: None, **world):
+    """Make `updates` more updates; `world` is what `sample_scores` asks for beside run and schedule.
+
+    The state of the last finished update is saved, whatever ends the loop.
+    """
+    try:
+        for _ in range(updates):
+            on_update(run.update(sample_scores(run, schedule=schedule, **world), schedule.batch))
+    finally:
+        run.save()
