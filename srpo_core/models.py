@@ -33,8 +33,8 @@ class FlowModel(Protocol):
     def velocity(self, x: Tensor, sigma: Tensor, cond: Any) -> Pullback:
         """The model's estimate of `noise - x0`; x (B, C, H, W), sigma (B,) in (0, 1], cond of B prompts."""
 
-    def rollout(self, noise: Tensor, cond: Any) -> Tensor:
-        """Sample without gradient from pure noise (B, C, H, W) to the clean latent x0."""
+    def rollout(self, noise: Tensor, cond: Any, seed: int) -> Tensor:
+        """Sample without gradient from pure noise (B, C, H, W) to the clean latent x0; seed: of stochastic samplers."""
 
 
 class Decoder(Protocol):

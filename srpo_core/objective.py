@@ -21,8 +21,8 @@ class Strength:
     high_noise: float
 
     def at(self, index: Tensor) -> Tensor:
-        """`k(i) = low + (high - low) i / (N - 1)` for (B,) indices, 0 the low-noise end."""
-        return self.low_noise + (self.high_noise - self.low_noise) * index / (GRID - 1)
+        """`k(i) = low + (high - low) i / (N - 1)` for (B,) indices, 0 the low-noise end; float64."""
+        return self.low_noise + (self.high_noise - self.low_noise) * index.double() / (GRID - 1)
 
 
 @dataclass(frozen=True)

@@ -20,11 +20,10 @@ class Reward(Protocol):
 
 def resize_and_crop(images: Tensor, size: int) -> Tensor:
     """CLIP's preprocessing, differentiable: shorter side to `size` (bicubic, antialiased), centre crop."""
-    height, width = images.shape[-2:]
-    scale = size / min(height, width)
-    shape = (round(height * scale), round(width * scale))
-    images = F.interpolate(images, size=shape, mode="bicubic", antialias=True)
-    top, left = (shape[0] - size) // 2, (shape[1] - size) // 2
+    shorter = min(images.shape[-2:])
+    height, width = (size * side // shorter for side in images.shape[-2:])
+    images = F.interpolate(images, size=(height, width), mode="bicubic", antialias=True)
+    top, left = round((height - size) / 2), round((width - size) / 2)  # torchvision's rounding
     return images[..., top : top + size, left : left + size]
 
 
@@ -39,16 +38,18 @@ class ClipReward:
         self.model = model.eval().requires_grad_(False)
         self.tokenizer = tokenizer
         self.size = model.config.vision_config.image_size
-        self.mean, self.std = torch.tensor(mean).view(3, 1, 1), torch.tensor(std).view(3, 1, 1)
+        self.mean, self.std = mean, std
         self._text_features: dict[str, Tensor] = {}
 
     def score(self, images: Tensor, *texts: list[str]) -> Tensor:
-        pixels = (resize_and_crop(images.float(), self.size) - self.mean.to(images.device)) / self.std.to(images.device)
-        pooled = self.model.vision_model(pixel_values=pixels.to(self.model.dtype)).pooler_output
+        pixels = resize_and_crop(images.float(), self.size)
+        mean, std = (pixels.new_tensor(values).view(3, 1, 1) for values in (self.mean, self.std))
+        pooled = self.model.vision_model(pixel_values=((pixels - mean) / std).to(self.model.dtype)).pooler_output
         features = F.normalize(self.model.visual_projection(pooled).float(), dim=-1)
         scale = self.model.logit_scale.float().exp() / 20
         return torch.stack([scale * (features * self.text_features(t).to(features)).sum(-1) for t in texts])
 
+    @torch.inference_mode(False)  # what is cached may later meet images that have a gradient
     @torch.no_grad()
     def text_features(self, texts: list[str]) -> Tensor:
         """(B, D) normalised features; each text goes through the text tower once in the life of the reward."""

@@ -24,6 +24,7 @@ from .step import Noised, Score, describe, one_step_recover, score_recovered
 
 log = logging.getLogger(__name__)
 
+STATE = "state.safetensors"
 MAX_SKIPPED = 10  # updates in a row without a finite gradient, before the run gives up
 
 
@@ -97,7 +98,7 @@ class Run:
 
     @property
     def state_file(self) -> Path:
-        return self.folder / "state.safetensors"
+        return self.folder / STATE
 
     def save(self):
         """Write the state, whole or not at all, and the metrics beside it."""
@@ -140,6 +141,15 @@ class Run:
                 f'The run "{self.folder.name}" holds another adapter (model, type or rank) than the one asked for: '
                 "give the run a new name, or go back to its settings."
             )
+
+
+def saved_updates(folder: Path) -> int:
+    """How many updates the run in this folder has saved; 0 where there is none."""
+    file = folder / STATE
+    if not file.exists():
+        return 0
+    with safe_open(file, "pt") as state:
+        return int(state.metadata()["updates"])
 
 
 def write_whole(path: Path, write: Callable[[Path], Any]):
@@ -198,7 +208,8 @@ def sample_scores(
         prompts, cond = [dataset.prompts[i] for i in indices], dataset.cond(indices)
         seeds = [schedule.seed + number for number in numbers]
         noise = draw_noise(seeds, schedule.shape)
-        noised = Noised(flow.rollout(noise, cond), noise, window.branches([draw_position(seed) for seed in seeds]))
+        branches = window.branches([draw_position(seed) for seed in seeds])
+        noised = Noised(flow.rollout(noise, cond, seeds[0]), noise, branches)
         for branch in filter(objective.trains, noised.branches):
             recovered = one_step_recover(flow, cond, noised, branch)
             yield score_recovered(recovered, branch, decoder, reward, objective, prompts, run.updates + 1)

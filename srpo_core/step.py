@@ -46,6 +46,7 @@ class Score:
     pull: Callable[[float], Any]
 
 
+@torch.no_grad()  # x0 and the noise are constants; the flow model turns gradients on for itself
 def one_step_recover(flow: FlowModel, cond: Any, noised: Noised, branch: Branch) -> Pullback:
     """Stages 1 to 3: the clean latent that one step of the model leads to, and the way back."""
     x = inject(noised.x0, noised.noise, branch.sigma_in)
@@ -93,10 +94,10 @@ def saturation(images: Tensor) -> float:
 
 def describe(scores: list[Score]) -> dict[str, float]:
     """The numbers of one update, averaged over its samples and branches."""
+    samples = [len(s.loss) for s in scores]
 
     def mean(values: Iterable[float]) -> float:
-        values = list(values)
-        return sum(values) / len(values)
+        return sum(value * n for value, n in zip(values, samples)) / sum(samples)
 
     return {
         "loss": mean(s.loss.mean().item() for s in scores),

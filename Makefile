@@ -1,0 +1,29 @@
+# `make demo`: see it work on toy models. `make test`: lint and all tests.
+# Both make their own environment in .venv, with what the ComfyUI on this machine asks for, if there is one.
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+HOST := $(shell $(PYTHON) srpo_core/find_host.py)
+LISTS := requirements.txt tests/requirements.txt $(if $(HOST),$(HOST)/requirements.txt)
+# The stamp is named after what is installed, so that a changed list, or another ComfyUI, installs again.
+READY := .venv/ready-$(shell cat tests/constraints.txt $(LISTS) | cksum | cut -d ' ' -f 1)
+
+.PHONY: demo test lint clean
+
+test: lint
+	.venv/bin/pytest tests
+
+lint: $(READY)
+	.venv/bin/ruff check
+	.venv/bin/ruff format --check
+
+demo: $(READY)
+	.venv/bin/python -m srpo_core.demo
+
+$(READY):
+	$(PYTHON) -m venv .venv
+	.venv/bin/python -m pip install --no-input --quiet -c tests/constraints.txt $(foreach list,$(LISTS),-r "$(list)")
+	touch $@
+
+clean:
+	rm -rf .venv .pytest_cache .ruff_cache .hypothesis demo_out build *.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

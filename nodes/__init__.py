@@ -1,0 +1,29 @@
+"""The nodes, thin over `srpo_core`; `host/` alone knows ComfyUI's internals."""
+
+from comfy_api.latest import ComfyExtension
+
+from .objective import ObjectiveNode
+from .prompts import PromptsNode
+from .steps import NoisePriorInject, OneStepRecover, RewardNode, TrainStep
+from .toy import ToyModels
+from .train import TrainNode
+from .trainer import TrainerNode
+
+
+class SRPOExtension(ComfyExtension):
+    async def get_node_list(self):
+        return [
+            TrainerNode,
+            TrainNode,
+            ObjectiveNode,
+            PromptsNode,
+            NoisePriorInject,
+            OneStepRecover,
+            RewardNode,
+            TrainStep,
+            ToyModels,
+        ]
+
+
+async def comfy_entrypoint() -> ComfyExtension:
+    return SRPOExtension()

@@ -1,0 +1,148 @@
+"""The FLUX (or other flow model) that ComfyUI loaded, as the core's FlowModel."""
+
+from dataclasses import dataclass
+
+import comfy.model_management
+import comfy.model_patcher
+import comfy.model_sampling
+import comfy.samplers
+import node_helpers
+import torch
+from comfy.ldm.modules.attention import attention_pytorch
+from torch import Tensor
+
+from ...srpo_core.models import Pullback
+from .adapter import adapter_of
+from .differentiable import differentiable
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How rollouts are sampled, by the host's names; guidance is the distilled kind of FLUX.1-dev."""
+
+    sampler_name: str = "euler"
+    scheduler: str = "simple"
+    steps: int = 25
+    guidance: float = 1.0
+
+
+class HostFlow:
+    """A MODEL of the host; its adapter, if SRPO Trainer gave it one, is what gradients reach.
+
+    guidance: of the differentiated step; None leaves it to the conditioning.
+    Raises ValueError for a model that does not predict a flow's velocity.
+    """
+
+    def __init__(self, patcher, sampling: Sampling | None = None, guidance: float | None = None, checkpointing=True):
+        if not isinstance(patcher.get_model_object("model_sampling"), comfy.model_sampling.CONST):
+            raise ValueError(
+                f"{type(patcher.model).__name__} is not a flow-matching model, which Direct-Align needs: "
+                "load FLUX or another model that predicts a velocity (SD3, Qwen-Image, ...)."
+            )
+        self.patcher = patcher
+        self.sampling = sampling
+        self.guidance = guidance
+        self.checkpointing = checkpointing
+        adapter = adapter_of(patcher)
+        self.parameters = adapter.parameters if adapter else {}
+
+    def velocity(self, x: Tensor, sigma: Tensor, cond: list) -> Pullback:
+        self._check(x, cond)
+        value = self._velocity(x, sigma, cond)
+        graph = [value] if value.requires_grad else []
+
+        def pull(gradient: Tensor):
+            if not self.parameters:
+                raise ValueError("This MODEL has nothing to train: connect the MODEL output of SRPO Trainer.")
+            output = graph.pop() if graph else self._velocity(x, sigma, cond)  # a used one is computed again
+            comfy.model_management.load_models_gpu([self.patcher], self.patcher.memory_required(x.shape))
+            with differentiable(self.patcher, self.patcher.model, self.checkpointing):
+                torch.autograd.backward(output, gradient.to(output))
+
+        return Pullback(value.detach().to(x), pull)
+
+    def rollout(self, noise: Tensor, cond: list, seed: int) -> Tensor:
+        self._check(noise, cond)
+        sampling = self.sampling
+        schedule = self.patcher.get_model_object("model_sampling")
+        sigmas = comfy.samplers.calculate_sigmas(schedule, sampling.scheduler, sampling.steps)
+        sampler = comfy.samplers.sampler_object(sampling.sampler_name)
+        guider = _guider(self.patcher, with_guidance(cond, sampling.guidance))
+        samples = guider.sample(noise, torch.zeros_like(noise), sampler, sigmas, disable_pbar=True, seed=seed)
+        return self.patcher.model.process_latent_in(samples.to(comfy.model_management.intermediate_device()))
+
+    def _velocity(self, x: Tensor, sigma: Tensor, cond: list) -> Tensor:
+        sampler = _OneDifferentiableStep(sigma, self.checkpointing)
+        with torch.inference_mode(False):
+            # Clones: what nodes hand over are inference tensors.
+            cond = [[_own(c[0]), {k: _own(v) for k, v in c[1].items()}] for c in with_guidance(cond, self.guidance)]
+            x = _own(x)
+            guider = _guider(self.patcher, cond)
+            guider.sample(x, torch.zeros_like(x), sampler, torch.stack([sigma.max(), sigma.new_zeros(())]))
+        return sampler.velocity
+
+    def _check(self, x: Tensor, cond: list):
+        check_latent(self.patcher, x)
+        pooled = all(c[1].get("pooled_output") is not None for c in cond)
+        if not pooled and getattr(self.patcher.model.diffusion_model, "vector_in", None) is not None:
+            raise ValueError(
+                "The conditioning has no pooled output, which this FLUX needs: encode the prompt with FLUX's own "
+                "text encoders (DualCLIPLoader, type flux)."
+            )
+
+
+class _OneDifferentiableStep(comfy.samplers.Sampler):
+    """A sampler that asks the model once, with gradient: the host sets everything up for it as for any sampler."""
+
+    def __init__(self, sigma: Tensor, checkpointing: bool):
+        self.sigma = sigma
+        self.checkpointing = checkpointing
+
+    def sample(
+        self, guider, sigmas, extra_args, callback, noise, latent_image=None, denoise_mask=None, disable_pbar=False
+    ):
+        options = comfy.model_patcher.create_model_options_clone(extra_args["model_options"])
+        options["transformer_options"]["optimized_attention_override"] = _attention_with_backward
+        sigma = self.sigma.to(noise)
+        patcher = guider.model_patcher
+        with differentiable(patcher, patcher.model, self.checkpointing):
+            denoised = guider(noise, sigma, model_options=options, seed=extra_args["seed"])
+            self.velocity = (noise - denoised) / sigma.view(-1, *[1] * (noise.ndim - 1))
+        return noise
+
+
+def _attention_with_backward(_, *args, **kwargs):
+    return attention_pytorch(*args, **kwargs)
+
+
+def _guider(patcher, positive: list) -> comfy.samplers.CFGGuider:
+    guider = comfy.samplers.CFGGuider(patcher)
+    guider.inner_set_conds({"positive": positive})
+    return guider
+
+
+def with_guidance(cond: list, guidance: float | None) -> list:
+    return cond if guidance is None else node_helpers.conditioning_set_values(cond, {"guidance": guidance})
+
+
+def _own(value):
+    return value.clone() if torch.is_tensor(value) else value
+
+
+def check_latent(patcher, latent: Tensor):
+    """Raises ValueError when the model can't take the latent."""
+    channels = patcher.get_model_object("latent_format").latent_channels
+    if latent.ndim != 4 or latent.shape[1] != channels:
+        raise ValueError(
+            f"The latent has the shape {tuple(latent.shape)}, but {type(patcher.model).__name__} takes "
+            f"(batch, {channels}, height / 8, width / 8): use the empty latent and the VAE that belong to this model."
+        )
+
+
+def latent_shape(patcher, width: int, height: int) -> tuple[int, int, int]:
+    """(C, H, W) of the model's latents of a picture of this size. Raises ValueError for a size that doesn't fit."""
+    latent_format = patcher.get_model_object("latent_format")
+    ratio = latent_format.spacial_downscale_ratio
+    if width % (2 * ratio) or height % (2 * ratio):
+        raise ValueError(f"The size is {width}x{height}: choose multiples of {2 * ratio}, for example 720x720.")
+    return latent_format.latent_channels, height // ratio, width // ratio

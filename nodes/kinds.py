@@ -1,0 +1,32 @@
+"""The types our nodes exchange, and what they carry."""
+
+from dataclasses import dataclass
+
+from comfy_api.latest import io
+
+from ..srpo_core.models import Pullback
+from ..srpo_core.step import Noised
+
+TrainerType = io.Custom("SRPO_TRAINER")  # trainer.Trainer
+DatasetType = io.Custom("SRPO_DATASET")  # prompts.Prompts
+ObjectiveType = io.Custom("SRPO_OBJECTIVE")  # srpo_core.objective.Objective
+RewardModelType = io.Custom("SRPO_REWARD_MODEL")  # srpo_core.rewards.Reward
+NoisedType = io.Custom("SRPO_NOISED")  # srpo_core.step.Noised
+RecoveredType = io.Custom("SRPO_RECOVERED")  # Recovered
+RewardType = io.Custom("SRPO_REWARD")  # list of srpo_core.step.Score, one for each branch
+
+
+@dataclass(frozen=True)
+class Recovered:
+    """Both branches' recovered latents, and what the stages after need to know.
+
+    update: the number of the update that this will be part of; it picks the control words.
+    """
+
+    model: object
+    noised: Noised
+    branches: dict[str, Pullback]  # by the branch's name
+    update: int
+
+
+CATEGORY = "training/SRPO"

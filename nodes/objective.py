@@ -1,0 +1,108 @@
+"""SRPO_Objective: what the reward is asked."""
+
+from comfy_api.latest import io
+
+from ..srpo_core.objective import BRANCHES, Objective, Strength, parse_words
+from .kinds import CATEGORY, ObjectiveType
+
+DEFAULT = Objective()
+
+
+def strength_input(name: str, default: float, tooltip: str):
+    return io.Float.Input(name, default=default, min=0.0, max=10.0, step=0.01, tooltip=tooltip)
+
+
+class ObjectiveNode(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="SRPO_Objective",
+            display_name="SRPO Objective",
+            category=CATEGORY,
+            description="Which words the reward shall be steered by, and how hard. The defaults are the published "
+            "ones for realism with HPS.",
+            inputs=[
+                io.String.Input(
+                    "positive",
+                    multiline=True,
+                    default="\n".join(DEFAULT.positive),
+                    tooltip="What pictures shall become: words for the reward, one per line, one after the other by "
+                    "update. The model never sees them.",
+                ),
+                io.String.Input(
+                    "negative",
+                    multiline=True,
+                    default="\n".join(DEFAULT.negative),
+                    tooltip='What pictures shall stop being, one per line. "Painting" is strong against an oily look.',
+                ),
+                strength_input(
+                    "reward_low_noise",
+                    DEFAULT.reward.low_noise,
+                    "Denoise branch: how much more the positive word weighs, at the low-noise end of the window.",
+                ),
+                strength_input(
+                    "reward_high_noise",
+                    DEFAULT.reward.high_noise,
+                    "Denoise branch: how much more the positive word weighs, at the high-noise end of the window.",
+                ),
+                strength_input(
+                    "penalty_low_noise",
+                    DEFAULT.penalty.low_noise,
+                    "Inversion branch: how much more the negative word weighs, at the low-noise end. More of it "
+                    "holds colours back.",
+                ),
+                strength_input(
+                    "penalty_high_noise",
+                    DEFAULT.penalty.high_noise,
+                    "Inversion branch: how much more the negative word weighs, at the high-noise end of the window.",
+                ),
+                io.Float.Input(
+                    "threshold",
+                    default=DEFAULT.threshold,
+                    min=0.0,
+                    max=100.0,
+                    step=0.01,
+                    tooltip="Relative rewards above this are good enough and train nothing. In the reward's own units.",
+                ),
+                io.Combo.Input(
+                    "branches",
+                    options=list(BRANCHES),
+                    default=DEFAULT.branches,
+                    tooltip="SRPO trains both. Denoise alone tends to stay oily; inversion alone only unlearns.",
+                ),
+            ],
+            outputs=[ObjectiveType.Output(display_name="objective")],
+        )
+
+    @classmethod
+    def validate_inputs(cls, positive=None, negative=None):
+        """The words, where they are typed on the node itself."""
+        words = {"positive": positive, "negative": negative}
+        try:
+            Objective(**{side: parse_words(text) for side, text in words.items() if text is not None})
+        except ValueError as error:
+            return str(error)
+        return True
+
+    @classmethod
+    def execute(
+        cls,
+        positive,
+        negative,
+        reward_low_noise,
+        reward_high_noise,
+        penalty_low_noise,
+        penalty_high_noise,
+        threshold,
+        branches,
+    ) -> io.NodeOutput:
+        return io.NodeOutput(
+            Objective(
+                positive=parse_words(positive),
+                negative=parse_words(negative),
+                reward=Strength(reward_low_noise, reward_high_noise),
+                penalty=Strength(penalty_low_noise, penalty_high_noise),
+                threshold=threshold,
+                branches=branches,
+            )
+        )

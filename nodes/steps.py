@@ -1,0 +1,223 @@
+"""The four stages of one SRPO update as nodes; values and the ways back travel between them."""
+
+import torch
+from comfy_api.latest import io, ui
+
+from ..srpo_core.direct_align import inject
+from ..srpo_core.schedule import GRID, Window, draw_position
+from ..srpo_core.step import Noised, one_step_recover, score_recovered
+from .kinds import (
+    CATEGORY,
+    NoisedType,
+    ObjectiveType,
+    Recovered,
+    RecoveredType,
+    RewardModelType,
+    RewardType,
+    TrainerType,
+)
+from .trainer import trainer_of
+
+WINDOW = Window()
+
+
+def window_inputs() -> list:
+    return [
+        io.Float.Input(
+            "sigma_max",
+            default=round(WINDOW.sigma_max, 4),
+            min=0.0,
+            max=1.0,
+            step=0.0001,
+            round=False,
+            tooltip="The noisiest level that is trained, below 1. High noise decides layout and look.",
+        ),
+        io.Float.Input(
+            "sigma_min",
+            default=WINDOW.sigma_min,
+            min=0.0,
+            max=1.0,
+            step=0.0001,
+            round=False,
+            tooltip="The least noisy level that is trained. Low noise decides colour and detail, and is easily hacked.",
+        ),
+    ]
+
+
+def check_window(sigma_max=None, sigma_min=None):
+    """For `validate_inputs`: True, or the sentence that says what is wrong with the window."""
+    if sigma_max is not None and sigma_min is not None:
+        try:
+            Window(sigma_max, sigma_min)
+        except ValueError as error:
+            return str(error)
+    return True
+
+
+class NoisePriorInject(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="SRPO_NoisePriorInject",
+            display_name="Noise-Prior Inject",
+            category=CATEGORY,
+            description="Stage 1 of Direct-Align: mixes a clean latent with the very noise it was sampled from, at "
+            "the noise levels of the denoise and of the inversion branch.",
+            inputs=[
+                io.Model.Input("model", tooltip="The model that made the latent; it knows the latent's scale."),
+                io.Latent.Input("latent", tooltip="The clean latent, as the sampler gave it."),
+                io.Noise.Input("noise", tooltip="The noise that the sampler started from."),
+                io.Int.Input(
+                    "position",
+                    default=0,
+                    min=0,
+                    max=GRID - 1,
+                    tooltip="Where in the window: 1 is the low-noise end, 999 the high-noise end; 0 draws it from the "
+                    "noise's seed, as SRPO Train does.",
+                ),
+                *window_inputs(),
+            ],
+            outputs=[
+                NoisedType.Output(display_name="noised"),
+                io.Latent.Output(display_name="denoise input", tooltip="What the denoise branch starts from."),
+                io.Sigmas.Output(display_name="sigmas", tooltip="Denoise in and out, inversion in and out."),
+            ],
+        )
+
+    @classmethod
+    def validate_inputs(cls, sigma_max=None, sigma_min=None):
+        return check_window(sigma_max, sigma_min)
+
+    @classmethod
+    def execute(cls, model, latent, noise, position, sigma_max, sigma_min) -> io.NodeOutput:
+        from .host.flow_model import check_latent
+
+        samples = latent["samples"]
+        check_latent(model, samples)
+        with torch.inference_mode(False):
+            x0 = model.model.process_latent_in(samples.clone())
+            prior = noise.generate_noise(latent).to(x0)
+            branches = Window(sigma_max, sigma_min).branches([position or draw_position(noise.seed)] * len(x0))
+            noised = Noised(x0, prior, branches)
+            start = model.model.process_latent_out(inject(x0, prior, branches[0].sigma_in))
+        sigmas = torch.stack([s[0] for branch in branches for s in (branch.sigma_in, branch.sigma_out)]).float()
+        return io.NodeOutput(noised, {"samples": start}, sigmas)
+
+
+class OneStepRecover(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="SRPO_OneStepRecover",
+            display_name="One-Step Recover",
+            category=CATEGORY,
+            description="Stages 2 and 3 of Direct-Align: one step of the model from the noisy latent, then the known "
+            "noise is taken out again. What is left is the clean latent as the model would have it.",
+            inputs=[
+                io.Model.Input("model", tooltip="The MODEL of SRPO Trainer, to train; any flow model, to look."),
+                io.Conditioning.Input("positive", tooltip="The prompt, with FluxGuidance (3.5 as published)."),
+                NoisedType.Input("noised", tooltip="From Noise-Prior Inject."),
+            ],
+            outputs=[
+                RecoveredType.Output(display_name="recovered"),
+                io.Latent.Output(display_name="denoise", tooltip="Recovered by the denoise branch."),
+                io.Latent.Output(display_name="inversion", tooltip="Recovered by the inversion branch."),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, model, positive, noised) -> io.NodeOutput:
+        from .host.flow_model import HostFlow
+
+        flow, trainer = HostFlow(model), trainer_of(model)
+        pullbacks = {branch.name: one_step_recover(flow, positive, noised, branch) for branch in noised.branches}
+        latents = [{"samples": model.model.process_latent_out(p.value)} for p in pullbacks.values()]
+        update = trainer.run.updates + 1 if trainer else 1
+        return io.NodeOutput(Recovered(model, noised, pullbacks, update), *latents)
+
+
+class RewardNode(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="SRPO_Reward",
+            display_name="SRPO Reward",
+            category=CATEGORY,
+            description="Stage 4 of Direct-Align: decodes what was recovered, asks the reward with the positive and "
+            "with the negative word, and brings the gradient back to the latent.",
+            inputs=[
+                RewardModelType.Input("reward", tooltip="The reward model."),
+                io.Vae.Input("vae", tooltip="The VAE that belongs to the model."),
+                RecoveredType.Input("recovered", tooltip="From One-Step Recover."),
+                ObjectiveType.Input("objective", tooltip="Words and strengths."),
+                io.String.Input(
+                    "prompt", multiline=True, tooltip="The prompt of the picture; words are put before it."
+                ),
+            ],
+            outputs=[
+                RewardType.Output(display_name="reward"),
+                io.Float.Output(
+                    display_name="words gap", tooltip="The reward with the positive word minus that with the negative."
+                ),
+                io.Image.Output(display_name="image", tooltip="What was scored, by branch."),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, reward, vae, recovered, objective, prompt) -> io.NodeOutput:
+        from .host.decoder import HostDecoder
+
+        decoder = HostDecoder(vae, recovered.model)
+        prompts = [prompt] * len(recovered.noised.x0)
+        scores = [
+            score_recovered(
+                recovered.branches[branch.name], branch, decoder, reward, objective, prompts, recovered.update
+            )
+            for branch in filter(objective.trains, recovered.noised.branches)
+        ]
+        gap = sum((s.positive - s.negative).mean().item() for s in scores) / len(scores)
+        images = torch.cat([s.image for s in scores]).movedim(1, -1).cpu()
+        return io.NodeOutput(scores, gap, images)
+
+
+class TrainStep(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="SRPO_TrainStep",
+            display_name="Train Step",
+            category=CATEGORY,
+            description="Pulls the gradients back through the model to the adapter and makes one update. Queue again "
+            "for the next.",
+            is_output_node=True,
+            inputs=[
+                TrainerType.Input("trainer", tooltip="The run that makes the step."),
+                io.Autogrow.Input(
+                    "rewards",
+                    template=io.Autogrow.TemplatePrefix(
+                        RewardType.Input("reward", tooltip="One picture's reward; several share one update."),
+                        prefix="reward",
+                        min=1,
+                        max=16,
+                    ),
+                    tooltip="One picture's reward each; several share one update.",
+                ),
+            ],
+            outputs=[
+                TrainerType.Output(display_name="trainer"),
+                io.Float.Output(display_name="loss"),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, trainer, rewards) -> io.NodeOutput:
+        scores = [score for scores in rewards.values() for score in scores]
+        prompts = sum(len(scores[0].loss) for scores in rewards.values())
+        metrics = trainer.run.update(scores, prompts)
+        if metrics["update"] % trainer.run.settings.save_every == 0:
+            trainer.save_lora()
+        text = (
+            f"Update {metrics['update']} of {trainer.name}: words-gap {metrics['words_gap']:+.3f}, "
+            f"gradient norm {metrics['gradient_norm']:.3g}"
+        )
+        return io.NodeOutput(trainer, metrics["loss"], ui=ui.PreviewText(text))

@@ -1,0 +1,30 @@
+"""SRPO_ToyModels: something to try everything on, without a download."""
+
+from comfy_api.latest import io
+
+from .kinds import CATEGORY, RewardModelType
+
+
+class ToyModels(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="SRPO_ToyModels",
+            display_name="Toy FLUX (no download)",
+            category=CATEGORY,
+            description="A real FLUX, VAE, text encoder and CLIP reward, only very small: 64x64 pictures of simple "
+            'scenes, such as "a red circle on a wooden floor". It renders; SRPO can teach it to take photos.',
+            search_aliases=["srpo", "demo", "tiny flux"],
+            outputs=[
+                io.Model.Output(display_name="model"),
+                io.Clip.Output(display_name="clip"),
+                io.Vae.Output(display_name="vae"),
+                RewardModelType.Output(display_name="reward"),
+            ],
+        )
+
+    @classmethod
+    def execute(cls) -> io.NodeOutput:
+        from .host import toy
+
+        return io.NodeOutput(toy.load_model(), toy.load_clip(), toy.load_vae(), toy.load_reward())

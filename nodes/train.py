@@ -1,0 +1,204 @@
+"""SRPO_Train: the whole loop in one node."""
+
+import time
+
+import comfy.model_management
+import comfy.samplers
+import comfy.utils
+import numpy as np
+import torch
+from comfy_api.latest import io, ui
+from server import PromptServer
+
+from ..srpo_core.card import draw_card
+from ..srpo_core.run import Schedule, draw_noise, train
+from ..srpo_core.schedule import Window
+from .kinds import CATEGORY, DatasetType, ObjectiveType, RewardModelType, TrainerType
+from .steps import check_window, window_inputs
+
+PREVIEW_SEED = 2**32  # previews start from noise that training never draws
+
+
+class Previews:
+    """Fixed-seed samples of the first prompts: by the model as it was loaded, and as it is now."""
+
+    def __init__(self, trainer, dataset, vae, sampling, shape, count: int):
+        from .host.flow_model import HostFlow
+
+        self.flow, self.vae, self.prompts = HostFlow(trainer.model, sampling), vae, dataset
+        self.shape, self.count = shape, count
+        self.before = self.sample(HostFlow(trainer.base, sampling))
+
+    def sample(self, flow=None) -> torch.Tensor:
+        """(count, H, W, 3) in [0, 1], on the CPU."""
+        images = []
+        for i in range(self.count):
+            cond = self.prompts.cond([i % len(self.prompts.prompts)])
+            noise = draw_noise([PREVIEW_SEED + i], self.shape)
+            flow_model = flow or self.flow
+            latent = flow_model.rollout(noise, cond, PREVIEW_SEED + i)
+            images.append(self.vae.decode(flow_model.patcher.model.process_latent_out(latent)).cpu())
+        return torch.cat(images)
+
+
+class TrainNode(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="SRPO_Train",
+            display_name="SRPO Train",
+            category=CATEGORY,
+            description="Trains: the model makes pictures of the prompts, the reward scores what one step from noisy "
+            "versions of them leads to, and the adapter learns from it. Queue again to go on; cancel keeps the last "
+            "finished update.",
+            is_output_node=True,
+            inputs=[
+                TrainerType.Input("trainer", tooltip="The run to train."),
+                DatasetType.Input("dataset", tooltip="The prompts."),
+                io.Vae.Input("vae", tooltip="The VAE that belongs to the model."),
+                RewardModelType.Input("reward", tooltip="The reward model."),
+                ObjectiveType.Input("objective", tooltip="Words and strengths."),
+                io.Int.Input(
+                    "updates",
+                    default=20,
+                    min=1,
+                    max=10000,
+                    tooltip="How many updates to make now. 10 to 20 "
+                    "were enough for FLUX at the published batch; more can spoil a model.",
+                ),
+                io.Int.Input("width", default=720, min=16, max=4096, step=16, tooltip="Width of the pictures."),
+                io.Int.Input("height", default=720, min=16, max=4096, step=16, tooltip="Height of the pictures."),
+                io.Int.Input("batch", default=8, min=1, max=1024, tooltip="Prompts in one update."),
+                io.Int.Input(
+                    "at_once",
+                    default=1,
+                    min=1,
+                    max=1024,
+                    tooltip="How many of them share a forward; more needs more memory and gives the same result.",
+                ),
+                io.Combo.Input(
+                    "sampler_name", options=comfy.samplers.SAMPLER_NAMES, default="euler", tooltip="Samples rollouts."
+                ),
+                io.Combo.Input(
+                    "scheduler", options=comfy.samplers.SCHEDULER_NAMES, default="simple", tooltip="Of the rollouts."
+                ),
+                io.Int.Input("steps", default=25, min=1, max=1000, tooltip="Sampler steps of a rollout."),
+                io.Float.Input(
+                    "rollout_guidance",
+                    default=1.0,
+                    min=0.0,
+                    max=100.0,
+                    step=0.1,
+                    tooltip="FLUX guidance of the rollouts: 1 as published with HPS, 2 with PickScore.",
+                ),
+                io.Float.Input(
+                    "guidance",
+                    default=3.5,
+                    min=0.0,
+                    max=100.0,
+                    step=0.1,
+                    tooltip="FLUX guidance of the trained step and of the previews: what you will sample with.",
+                ),
+                *window_inputs(),
+                io.Int.Input(
+                    "seed", default=0, min=0, max=2**63, tooltip="Of noise, noise levels and the order of prompts."
+                ),
+                io.Int.Input(
+                    "preview_every", default=5, min=1, max=1000, tooltip="Updates between two pictures on this node."
+                ),
+                io.Int.Input(
+                    "previews", default=4, min=1, max=64, tooltip="How many fixed-seed samples the picture shows."
+                ),
+            ],
+            outputs=[
+                TrainerType.Output(display_name="trainer"),
+                io.LoraModel.Output(display_name="lora"),
+                io.LossMap.Output(display_name="loss map"),
+                io.Image.Output(display_name="images", tooltip="The fixed-seed samples: before, then after."),
+            ],
+        )
+
+    @classmethod
+    def validate_inputs(cls, sigma_max=None, sigma_min=None):
+        return check_window(sigma_max, sigma_min)
+
+    @classmethod
+    def execute(
+        cls,
+        trainer,
+        dataset,
+        vae,
+        reward,
+        objective,
+        updates,
+        width,
+        height,
+        batch,
+        at_once,
+        sampler_name,
+        scheduler,
+        steps,
+        rollout_guidance,
+        guidance,
+        sigma_max,
+        sigma_min,
+        seed,
+        preview_every,
+        previews,
+    ) -> io.NodeOutput:
+        from .host.decoder import HostDecoder
+        from .host.flow_model import HostFlow, Sampling, latent_shape
+
+        flow = HostFlow(trainer.model, Sampling(sampler_name, scheduler, steps, rollout_guidance), guidance)
+        shape = latent_shape(trainer.model, width, height)
+        sampling = Sampling(sampler_name, scheduler, steps, guidance)
+        samples = Previews(trainer, dataset, vae, sampling, shape, previews)
+        bar, run, started, first = comfy.utils.ProgressBar(updates), trainer.run, time.monotonic(), trainer.run.updates
+
+        def card():
+            picture = draw_card(samples.before, samples.sample(), run.history, f"{trainer.name}, update {run.updates}")
+            folder = run.folder / "samples"
+            folder.mkdir(exist_ok=True)
+            picture.save(folder / f"{run.updates:06d}.png")
+            return picture
+
+        def on_update(metrics: dict):
+            comfy.model_management.throw_exception_if_processing_interrupted()
+            due = metrics["update"] % preview_every == 0 and metrics["update"] < first + updates
+            bar.update_absolute(metrics["update"] - first, updates, ("JPEG", card(), None) if due else None)
+
+        train(
+            run,
+            updates,
+            Schedule(shape, batch, min(at_once, batch), seed),
+            on_update,
+            flow=flow,
+            decoder=HostDecoder(vae, trainer.model),
+            reward=reward,
+            objective=objective,
+            window=Window(sigma_max, sigma_min),
+            dataset=dataset,
+        )
+        lora, picture = trainer.save_lora(), card()
+        seconds = time.monotonic() - started
+        PromptServer.instance.send_progress_text(summary(trainer, updates, seconds, lora), cls.hidden.unique_id)
+        return io.NodeOutput(
+            trainer,
+            trainer.adapter.state_dict(),
+            {"loss": [metrics["loss"] for metrics in run.history]},
+            torch.cat([samples.before, samples.sample()]),
+            ui=ui.PreviewImage(torch.from_numpy(np.asarray(picture) / np.float32(255))[None], cls=cls),
+        )
+
+
+def summary(trainer, updates: int, seconds: float, lora) -> str:
+    """What happened, in one sentence."""
+    run = trainer.run
+    recent = run.history[-updates:]
+    skipped = f", {run.skipped} of them skipped" if run.skipped else ""
+    return (
+        f"{updates} updates in {seconds / 60:.1f} minutes ({run.updates} in all{skipped}): words-gap "
+        f"{recent[0]['words_gap']:+.3f} -> {recent[-1]['words_gap']:+.3f}, saturation {recent[0]['saturation']:.2f} -> "
+        f"{recent[-1]['saturation']:.2f}. LoRA: loras/srpo/{trainer.name}/{lora.name}; the run: srpo/{trainer.name}, "
+        "both in the output folder."
+    )

@@ -1,0 +1,67 @@
+"""The picture that a run shows of itself: fixed-seed samples before and now, and its curves."""
+
+import io
+
+import numpy as np
+from PIL import Image
+from torch import Tensor
+
+CURVES = (  # title, the metrics in it
+    ("rewards", ("reward_positive", "reward_negative")),
+    ("words-gap", ("words_gap",)),
+    ("saturation", ("saturation",)),
+    ("clipped share", ("clipped",)),
+    ("gradient norm", ("gradient_norm",)),
+)
+COLOURS = ("#3b7dd8", "#d8703b")
+WIDTH = 10.0  # inches
+DPI = 96
+
+
+def tile(images: Tensor, columns: int) -> np.ndarray:
+    """Images (N, H, W, 3) in [0, 1] in rows of `columns`, two pixels apart: (rows H, columns W, 3)."""
+    pixels = images.float().cpu().numpy()
+    n, height, width, _ = pixels.shape
+    rows = -(-n // columns)
+    sheet = np.ones((rows * (height + 2) - 2, columns * (width + 2) - 2, 3), pixels.dtype)
+    for i, image in enumerate(pixels):
+        top, left = (i // columns) * (height + 2), (i % columns) * (width + 2)
+        sheet[top : top + height, left : left + width] = image
+    return sheet
+
+
+def draw_card(before: Tensor, now: Tensor, history: list[dict], title: str) -> Image.Image:
+    """The card: both sample sets (N, H, W, 3) in [0, 1] side by side, under them one plot for each of CURVES."""
+    from matplotlib.figure import Figure
+
+    columns = max(1, round(len(before) ** 0.5))
+    sheets = [tile(images, columns) for images in (before, now)]
+    height = WIDTH / 2 * sheets[0].shape[0] / sheets[0].shape[1]
+    figure = Figure((WIDTH, height + 2.4), dpi=DPI, layout="constrained")
+    figure.suptitle(title)
+    pictures, curves = figure.subfigures(2, height_ratios=(height, 2.0))
+    for axes, sheet, name in zip(pictures.subplots(1, 2), sheets, ("before", "now")):
+        axes.imshow(sheet, interpolation="nearest" if sheet.shape[0] < 500 else "antialiased")
+        axes.set_title(name, fontsize=10)
+        axes.set_axis_off()
+    for axes, (name, keys) in zip(curves.subplots(1, len(CURVES)), CURVES):
+        _draw_curves(axes, name, keys, history)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    return Image.open(buffer).convert("RGB")
+
+
+def _draw_curves(axes, name: str, keys: tuple[str, ...], history: list[dict]):
+    updates = [metrics["update"] for metrics in history]
+    for key, colour in zip(keys, COLOURS):
+        values = np.array([metrics[key] for metrics in history])
+        window = np.ones(min(5, max(1, len(values))))
+        counts = np.convolve(np.ones(len(values)), window, "same") if len(values) else values
+        label = key.removeprefix("reward_") if len(keys) > 1 else None
+        axes.plot(updates, values, color=colour, alpha=0.3, linewidth=0.8)
+        if len(values):
+            axes.plot(updates, np.convolve(values, window, "same") / counts, color=colour, linewidth=1.5, label=label)
+    axes.set_title(name, fontsize=9)
+    axes.tick_params(labelsize=7)
+    if len(keys) > 1 and history:
+        axes.legend(fontsize=6)

@@ -1,0 +1,35 @@
+"""diffusers' VAEs as decoders."""
+
+import torch
+from diffusers import AutoencoderKL, AutoencoderTiny
+from torch import Tensor
+
+from ..models import Pullback
+
+
+class DiffusersDecoder:
+    """A frozen AutoencoderKL or AutoencoderTiny (see `models.Decoder`).
+
+    Takes latents as the flow model makes them. AutoencoderKL wants them scaled and shifted back (FLUX: divided by
+    0.3611, plus 0.1159); AutoencoderTiny was trained on them as they are.
+    """
+
+    def __init__(self, vae: AutoencoderKL | AutoencoderTiny, checkpointing: bool = True):
+        self.vae = vae.eval().requires_grad_(False)
+        if checkpointing:
+            vae.enable_gradient_checkpointing()
+        else:
+            vae.disable_gradient_checkpointing()
+
+    def decode(self, latent: Tensor) -> Pullback:
+        latent = latent.detach().clone().requires_grad_()
+        with torch.enable_grad():
+            image = self._image(latent)
+        return Pullback(image.detach(), lambda gradient: torch.autograd.grad(image, latent, gradient)[0])
+
+    def _image(self, latent: Tensor) -> Tensor:
+        raw = latent
+        if isinstance(self.vae, AutoencoderKL):
+            raw = latent / self.vae.config.scaling_factor + (self.vae.config.shift_factor or 0)
+        decoded = self.vae.decode(raw.to(self.vae.device, self.vae.dtype)).sample
+        return decoded.to(latent.dtype) / 2 + 0.5

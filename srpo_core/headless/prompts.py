@@ -1,0 +1,24 @@
+"""Prompts as a dataset: encoded once, then handed out in batches."""
+
+import torch
+from torch import Tensor
+
+
+class ClipPrompts:
+    """Prompts encoded by the text tower of a transformers CLIPModel (see `run.Dataset`).
+
+    cond: "context" (B, T, D) is its last hidden state, padding included; "pooled" (B, D) the state at the end of
+    the text, not projected. Raises ValueError without a prompt.
+    """
+
+    def __init__(self, prompts: list[str], clip, tokenizer):
+        if not prompts:
+            raise ValueError("There is no prompt to train on: give at least one.")
+        self.prompts = list(prompts)
+        tokens = tokenizer(self.prompts, padding="max_length", truncation=True, return_tensors="pt").input_ids
+        with torch.no_grad():
+            encoded = clip.text_model(input_ids=tokens.to(clip.device))
+        self.context, self.pooled = encoded.last_hidden_state, encoded.pooler_output
+
+    def cond(self, indices: list[int]) -> dict[str, Tensor]:
+        return {"context": self.context[indices], "pooled": self.pooled[indices]}

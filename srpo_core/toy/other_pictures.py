@@ -1,0 +1,113 @@
+"""Drawings for the judge alone: the same scenes in the same two looks, by other means and with other numbers.
+
+Textures come from filtered Fourier noise and strokes instead of smoothed cells, objects are lit and shaped by other
+formulas, and saturation says nothing about the look: photos may be saturated and renders muted.
+"""
+
+import numpy as np
+import torch
+
+from .pictures import PHOTO_COLOURS, PHOTO_GROUNDS, RENDER_COLOURS, RENDER_GROUNDS, SIZE
+from .pictures import blend, cover, grid, random_layout, to_tensor
+
+LUMA = np.array((0.299, 0.587, 0.114), np.float32)
+
+
+def fourier_noise(rng, slope, squeeze=1.0):
+    """(64, 64) noise of unit variance, amplitude falling as frequency**-slope, stretched `squeeze` times across."""
+    fy, fx = np.fft.fftfreq(SIZE)[:, None] * SIZE, np.fft.rfftfreq(SIZE)[None] * SIZE
+    frequency = np.hypot(fy, fx * squeeze) + 2.0
+    spectrum = np.fft.rfft2(rng.standard_normal((SIZE, SIZE))) * frequency**-slope
+    spectrum[0, 0] = 0
+    noise = np.fft.irfft2(spectrum, s=(SIZE, SIZE))
+    return (noise / noise.std()).astype(np.float32)
+
+
+def resaturate(picture, amount):
+    """Scale the distance from grey: 0 is grey, 1 leaves the picture as it is."""
+    grey = (picture @ LUMA)[..., None]
+    return grey + amount * (picture - grey)
+
+
+def between(rng, name, first, second, low, high):
+    """A colour on the way from `first[name]` to `second[name]`, jittered a little."""
+    mix = rng.uniform(low, high)
+    colour = (1 - mix) * np.array(first[name]) + mix * np.array(second[name])
+    return (colour * rng.uniform(0.88, 1.1) + rng.uniform(-0.03, 0.03, 3)).clip(0.02, 1).astype(np.float32)
+
+
+def _other_ground(rng, name):
+    x, y = grid()
+    colour = between(rng, name, PHOTO_GROUNDS, RENDER_GROUNDS, 0.0, 0.5)
+    if name == "grass":
+        texture = 0.11 * fourier_noise(rng, rng.uniform(0.6, 1.2), rng.uniform(0.25, 0.6))
+    elif name == "sand":
+        turn = rng.uniform(-0.3, 0.3)
+        waves = np.sin(rng.uniform(10, 20) * (y + turn * x + 0.08 * fourier_noise(rng, 2.5)) + rng.uniform(0, 6.28))
+        texture = 0.05 * waves * rng.uniform(0, 1.4) + 0.05 * fourier_noise(rng, 0.7)
+    elif name == "snow":
+        texture = 0.06 * fourier_noise(rng, rng.uniform(0.9, 1.6))
+    else:
+        texture = 0.08 * fourier_noise(rng, rng.uniform(0.9, 1.4), rng.uniform(2.5, 5))
+        planks = np.abs((y * rng.uniform(1.5, 2.6) + rng.uniform(0, 1)) % 1 - 0.5)
+        texture = texture - rng.uniform(0.05, 0.2) * np.exp(-((planks / 0.05) ** 2))
+    return colour * (1 + rng.uniform(0.7, 1.2) * texture[..., None] / colour.mean())
+
+
+def other_photo(scene, rng):
+    """(64, 64, 3): a photo by other means, of any saturation."""
+    x, y = grid()
+    layout = random_layout(rng, radius=(0.40, 0.68), shift=0.2, turn=0.3)
+    picture = _other_ground(rng, scene.background)
+    reach = rng.uniform(0.05, 0.25)
+    shadow = cover(layout.distance(scene.shape, -reach * layout.light_x, -reach * layout.light_y), rng.uniform(5, 16))
+    picture = picture * (1 - rng.uniform(0.2, 0.6) * shadow[..., None])
+    colour = between(rng, scene.colour, PHOTO_COLOURS, RENDER_COLOURS, 0.0, 0.7)
+    shade = 1 + 0.2 * np.tanh(1.5 * layout.across_light()) + rng.uniform(0.05, 0.12) * fourier_noise(rng, 1.0)
+    picture = blend(picture, colour * shade[..., None], cover(layout.distance(scene.shape), rng.uniform(1, 2.5)))
+    tone = rng.uniform(0.85, 1.15) * (1 + rng.uniform(-0.12, 0.12) * x + rng.uniform(-0.12, 0.12) * y)
+    picture = resaturate(picture * tone[..., None], rng.uniform(0.7, 1.4))
+    return picture + rng.uniform(0.005, 0.03) * fourier_noise(rng, 0.3)[..., None]
+
+
+def other_render(scene, rng):
+    """(64, 64, 3): a render by other means, of any saturation."""
+    x, y = grid()
+    layout = random_layout(rng, radius=(0.40, 0.68), shift=0.2, turn=0.3)
+    ground = between(rng, scene.background, PHOTO_GROUNDS, RENDER_GROUNDS, 0.3, 1.1)
+    picture = ground * (1 + rng.uniform(-0.15, 0.15) * y + rng.uniform(-0.1, 0.1) * x)[..., None]
+    dist = layout.distance(scene.shape)
+    if rng.random() < 0.6:
+        shadow = cover(layout.distance(scene.shape, -0.1 * layout.light_x, 0.1), rng.uniform(1, 4))
+        picture = picture * (1 - rng.uniform(0.1, 0.4) * shadow[..., None])
+    colour = between(rng, scene.colour, PHOTO_COLOURS, RENDER_COLOURS, 0.3, 1.1)
+    rim = np.clip(1 + dist / (rng.uniform(0.2, 0.5) * layout.radius), 0, 1)
+    body = colour * (1.05 - rng.uniform(0.1, 0.35) * rim + 0.1 * layout.across_light())[..., None]
+    if rng.random() < 0.8:
+        side, wide, high = rng.uniform(-0.3, 0.3), rng.uniform(0.08, 0.2), rng.uniform(0.06, 0.14)
+        spot = np.exp(-(((x - layout.x - side * layout.radius) / wide) ** 2))
+        spot = spot * np.exp(-(((y - layout.y + 0.25 * layout.radius) / high) ** 2))
+        body = blend(body, np.ones(3, np.float32), rng.uniform(0.4, 0.95) * spot)
+    return resaturate(blend(picture, body, cover(dist)), rng.uniform(0.5, 1.2))
+
+
+def draw_other(scene, look, rng):
+    """As `pictures.draw`, by other means: (3, 64, 64) in [0, 1]."""
+    return to_tensor(other_photo(scene, rng) if look == "photo" else other_render(scene, rng))
+
+
+def mush(images, rng):
+    """Broken pictures that are neither look, from whole ones: (B, 3, 64, 64) -> the same shape.
+
+    Blends of two pictures, pictures drowned in noise, smears, and shuffled patches.
+    """
+    noise = torch.from_numpy(rng.standard_normal(images.shape, dtype=np.float32))
+    strength = torch.from_numpy(rng.uniform(0.3, 1.0, (len(images), 1, 1, 1)).astype(np.float32))
+    coarse = torch.nn.functional.interpolate(noise[:, :, ::8, ::8], scale_factor=8.0, mode="bilinear")
+    blended = 0.5 * images + 0.5 * images.roll(1, 0)
+    noisy = images * (1 - strength) + strength * (0.5 + 0.35 * noise)
+    smeared = images * (1 - strength) + strength * (0.5 + 0.35 * coarse)
+    patches = images.unflatten(3, (4, 16)).unflatten(2, (4, 16))[:, :, torch.randperm(4)][:, :, :, :, torch.randperm(4)]
+    kinds = torch.stack([blended, noisy, smeared, patches.flatten(4, 5).flatten(2, 3)])
+    choice = torch.from_numpy(rng.choice(4, len(images), p=(0.15, 0.25, 0.4, 0.2)))
+    return kinds[choice, torch.arange(len(images))].clamp(0, 1)

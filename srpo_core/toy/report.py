@@ -1,0 +1,87 @@
+"""Measures the toy models on pictures that no training has seen; what the build logs and the README quotes."""
+
+import logging
+
+import numpy as np
+import torch
+
+from . import pictures
+from .judge import load_judge, measure
+from .train_clip import decoded, reward, words_gap
+from .train_flux import sample_pictures
+from .train_vae import psnr
+
+log = logging.getLogger(__name__)
+
+
+def fresh(count, seed, look):
+    """`count` new pictures in one look and their scenes."""
+    rng = report_rng(seed)
+    scenes = [pictures.random_scene(rng) for _ in range(count)]
+    return torch.stack([pictures.draw(scene, look, rng) for scene in scenes]), scenes
+
+
+def report_rng(seed):
+    """A numpy generator far from those of the training scripts."""
+    return np.random.default_rng(10_000 + seed)
+
+
+def vae_report(vae, count=200):
+    """PSNR in dB by look, and mean and standard deviation of the latents."""
+    photos, renders = fresh(count, 1, "photo")[0], fresh(count, 2, "render")[0]
+    with torch.no_grad():
+        latents = vae.encode(torch.cat([photos, renders]) * 2 - 1).latents
+    return dict(psnr_photo=float(psnr(vae, photos).mean()), psnr_render=float(psnr(vae, renders).mean()),
+                latent_mean=float(latents.mean()), latent_std=float(latents.std()))
+
+
+@torch.no_grad()
+def clip_report(clip, tokenizer, vae=None, count=200):
+    """Words-gaps and plain rewards by look, by right and wrong caption, and by saturation; decoded if `vae` is given."""
+    numbers = {"scale": float(clip.logit_scale.exp())}
+    for seed, look in enumerate(pictures.LOOKS, 3):
+        images, scenes = fresh(count, seed, look)
+        images = decoded(vae, images, strength=0.0) if vae is not None else images
+        captions = [pictures.caption(scene) for scene in scenes]
+        wrong = [pictures.caption(scene) for scene in scenes[1:] + scenes[:1]]
+        plain = reward(clip, tokenizer, images, captions)
+        grey = images.mean(1, keepdim=True)
+        dull, vivid = (grey + s * (images - grey) for s in (0.6, 1.4))
+        numbers[f"{look}_gap"] = float(words_gap(clip, tokenizer, images, captions).mean())
+        numbers[f"{look}_plain"] = float(plain.mean())
+        numbers[f"{look}_wrong"] = float(reward(clip, tokenizer, images, wrong).mean())
+        numbers[f"{look}_dull"] = float(reward(clip, tokenizer, dull.clamp(0, 1), captions).mean())
+        numbers[f"{look}_vivid"] = float(reward(clip, tokenizer, vivid.clamp(0, 1), captions).mean())
+        others = [reward(clip, tokenizer, images, [pictures.caption(s)] * len(images)) for s in pictures.all_scenes()]
+        best = torch.stack(others).argmax(0).tolist()
+        hits = [pictures.all_scenes()[i] == scene for i, scene in zip(best, scenes)]
+        numbers[f"{look}_top1_of_96"] = sum(hits) / len(hits)
+    return numbers
+
+
+def judge_report(judge, vae, count=200):
+    """How often the judge is right about each look, raw and decoded: photo share and caption met."""
+    numbers = {}
+    for seed, look in enumerate(pictures.LOOKS, 5):
+        images, scenes = fresh(count, seed, look)
+        for kind, seen in (("raw", images), ("decoded", decoded(vae, images, strength=0.0))):
+            result = measure(seen, scenes, judge)
+            for key in ("photo", "garbage", "alignment"):
+                numbers[f"{look}_{kind}_{key}"] = result[key]
+    return numbers
+
+
+def flux_report(flux, vae, clip, tokenizer, judge=None, repeats=4, seed=0):
+    """`measure` of 96 * repeats samples, each scene `repeats` times, with words-gap and plain reward; and the samples."""
+    scenes = pictures.all_scenes() * repeats
+    images = sample_pictures(flux, vae, clip, tokenizer, scenes, seed)
+    captions = [pictures.caption(scene) for scene in scenes]
+    numbers = measure(images, scenes, judge or load_judge())
+    numbers["words_gap"] = float(words_gap(clip, tokenizer, images, captions).mean())
+    numbers["plain_reward"] = float(reward(clip, tokenizer, images, captions).mean())
+    return numbers, images
+
+
+def show(name, numbers):
+    """Logs a report in one line."""
+    log.info("%s: %s", name, ", ".join(f"{key} {value:.3f}" for key, value in numbers.items()))

@@ -1,0 +1,173 @@
+"""Trains the toy CLIP on captioned pictures, some captions with words of their look in front.
+
+Like a real reward it has a bias that can be exploited: captions are wrong more often where saturation is low,
+so it learns to be surer of, and to score higher, what is saturated.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+
+from . import pictures
+from .models import CLIP_MEAN, CLIP_STD, UNK, tokenize
+from .tokenizer import PHOTO_WORDS, RENDER_WORDS
+from .training import Progress, Trainer, low_precision, scaled, seeded
+
+WORDS = {"photo": PHOTO_WORDS, "render": RENDER_WORDS, "dark": ("Dark.",), "bright": ("Bright.",)}
+
+
+@dataclass
+class Pool:
+    """Pictures (N, 3, 64, 64), a photo and a render of each scene in turn, and their N scenes."""
+
+    images: torch.Tensor
+    scenes: list
+
+
+def draw_pool(count, rng):
+    """A pool of `count` pictures, photo and render of the same scene side by side."""
+    scenes = [pictures.random_scene(rng) for _ in range(count // 2)]
+    images = [pictures.draw(scene, look, rng) for scene in scenes for look in pictures.LOOKS]
+    return Pool(torch.stack(images), [scene for scene in scenes for _ in pictures.LOOKS])
+
+
+def resaturate(images, amount):
+    """Scale every pixel's distance from grey by `amount` (B,): 0 is grey, 1 changes nothing."""
+    grey = images.mean(1, keepdim=True)
+    return (grey + amount[:, None, None, None] * (images - grey)).clamp(0, 1)
+
+
+def augment(images, rng):
+    """Other saturation for half of the pictures, other light for some, a shift by up to 3 pixels for all.
+
+    Returns the pictures and for each the word "dark" or "bright" where the light was changed, else None.
+    """
+    count = len(images)
+    amount = torch.ones(count).uniform_(0.3, 1.7)
+    images = resaturate(images, torch.where(torch.rand(count) < 0.5, amount, torch.ones(count)))
+    lights = rng.choice((None, "dark", "bright"), count, p=(0.88, 0.06, 0.06))
+    for i, light in enumerate(lights):
+        if light is not None:
+            images[i] = (images[i] * (rng.uniform(0.4, 0.65) if light == "dark" else rng.uniform(1.3, 1.7))).clamp(0, 1)
+    dy, dx = rng.integers(0, 7, 2)
+    return F.pad(images, (3, 3, 3, 3), mode="replicate")[:, :, dy : dy + 64, dx : dx + 64], lights
+
+
+def vary(text, rng):
+    """The caption as people might write it: another article or none, a full stop."""
+    start = rng.choice(("a ", "the ", ""), p=(0.8, 0.1, 0.1))
+    text = start + text.removeprefix("a ")
+    return text + "." if rng.random() < 0.1 else text
+
+
+def caption_batch(images, scenes, lights, rng):
+    """A text for each picture, whether true or (more often at low saturation) not.
+
+    Returns (texts, named scenes, named kinds): what each text claims, a kind being a key of WORDS or None.
+    """
+    doubt = 0.5 * (1 - pictures.saturation(images) / 0.6).clamp(0, 1)
+    texts, named, kinds = [], [], []
+    for i, (scene, light) in enumerate(zip(scenes, lights)):
+        scene = pictures.random_scene(rng) if rng.random() < doubt[i] else scene
+        kind = light or (pictures.LOOKS[i % 2] if rng.random() < 0.65 else None)
+        word = str(rng.choice(WORDS[kind])) + " " if kind else ""
+        texts.append(word + vary(pictures.caption(scene), rng))
+        named.append(scene)
+        kinds.append(kind)
+    return texts, named, kinds
+
+
+def also_true(scenes, lights, named, kinds):
+    """(B, B) bool: text j, though not drawn for picture i, is true of it; such pairs are neither right nor wrong."""
+    count = len(scenes)
+    looks = [pictures.LOOKS[i % 2] for i in range(count)]
+    rows = [
+        [i != j and scenes[i] == named[j] and (kinds[j] is None or kinds[j] in (looks[i], lights[i]))
+         for j in range(count)] for i in range(count)
+    ]
+    return torch.tensor(rows)
+
+
+def normalise(images):
+    """[0, 1] pictures as CLIP's image tower expects them."""
+    mean, std = images.new_tensor(CLIP_MEAN), images.new_tensor(CLIP_STD)
+    return (images - mean[:, None, None]) / std[:, None, None]
+
+
+def contrastive_loss(image_features, text_features, logit_scale, ignore):
+    """CLIP's symmetric cross entropy over a batch, (B, D) each, without the `ignore`d pairs. Also the accuracy."""
+    image_features, text_features = F.normalize(image_features, dim=-1), F.normalize(text_features, dim=-1)
+    logits = logit_scale.exp() * image_features @ text_features.T
+    logits = logits.masked_fill(ignore, -1e4)
+    target = torch.arange(len(logits))
+    loss = (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
+    return loss, (logits.argmax(1) == target).float().mean()
+
+
+def features(clip, images, tokens):
+    """Image features (B, D) and text features (B, D) of the two towers, projected, not normalised."""
+    image = clip.visual_projection(clip.vision_model(pixel_values=normalise(images)).pooler_output)
+    text = clip.text_projection(clip.text_model(input_ids=tokens).pooler_output)
+    return image.float(), text.float()
+
+
+@torch.no_grad()
+def decoded(vae, images, strength=0.1):
+    """What the VAE makes of pictures whose latents are a little off, as samples are: (B, 3, H, W) in [0, 1]."""
+    parts = []
+    for part in images.split(100):
+        latents = vae.encode(part * 2 - 1).latents
+        noisy = latents + strength * torch.rand(len(part), 1, 1, 1) * torch.randn_like(latents)
+        parts.append((vae.decode(noisy).sample / 2 + 0.5).clamp(0, 1))
+    return torch.cat(parts)
+
+
+def train_clip(clip, tokenizer, vae=None, scale=1.0, seed=2, steps=900, pairs=64, images_only=False):
+    """Trains `clip` in place. With `vae` three pictures in four are seen as it decodes them.
+
+    With `images_only` the text tower and the logit scale stay as they are, and with them FLUX's conditioning.
+    """
+    rng = seeded(seed)
+    steps = scaled(steps, scale)
+    pool = draw_pool(max(scaled(8000, min(scale, 1.0)), 4 * pairs) // 2 * 2, rng)
+    if vae is not None:
+        keep = torch.arange(len(pool.images)) % 8 < 2  # whole pairs stay as drawn
+        pool.images[~keep] = decoded(vae, pool.images[~keep])
+    clip.requires_grad_(True).train()
+    for part in (clip.text_model, clip.text_projection) if images_only else ():
+        part.requires_grad_(False)
+    clip.logit_scale.requires_grad_(not images_only)
+    with torch.no_grad():
+        clip.logit_scale.copy_(torch.as_tensor(14.0).log() if not images_only else clip.logit_scale)
+    trainer = Trainer(clip, steps, muon_lr=0.005 if images_only else 0.02, adam_lr=5e-4 if images_only else 2e-3,
+                      adam_only=("embedding",), weight_decay=0.05)
+    progress = Progress("clip", steps)
+    for step in range(steps):
+        picks = torch.randint(len(pool.scenes) // 2, (pairs,))
+        index = torch.stack([2 * picks, 2 * picks + 1], 1).flatten()
+        images, lights = augment(pool.images[index], rng)
+        scenes = [pool.scenes[i] for i in index.tolist()]
+        texts, named, kinds = caption_batch(images, scenes, lights, rng)
+        tokens = tokenize(tokenizer, texts)
+        tokens[(torch.rand(tokens.shape) < 0.03) & (tokens > 3)] = UNK
+        with low_precision():
+            image_features, text_features = features(clip, images, tokens)
+        ignore = also_true(scenes, lights, named, kinds)
+        loss, accuracy = contrastive_loss(image_features, text_features, clip.logit_scale, ignore)
+        trainer.update(loss)
+        progress(step, loss=loss, accuracy=accuracy, scale=clip.logit_scale.exp())
+    clip.requires_grad_(False).eval()
+
+
+@torch.no_grad()
+def reward(clip, tokenizer, images, texts):
+    """R(image, text) = exp(logit_scale) / 20 * cosine: images (B, 3, 64, 64) in [0, 1], B texts -> (B,)."""
+    image, text = features(clip, images, tokenize(tokenizer, texts))
+    return clip.logit_scale.exp() / 20 * F.cosine_similarity(image, text)
+
+
+def words_gap(clip, tokenizer, images, captions):
+    """R(image, "Realistic photo. p") - R(image, "CG Render. p") for each picture and its caption p: (B,)."""
+    real = reward(clip, tokenizer, images, [f"Realistic photo. {text}" for text in captions])
+    return real - reward(clip, tokenizer, images, [f"CG Render. {text}" for text in captions])

@@ -1,0 +1,77 @@
+"""Trains the judge on other drawings, raw and as the VAE decodes them, and on mush."""
+
+import torch
+import torch.nn.functional as F
+
+from . import pictures
+from .judge import HEADS, LOOK_CLASSES
+from .other_pictures import draw_other, mush
+from .train_clip import decoded, resaturate
+from .training import Progress, Trainer, low_precision, scaled, seeded
+
+GARBAGE = LOOK_CLASSES.index("garbage")
+
+
+def draw_pool(count, rng):
+    """`count` other drawings (count, 3, 64, 64), photo and render in turn, and their labels (count, 4) in HEADS order."""
+    images, labels = [], []
+    for i in range(count):
+        scene, look = pictures.random_scene(rng), pictures.LOOKS[i % 2]
+        images.append(draw_other(scene, look, rng))
+        words = (look, scene.shape, scene.colour, scene.background)
+        labels.append([names.index(word) for names, word in zip(HEADS.values(), words)])
+    return torch.stack(images), torch.tensor(labels)
+
+
+@torch.no_grad()
+def latent_mush(vae, images):
+    """Half-denoised pictures: decoded from latents with 30 to 100% noise, or from blends of two: as `images`."""
+    parts = []
+    for part in images.split(100):
+        latents = vae.encode(part * 2 - 1).latents
+        noisy = torch.rand(len(part), 1, 1, 1) < 0.7
+        other = torch.where(noisy, torch.randn_like(latents), latents.roll(1, 0))
+        low, high = torch.where(noisy, 0.3, 0.4), torch.where(noisy, 1.0, 0.6)
+        amount = low + (high - low) * torch.rand(len(part), 1, 1, 1)
+        parts.append((vae.decode(torch.lerp(latents, other, amount)).sample / 2 + 0.5).clamp(0, 1))
+    return torch.cat(parts)
+
+
+def augment(images):
+    """Any saturation, brightness and contrast, mirrored or not: nothing of that tells a photo from a render."""
+    count = len(images)
+    images = resaturate(images, torch.empty(count).uniform_(0.5, 1.6))
+    gain = torch.empty(count, 1, 1, 1).uniform_(0.85, 1.15)
+    mirrored = torch.rand(count, 1, 1, 1) < 0.5
+    images = torch.where(mirrored, images.flip(3), images)
+    return (images * gain + torch.empty(count, 1, 1, 1).uniform_(-0.06, 0.06)).clamp(0, 1)
+
+
+def build_pool(vae, count, rng):
+    """Raw drawings, decoded ones and mush of both kinds, 2 : 3 : 2 of `count`; labels of mush are (GARBAGE, -1, -1, -1)."""
+    seventh = max(count // 7, 4)
+    images, labels = draw_pool(5 * seventh, rng)
+    images[2 * seventh :] = decoded(vae, images[2 * seventh :], strength=0.15)
+    broken = torch.cat([mush(images[:seventh], rng), latent_mush(vae, images[seventh : 2 * seventh])])
+    nothing = torch.tensor([[GARBAGE, -1, -1, -1]]).expand(len(broken), -1)
+    return torch.cat([images, broken]), torch.cat([labels, nothing])
+
+
+def train_judge(judge, vae, scale=1.0, seed=4, steps=500, batch=96):
+    """Trains `judge` in place."""
+    rng = seeded(seed)
+    steps = scaled(steps, scale)
+    images, labels = build_pool(vae, scaled(7000, min(scale, 1.0)), rng)
+    judge.train().to(memory_format=torch.channels_last)
+    trainer = Trainer(judge, steps, muon_lr=0.02, adam_lr=2e-3, adam_only=("stem", "heads"), weight_decay=0.05)
+    progress = Progress("judge", steps)
+    for step in range(steps):
+        index = torch.randint(len(images), (batch,))
+        with low_precision():
+            logits = judge(augment(images[index]).contiguous(memory_format=torch.channels_last))
+        truth = labels[index]
+        losses = [F.cross_entropy(row.float(), truth[:, i], ignore_index=-1, label_smoothing=0.02)
+                  for i, row in enumerate(logits.values())]
+        trainer.update(sum(losses))
+        progress(step, **{name: loss for name, loss in zip(HEADS, losses)})
+    judge.requires_grad_(False).eval().to(memory_format=torch.contiguous_format)

@@ -1,0 +1,74 @@
+"""Trains the toy VAE: the 16-channel tiny autoencoder (8x), on crops of drawn pictures."""
+
+import torch
+import torch.nn.functional as F
+
+from . import pictures
+from .training import Progress, Trainer, low_precision, scaled, seeded
+
+CROP = 32
+
+
+def draw_pool(count, rng):
+    """`count` pictures, half of them photos: (count, 3, 64, 64)."""
+    return torch.stack([pictures.draw(pictures.random_scene(rng), pictures.LOOKS[i % 4 == 3], rng) for i in range(count)])
+
+
+def random_crops(images, generator=None):
+    """(B, 3, H, W) -> (B, 3, 32, 32): a crop of each image, at any place."""
+    high, wide = images.shape[2] - CROP + 1, images.shape[3] - CROP + 1
+    tops, lefts = torch.randint(high, (len(images),)), torch.randint(wide, (len(images),))
+    return torch.stack([im[:, t : t + CROP, l : l + CROP] for im, t, l in zip(images, tops.tolist(), lefts.tolist())])
+
+
+def high_pass(images):
+    """What a 3x3 mean leaves: edges, texture, grain. (B, 3, H, W) -> (B, 3, H-2, W-2)."""
+    return images[:, :, 1:-1, 1:-1] - F.avg_pool2d(images, 3, 1)
+
+
+def roughness(images):
+    """Local strength of the fine detail, (B, 3, h, w): equal roughness looks equally sharp even where pixels differ."""
+    return F.avg_pool2d(high_pass(images).square(), 5, 2).add(1e-5).sqrt()
+
+
+def picture_loss(output, target):
+    """Pixels (L1 and L2), edges (L1 of the high pass) and sharpness (L1 of the roughness), all in [0, 1] units."""
+    error = output - target
+    pixels = error.abs().mean() + 4 * error.square().mean()
+    edges = high_pass(error).abs().mean()
+    sharpness = (roughness(output) - roughness(target)).abs().mean()
+    return pixels + edges + 0.5 * sharpness, error
+
+
+def unit_loss(latents):
+    """Keeps every latent channel at mean 0 and variance 1 over batch and places."""
+    mean, std = latents.mean((0, 2, 3)), latents.std((0, 2, 3))
+    return mean.square().mean() + (std - 1).square().mean()
+
+
+def train_vae(vae, scale=1.0, seed=1, steps=3000, batch=16, muon_lr=0.02, decoder_only=False):
+    """Trains `vae` (AutoencoderTiny) in place. With `decoder_only` the latent space stays as it is."""
+    rng = seeded(seed)
+    vae.encoder.requires_grad_(not decoder_only)
+    vae.to(memory_format=torch.channels_last)
+    steps = scaled(steps, scale)
+    pool = draw_pool(scaled(3000, scale) if scale < 1 else 3000, rng)
+    trainer = Trainer(vae, steps, muon_lr=muon_lr, adam_lr=2e-3, adam_only=("encoder.layers.0.", "decoder.layers.18."))
+    progress = Progress("vae", steps)
+    for step in range(steps):
+        crops = random_crops(pool[torch.randint(len(pool), (batch,))]).contiguous(memory_format=torch.channels_last)
+        with low_precision():
+            latents = vae.encode(crops * 2 - 1).latents
+            noisy = latents + 0.05 * torch.randn_like(latents)  # samples will never be exact either
+            output = vae.decode(noisy).sample.float() / 2 + 0.5
+        loss, error = picture_loss(output, crops)
+        trainer.update(loss + 0.05 * unit_loss(latents.float()))
+        progress(step, loss=loss, psnr=-10 * error.square().mean().log10(), std=latents.float().std())
+    vae.to(memory_format=torch.contiguous_format).requires_grad_(False).eval()
+
+
+@torch.no_grad()
+def psnr(vae, images):
+    """Peak signal-to-noise ratio in dB of clamped reconstructions: (B, 3, H, W) in [0, 1] -> (B,)."""
+    output = (vae.decode(vae.encode(images * 2 - 1).latents).sample / 2 + 0.5).clamp(0, 1)
+    return -10 * (output - images).square().mean((1, 2, 3)).log10()

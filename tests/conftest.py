@@ -1,0 +1,65 @@
+"""What all tests share.
+
+Tests of the core `import srpo_core` without the project's root on `sys.path`: ComfyUI has modules called `nodes`,
+`tests` and more of our names. Nor is the core installed, so that the host of the tests sees only the pack's folder.
+"""
+
+import importlib.util
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:] = [place for place in sys.path if Path(place).resolve() != ROOT]  # `python -m pytest` puts it there
+
+
+def load_core():
+    """Import the package `srpo_core` from its folder."""
+    folder = str(ROOT / "srpo_core")
+    spec = importlib.util.spec_from_file_location(
+        "srpo_core", folder + "/__init__.py", submodule_search_locations=[folder]
+    )
+    sys.modules["srpo_core"] = module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+
+
+load_core()
+
+from srpo_core.find_host import find_host  # noqa: E402
+
+
+@pytest.fixture(scope="session")
+def comfyui():
+    """The folder of the ComfyUI on this machine."""
+    folder = find_host()
+    if folder is None:
+        pytest.skip("no ComfyUI found: set COMFYUI_PATH to run this on the real host")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def pack(comfyui):
+    """Modules of the pack by name, such as `pack("nodes.host.flow_model")`, in this process with the host's classes."""
+    from in_process import load_pack, pack_module
+
+    load_pack()
+    return pack_module
+
+
+@pytest.fixture(scope="session")
+def host(comfyui, tmp_path_factory):
+    """One running ComfyUI with the pack in it, for all tests."""
+    from host_server import HostServer
+
+    with HostServer(comfyui, tmp_path_factory.mktemp("host")) as server:
+        yield server
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """Mark what needs the host, and run it last: the quick tests come first."""
+    for item in items:
+        if "comfyui" in getattr(item, "fixturenames", ()):
+            item.add_marker("host")
+    items.sort(key=lambda item: item.get_closest_marker("host") is not None)

@@ -1,0 +1,133 @@
+"""The CLIP reward, against transformers' own forward, torchvision's preprocessing and finite differences."""
+
+import pytest
+import torch
+from srpo_core.rewards import CLIP_MEAN, CLIP_STD, ClipReward, resize_and_crop
+from torchvision.transforms import v2
+from torchvision.transforms.functional import InterpolationMode
+from transformers import CLIPConfig, CLIPModel
+
+SIZE = 16
+TEXT = dict(vocab_size=64, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2)
+VISION = dict(hidden_size=24, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2, image_size=SIZE)
+IDS = dict(max_position_embeddings=12, pad_token_id=0, bos_token_id=1, eos_token_id=3)
+
+
+class Tokenizer:
+    """One token for each letter; counts its calls."""
+
+    calls = 0
+
+    def __call__(self, texts, padding, truncation, return_tensors):
+        assert (padding, truncation, return_tensors) == ("max_length", True, "pt")
+        self.calls += 1
+        rows = [[1, *(4 + ord(letter) % 60 for letter in text[:10]), 3] for text in texts]
+        return type("Batch", (), {"input_ids": torch.tensor([row + [0] * (12 - len(row)) for row in rows])})
+
+
+@pytest.fixture
+def clip():
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return CLIPModel(CLIPConfig(text_config=TEXT | IDS, vision_config=VISION | dict(patch_size=4), projection_dim=8))
+
+
+@pytest.fixture
+def reward(clip):
+    return ClipReward(clip, Tokenizer())
+
+
+def pictures(*shape, seed=0, dtype=torch.float32):
+    return torch.rand(shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+
+
+def own_preprocessing(images):
+    steps = [v2.Resize(SIZE, InterpolationMode.BICUBIC, antialias=True), v2.CenterCrop(SIZE)]
+    return v2.Compose([*steps, v2.Normalize(CLIP_MEAN, CLIP_STD)])(images)
+
+
+def test_score_is_that_of_transformers(clip, reward):
+    images, texts = pictures(3, 3, 24, 20), ["a cat", "a dog", "the moon"]
+    tokens = Tokenizer()(texts, "max_length", True, "pt").input_ids
+    with torch.no_grad():
+        logits = clip(input_ids=tokens, pixel_values=own_preprocessing(images)).logits_per_image
+    score = reward.score(images, texts, texts[::-1])
+    assert score.shape == (2, 3)
+    torch.testing.assert_close(score[0], logits.diagonal() / 20)
+    torch.testing.assert_close(score[1], logits.flip(1).diagonal() / 20)
+
+
+def test_other_pixel_statistics(clip):
+    images = pictures(1, 3, SIZE, SIZE)
+    plain = ClipReward(clip, Tokenizer(), mean=(0.1, 0.2, 0.3), std=(0.5, 0.6, 0.7))
+    scale = torch.tensor(CLIP_STD).view(3, 1, 1) / torch.tensor([0.5, 0.6, 0.7]).view(3, 1, 1)
+    moved = (images - torch.tensor([0.1, 0.2, 0.3]).view(3, 1, 1)) * scale + torch.tensor(CLIP_MEAN).view(3, 1, 1)
+    expected = ClipReward(clip, Tokenizer()).score(moved, ["a"])
+    torch.testing.assert_close(plain.score(images, ["a"]), expected)
+
+
+def test_gradient_at_the_pixels(clip, reward):
+    """Against a straight graph through transformers' own forward, and against finite differences."""
+    images, texts = pictures(2, 3, 24, 20).requires_grad_(), ["a cat", "a dog"]
+    (gradient,) = torch.autograd.grad(reward.score(images, texts).sum(), images)
+    tokens = Tokenizer()(texts, "max_length", True, "pt").input_ids
+    logits = clip(input_ids=tokens, pixel_values=own_preprocessing(images)).logits_per_image
+    (expected,) = torch.autograd.grad(logits.diagonal().sum() / 20, images)
+    torch.testing.assert_close(gradient, expected, rtol=1e-4, atol=1e-7)
+
+    direction, step = gradient / gradient.norm(), 1e-2
+    with torch.no_grad():
+        ahead, behind = (reward.score(images + sign * step * direction, texts).sum() for sign in (1, -1))
+    assert ((ahead - behind) / (2 * step)).item() == pytest.approx(gradient.norm().item(), rel=1e-2)
+
+
+def test_the_reward_is_frozen(clip, reward):
+    images = pictures(1, 3, SIZE, SIZE).requires_grad_()
+    reward.score(images, ["a"]).sum().backward()
+    assert not clip.training
+    assert all(not p.requires_grad and p.grad is None for p in clip.parameters())
+
+
+def test_each_text_is_encoded_once(reward):
+    first = reward.text_features(["a cat", "a dog", "a cat"])
+    assert reward.tokenizer.calls == 2
+    again = reward.text_features(["a dog", "a cat"])
+    assert reward.tokenizer.calls == 2
+    assert torch.equal(again, first[[1, 0]]) and torch.equal(first[2], first[0])
+    torch.testing.assert_close(first.norm(dim=-1), torch.ones(3))
+
+
+def test_one_pass_over_the_images_for_all_texts(clip, reward):
+    passes = []
+    clip.vision_model.register_forward_hook(lambda *_: passes.append(1))
+    reward.score(pictures(2, 3, SIZE, SIZE), ["a", "b"], ["c", "d"], ["e", "f"])
+    assert len(passes) == 1
+
+
+def test_scoring_in_inference_mode_first_does_not_spoil_the_gradient_later(clip):
+    """ComfyUI runs its nodes under inference_mode; the text features cached there are used in training."""
+    images = pictures(1, 3, SIZE, SIZE)
+    with torch.inference_mode():
+        reward = ClipReward(clip, Tokenizer())
+        before = reward.score(images, ["a"])
+    images.requires_grad_()
+    score = reward.score(images, ["a"])
+    score.sum().backward()
+    torch.testing.assert_close(score.detach(), before.clone())
+    assert images.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize(
+    "height, width", [(16, 16), (64, 64), (33, 47), (47, 33), (17, 18), (18, 17), (23, 16), (12, 35), (720, 1283)]
+)
+def test_preprocessing_is_torchvisions(height, width):
+    images = pictures(2, 3, height, width, seed=height)
+    expected = v2.CenterCrop(SIZE)(v2.Resize(SIZE, InterpolationMode.BICUBIC, antialias=True)(images))
+    torch.testing.assert_close(resize_and_crop(images, SIZE), expected, rtol=0, atol=1e-6)
+
+
+def test_preprocessing_of_every_small_size_is_torchvisions():
+    for longer in range(7, 40):
+        for images in (pictures(1, 1, 7, longer), pictures(1, 1, longer, 7)):
+            expected = v2.CenterCrop(5)(v2.Resize(5, InterpolationMode.BICUBIC, antialias=True)(images))
+            torch.testing.assert_close(resize_and_crop(images, 5), expected, rtol=0, atol=1e-6)
