@@ -17,7 +17,7 @@ lint: $(READY)
 	.venv/bin/ruff format --check
 
 demo: $(READY)
-	.venv/bin/python -m srpo_core.demo
+	.venv/bin/python demo
 
 $(READY):
 	$(PYTHON) -m venv .venv

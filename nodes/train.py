@@ -20,24 +20,26 @@ PREVIEW_SEED = 2**32  # previews start from noise that training never draws
 
 
 class Previews:
-    """Fixed-seed samples of the first prompts: by the model as it was loaded, and as it is now."""
+    """Fixed-seed samples of the first prompts, before training and now; each (count, H, W, 3) in [0, 1], on the CPU."""
 
-    def __init__(self, trainer, dataset, vae, sampling, shape, count: int):
+    def __init__(self, trainer, dataset, vae, sampling, schedule: Schedule, count: int):
         from .host.flow_model import HostFlow
 
-        self.flow, self.vae, self.prompts = HostFlow(trainer.model, sampling), vae, dataset
-        self.shape, self.count = shape, count
-        self.before = self.sample(HostFlow(trainer.base, sampling))
+        self.flow, self.dataset, self.vae = HostFlow(trainer.model, sampling), dataset, vae
+        self.schedule, self.count = schedule, count
+        self.before = self._sample(HostFlow(trainer.base, sampling))
 
-    def sample(self, flow=None) -> torch.Tensor:
-        """(count, H, W, 3) in [0, 1], on the CPU."""
+    def now(self) -> torch.Tensor:
+        return self._sample(self.flow)
+
+    def _sample(self, flow) -> torch.Tensor:
         images = []
-        for i in range(self.count):
-            cond = self.prompts.cond([i % len(self.prompts.prompts)])
-            noise = draw_noise([PREVIEW_SEED + i], self.shape)
-            flow_model = flow or self.flow
-            latent = flow_model.rollout(noise, cond, PREVIEW_SEED + i)
-            images.append(self.vae.decode(flow_model.patcher.model.process_latent_out(latent)).cpu())
+        for start in range(0, self.count, self.schedule.at_once):
+            numbers = range(start, min(start + self.schedule.at_once, self.count))
+            cond = self.dataset.cond([i % len(self.dataset.prompts) for i in numbers])
+            seeds = [PREVIEW_SEED + i for i in numbers]
+            latent = flow.rollout(draw_noise(seeds, self.schedule.shape), cond, seeds[0])
+            images.append(self.vae.decode(flow.patcher.model.process_latent_out(latent)).cpu())
         return torch.cat(images)
 
 
@@ -150,13 +152,14 @@ class TrainNode(io.ComfyNode):
         from .host.flow_model import HostFlow, Sampling, latent_shape
 
         flow = HostFlow(trainer.model, Sampling(sampler_name, scheduler, steps, rollout_guidance), guidance)
-        shape = latent_shape(trainer.model, width, height)
+        schedule = Schedule(latent_shape(trainer.model, width, height), batch, min(at_once, batch), seed)
+        decoder = HostDecoder(vae, trainer.model)
         sampling = Sampling(sampler_name, scheduler, steps, guidance)
-        samples = Previews(trainer, dataset, vae, sampling, shape, previews)
+        samples = Previews(trainer, dataset, vae, sampling, schedule, previews)
         bar, run, started, first = comfy.utils.ProgressBar(updates), trainer.run, time.monotonic(), trainer.run.updates
 
-        def card():
-            picture = draw_card(samples.before, samples.sample(), run.history, f"{trainer.name}, update {run.updates}")
+        def card(now: torch.Tensor):
+            picture = draw_card(samples.before, now, run.history, f"{trainer.name}, update {run.updates}")
             folder = run.folder / "samples"
             folder.mkdir(exist_ok=True)
             picture.save(folder / f"{run.updates:06d}.png")
@@ -165,29 +168,31 @@ class TrainNode(io.ComfyNode):
         def on_update(metrics: dict):
             comfy.model_management.throw_exception_if_processing_interrupted()
             due = metrics["update"] % preview_every == 0 and metrics["update"] < first + updates
-            bar.update_absolute(metrics["update"] - first, updates, ("JPEG", card(), None) if due else None)
+            bar.update_absolute(
+                metrics["update"] - first, updates, ("JPEG", card(samples.now()), None) if due else None
+            )
 
         train(
             run,
             updates,
-            Schedule(shape, batch, min(at_once, batch), seed),
+            schedule,
             on_update,
             flow=flow,
-            decoder=HostDecoder(vae, trainer.model),
+            decoder=decoder,
             reward=reward,
             objective=objective,
             window=Window(sigma_max, sigma_min),
             dataset=dataset,
         )
-        lora, picture = trainer.save_lora(), card()
+        lora, after = trainer.save_lora(), samples.now()
         seconds = time.monotonic() - started
         PromptServer.instance.send_progress_text(summary(trainer, updates, seconds, lora), cls.hidden.unique_id)
         return io.NodeOutput(
             trainer,
             trainer.adapter.state_dict(),
             {"loss": [metrics["loss"] for metrics in run.history]},
-            torch.cat([samples.before, samples.sample()]),
-            ui=ui.PreviewImage(torch.from_numpy(np.asarray(picture) / np.float32(255))[None], cls=cls),
+            torch.cat([samples.before, after]),
+            ui=ui.PreviewImage(torch.from_numpy(np.asarray(card(after)) / np.float32(255))[None], cls=cls),
         )
 
 

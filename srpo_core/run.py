@@ -6,7 +6,7 @@ import math
 import os
 import random
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -109,10 +109,16 @@ class Run:
         counts = {name: str(getattr(self, name)) for name in ("updates", "skipped", "skipped_in_a_row")}
         self.folder.mkdir(parents=True, exist_ok=True)
         write_whole(self.folder / "metrics.jsonl", lambda path: path.write_text(self._metrics_text()))
+        write_whole(self.folder / "run.json", lambda path: path.write_text(self._about()))
         write_whole(self.state_file, lambda path: save_file(tensors, path, counts))
 
     def _metrics_text(self) -> str:
         return "".join(json.dumps(metrics) + "\n" for metrics in self.history)
+
+    def _about(self) -> str:
+        """For people: what `state.safetensors` holds. Draws need no random state, they follow from seed and number."""
+        about = {"updates": self.updates, "skipped": self.skipped, "settings": asdict(self.settings)}
+        return json.dumps(about | {"versions": {"torch": torch.__version__}}, indent=2) + "\n"
 
     def _load(self):
         with safe_open(self.state_file, "pt") as file:
@@ -206,7 +212,7 @@ def sample_scores(
         numbers = range(start, min(start + schedule.at_once, first + schedule.batch))
         indices = [prompt_index(schedule.seed, number, len(dataset.prompts)) for number in numbers]
         prompts, cond = [dataset.prompts[i] for i in indices], dataset.cond(indices)
-        seeds = [schedule.seed + number for number in numbers]
+        seeds = [(schedule.seed + number) % 2**64 for number in numbers]
         noise = draw_noise(seeds, schedule.shape)
         branches = window.branches([draw_position(seed) for seed in seeds])
         noised = Noised(flow.rollout(noise, cond, seeds[0]), noise, branches)
@@ -224,4 +230,5 @@ def train(run: Run, updates: int, schedule: Schedule, on_update: Callable[[dict]
         for _ in range(updates):
             on_update(run.update(sample_scores(run, schedule=schedule, **world), schedule.batch))
     finally:
-        run.save()
+        if run.updates:
+            run.save()

@@ -25,6 +25,7 @@ def load_core():
 
 
 load_core()
+sys.path.append(str(ROOT / "demo"))  # HostServer
 
 from srpo_core.find_host import find_host  # noqa: E402
 

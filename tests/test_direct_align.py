@@ -3,6 +3,7 @@
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from srpo_core.direct_align import euler_step, inject, per_sample, recover, recovery_slope
 from srpo_core.schedule import GRID, Branch, Window
 

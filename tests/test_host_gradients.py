@@ -21,7 +21,15 @@ def world(pack):
     base = host_model(flux)
     model, adapter = with_adapter(base)
     reward = ClipReward(clip, load_tokenizer())
-    return base, model, adapter, Oracle(flux, adapter), host_vae(vae), DiffusersDecoder(vae, checkpointing=False), reward
+    return (
+        base,
+        model,
+        adapter,
+        Oracle(flux, adapter),
+        host_vae(vae),
+        DiffusersDecoder(vae, checkpointing=False),
+        reward,
+    )
 
 
 def sample(batch: int, position: int) -> tuple[Noised, torch.Tensor, torch.Tensor]:
@@ -56,9 +64,7 @@ def test_gradient_equals_diffusers_and_peft(world, pack, checkpointing, batch, p
     branch = next(b for b in noised.branches if b.name == name)
     flow = pack("nodes.host.flow_model").HostFlow(model, guidance=3.5, checkpointing=checkpointing)
     host_decoder = pack("nodes.host.decoder").HostDecoder(vae, model)
-    expected, theirs = pull_back(
-        oracle.flow, {"context": context, "pooled": pooled}, noised, branch, decoder, reward
-    )
+    expected, theirs = pull_back(oracle.flow, {"context": context, "pooled": pooled}, noised, branch, decoder, reward)
     value, ours = pull_back(flow, [[context, {"pooled_output": pooled}]], noised, branch, host_decoder, reward)
     assert relative(value, expected) < 1e-5
     assert relative(ours.image, theirs.image) < 1e-5

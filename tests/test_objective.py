@@ -4,6 +4,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+
 from srpo_core.direct_align import recovery_slope
 from srpo_core.objective import Objective, Strength, parse_words
 from srpo_core.schedule import GRID, Window

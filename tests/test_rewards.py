@@ -2,10 +2,11 @@
 
 import pytest
 import torch
-from srpo_core.rewards import CLIP_MEAN, CLIP_STD, ClipReward, resize_and_crop
 from torchvision.transforms import v2
 from torchvision.transforms.functional import InterpolationMode
 from transformers import CLIPConfig, CLIPModel
+
+from srpo_core.rewards import CLIP_MEAN, CLIP_STD, ClipReward, resize_and_crop
 
 SIZE = 16
 TEXT = dict(vocab_size=64, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2)
@@ -29,7 +30,9 @@ class Tokenizer:
 def clip():
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        return CLIPModel(CLIPConfig(text_config=TEXT | IDS, vision_config=VISION | dict(patch_size=4), projection_dim=8))
+        return CLIPModel(
+            CLIPConfig(text_config=TEXT | IDS, vision_config=VISION | dict(patch_size=4), projection_dim=8)
+        )
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+
 from srpo_core.schedule import GRID, MARGIN, Window, draw_position, shift
 
 HPS, PICKSCORE = Window(), Window(sigma_min=shift(0.4))

@@ -1,13 +1,16 @@
 """The stages of a training step, against the whole loss written out in one graph."""
 
+import zlib
+
 import pytest
 import torch
+from tiny_world import SHAPE, TinyData, TinyDecoder, TinyFlow, TinyReward, numbers
+from torch.nn import Parameter
+
 from srpo_core.models import Pullback
 from srpo_core.objective import Objective
 from srpo_core.schedule import Window
 from srpo_core.step import Noised, describe, one_step_recover, saturation, score_recovered
-from tiny_world import SHAPE, TinyData, TinyDecoder, TinyFlow, TinyReward, numbers
-from torch.nn import Parameter
 
 POSITIONS = (40, 500, 900)
 UPDATE = 3
@@ -20,9 +23,10 @@ def world(batch):
     return TinyFlow(), data.cond(indices), noised, data.prompts[:batch]
 
 
-def score(flow, cond, noised, branch, prompts, objective=Objective(), decoder=TinyDecoder(), reward=None):
+def score(flow, cond, noised, branch, prompts, decoder=None, reward=None):
     recovered = one_step_recover(flow, cond, noised, branch)
-    return score_recovered(recovered, branch, decoder, reward or TinyReward(), objective, prompts, UPDATE)
+    parts = (decoder or TinyDecoder(), reward or TinyReward(), Objective())
+    return score_recovered(recovered, branch, *parts, prompts, UPDATE)
 
 
 def straight_loss(flow, cond, noised, branch, prompts, i):
@@ -119,7 +123,7 @@ class BiasFlow(TinyFlow):
 
 class LinearReward(TinyReward):
     def one(self, image, text):
-        return (image * numbers(len(text), *image.shape).to(image)).mean()
+        return (image * numbers(zlib.crc32(text.encode()), *image.shape).to(image)).mean()
 
 
 class GreyDecoder(TinyDecoder):

@@ -3,8 +3,9 @@
 import zlib
 
 import torch
-from srpo_core.models import Pullback
 from torch.nn import Parameter
+
+from srpo_core.models import Pullback
 
 SHAPE = (2, 4, 4)  # of a latent
 

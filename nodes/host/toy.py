@@ -4,6 +4,7 @@ from functools import partial
 
 import comfy.sd
 import comfy.sd1_clip
+import comfy.supported_models_base
 import torch
 from safetensors.torch import load_file
 from transformers import PreTrainedTokenizerFast
@@ -33,7 +34,7 @@ def _taesd_key(key: str) -> str:
 
 def load_clip():
     """CLIP: the text tower of the toy CLIP, over words."""
-    target = comfy.sd.supported_models_base.ClipTarget(_Tokenizer, _TextEncoder)
+    target = comfy.supported_models_base.ClipTarget(_Tokenizer, _TextEncoder)
     text = {k: v for k, v in _state("clip").items() if k.startswith(("text_model.", "text_projection."))}
     return comfy.sd.CLIP(target, state_dict=[text], model_options={"dtype": torch.float32})
 

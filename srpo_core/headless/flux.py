@@ -93,7 +93,7 @@ class FluxFlow:
         for sigma, timestep in zip(scheduler.sigmas, scheduler.timesteps):
             velocity = self._forward(x, sigma.expand(len(x)), cond, self.rollout_guidance)
             x = scheduler.step(velocity, timestep, x).prev_sample
-        return x
+        return x.to(noise.device)
 
     @contextmanager
     def without_adapter(self) -> Iterator[None]:
@@ -112,7 +112,7 @@ class FluxFlow:
         write_whole(Path(path), lambda temporary: save_file(tensors, temporary))
 
     def _forward(self, x: Tensor, sigma: Tensor, cond: dict[str, Tensor], guidance: float) -> Tensor:
-        """Velocity (B, C, H, W) in the type of `x`."""
+        """Velocity (B, C, H, W) of the type and on the device of `x`."""
         height, width = x.shape[-2:]
         context, pooled = (cond[name].to(self.device, self.dtype) for name in ("context", "pooled"))
         sigma = sigma.to(self.device, torch.float32)
@@ -126,7 +126,7 @@ class FluxFlow:
                 img_ids=image_ids(height, width).to(self.device),
                 txt_ids=torch.zeros(context.shape[1], 3, device=self.device),
             ).sample
-        return unpack(tokens, height, width).to(x.dtype)
+        return unpack(tokens, height, width).to(x)
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from . import pictures
 from .models import text_conditioning, tokenize
-from .train_clip import vary
+from .train_clip import encode, vary
 from .training import Progress, Trainer, low_precision, scaled, seeded
 
 PHOTO_SHARE = 0.27  # of the training pictures; a smaller share of the samples, as samplers favour the majority
@@ -65,12 +65,10 @@ def latent_pool(vae, count, rng, photo_share=PHOTO_SHARE):
     numbers = rng.integers(0, len(scenes), count)
     photos = rng.random(count) < photo_share
     latents = []
-    for start in range(0, count, 200):
-        part = range(start, min(start + 200, count))
+    for start in range(0, count, 100):
+        part = range(start, min(start + 100, count))
         drawn = torch.stack([pictures.draw(scenes[numbers[i]], "photo" if photos[i] else "render", rng) for i in part])
-        with low_precision():
-            batch = (drawn * 2 - 1).contiguous(memory_format=torch.channels_last)
-            latents.append(pack(vae.encode(batch).latents.float().contiguous()))
+        latents.append(pack(encode(vae, drawn)))
     return torch.cat(latents), torch.from_numpy(numbers), torch.from_numpy(photos)
 
 

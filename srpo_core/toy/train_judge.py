@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from . import pictures
 from .judge import HEADS, LOOK_CLASSES
 from .other_pictures import draw_other, mush
-from .train_clip import decoded, resaturate
+from .train_clip import decode, decoded, encode, resaturate
 from .training import Progress, Trainer, low_precision, scaled, seeded
 
 GARBAGE = LOOK_CLASSES.index("garbage")
@@ -28,12 +28,12 @@ def latent_mush(vae, images):
     """Half-denoised pictures: decoded from latents with 30 to 100% noise, or from blends of two: as `images`."""
     parts = []
     for part in images.split(100):
-        latents = vae.encode(part * 2 - 1).latents
+        latents = encode(vae, part)
         noisy = torch.rand(len(part), 1, 1, 1) < 0.7
         other = torch.where(noisy, torch.randn_like(latents), latents.roll(1, 0))
         low, high = torch.where(noisy, 0.3, 0.4), torch.where(noisy, 1.0, 0.6)
         amount = low + (high - low) * torch.rand(len(part), 1, 1, 1)
-        parts.append((vae.decode(torch.lerp(latents, other, amount)).sample / 2 + 0.5).clamp(0, 1))
+        parts.append(decode(vae, torch.lerp(latents, other, amount)))
     return torch.cat(parts)
 
 

@@ -1,0 +1,94 @@
+"""`make demo`: fine-tune the toy FLUX, and measure what that did.
+
+Through a real ComfyUI where one is found (workflow 1, headless; pictures by stock nodes), else with diffusers.
+Leaves in demo_out/: before_after.png, training.png, the LoRA, and report.json.
+"""
+
+import argparse
+import contextlib
+import json
+import logging
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+import torch  # noqa: E402
+from PIL import Image  # noqa: E402
+from worlds import DiffusersWorld, HostWorld  # noqa: E402
+
+from srpo_core.card import tile  # noqa: E402
+from srpo_core.find_host import find_host  # noqa: E402
+from srpo_core.toy.judge import measure  # noqa: E402
+from srpo_core.toy.models import load_clip, load_tokenizer  # noqa: E402
+from srpo_core.toy.pictures import all_scenes, caption  # noqa: E402
+from srpo_core.toy.train_clip import words_gap  # noqa: E402
+
+log = logging.getLogger("demo")
+
+PICTURES = 2  # of each scene
+SHOWN = 24
+REPORTED = ("realism", "words_gap", "saturation", "alignment", "photo", "diversity")
+
+
+def measured(images: torch.Tensor, scenes: list) -> dict[str, float]:
+    """The judge's numbers, and the words-gap, of pictures (N, 3, H, W) in [0, 1] of these scenes."""
+    gap = words_gap(load_clip(), load_tokenizer(), images, [caption(scene) for scene in scenes])
+    return measure(images, scenes) | {"words_gap": float(gap.mean())}
+
+
+def before_after(before: torch.Tensor, after: torch.Tensor) -> Image.Image:
+    """The first pictures in pairs of columns, enlarged: left as the model was, right as it is."""
+    sheets = [tile(images[:SHOWN].movedim(1, -1), 6) for images in (before, after)]
+    gap = torch.ones(sheets[0].shape[0], 12, 3).numpy()
+    sheet = torch.cat([torch.from_numpy(part) for part in (sheets[0], gap, sheets[1])], 1)
+    picture = Image.fromarray((sheet * 255).round().byte().numpy())
+    return picture.resize((picture.width * 2, picture.height * 2), Image.Resampling.NEAREST)
+
+
+def main():
+    parser = argparse.ArgumentParser(prog="demo", description=__doc__)
+    parser.add_argument("--out", type=Path, default=ROOT / "demo_out")
+    parser.add_argument("--seed", type=int, default=0, help="of the adapter and of the training noise")
+    parser.add_argument("--without-comfyui", action="store_true", help="use diffusers even where a ComfyUI is found")
+    options = parser.parse_args()
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stdout)
+    log.setLevel(logging.INFO)
+    options.out.mkdir(parents=True, exist_ok=True)
+    started = time.monotonic()
+    host = None if options.without_comfyui else find_host()
+    with contextlib.ExitStack() as stack:
+        if host:
+            base = stack.enter_context(tempfile.TemporaryDirectory(prefix="srpo-demo-"))
+            world = stack.enter_context(HostWorld(host, Path(base), options.seed))
+        else:
+            world = DiffusersWorld(options.seed)
+        log.info("Running on %s.", world.name)
+        report = run(world, options.out)
+    report["seconds"] = round(time.monotonic() - started, 1)
+    (options.out / "report.json").write_text(json.dumps(report, indent=2) + "\n")
+    log.info("%s", json.dumps(report, indent=2))
+    log.info("Look at %s/before_after.png and training.png.", options.out)
+
+
+def run(world, out: Path) -> dict:
+    """Sample, train, sample again; the pictures, the LoRA and the numbers."""
+    log.info("Sampling %d pictures of each of %d scenes, by the model as it is ...", PICTURES, len(all_scenes()))
+    before = world.pictures(all_scenes(), PICTURES)
+    log.info("Training ...")
+    updates = world.train(out)
+    log.info("Sampling them again, with the LoRA ...")
+    after = world.pictures(all_scenes(), PICTURES, trained=True)
+    scenes = [scene for scene in all_scenes() for _ in range(PICTURES)]
+    order = torch.randperm(len(scenes), generator=torch.Generator().manual_seed(0))  # a mix of scenes to show
+    before_after(before[order], after[order]).save(out / "before_after.png")
+    numbers = {"before": measured(before, scenes), "after": measured(after, scenes)}
+    report = {"host": world.name, "updates": updates, "pictures": len(scenes)}
+    return report | {f"{key}_{when}": numbers[when][key] for key in REPORTED for when in ("before", "after")}
+
+
+if __name__ == "__main__":
+    main()

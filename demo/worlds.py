@@ -1,0 +1,161 @@
+"""The two places the demo can run in: a real ComfyUI, or diffusers. Both train by workflow 1."""
+
+import contextlib
+import json
+import shutil
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import torch
+from host_server import HostServer
+from PIL import Image
+
+from srpo_core.card import draw_card
+from srpo_core.headless.prompts import ClipPrompts
+from srpo_core.headless.toy import toy_world
+from srpo_core.objective import Objective, Strength, parse_words
+from srpo_core.run import Run, Schedule, Settings, draw_noise, train
+from srpo_core.schedule import Window
+from srpo_core.toy.pictures import Scene, caption
+
+# Workflow 1 in the form the host takes; a test holds the two together.
+PROMPT = Path(__file__).resolve().parent / "toy_in_one_minute.json"
+STEPS, GUIDANCE, SIZE = 25, 3.5, 64
+FIRST_SEED = 10_000  # of the pictures that are measured
+AT_ONCE = 48
+
+
+def workflow_1(seed: int) -> tuple[dict, dict]:
+    """The API prompt of workflow 1 with this seed, and the inputs in it by node type."""
+    prompt = json.loads(PROMPT.read_text("utf-8"))
+    inputs = {entry["class_type"]: entry["inputs"] for entry in prompt.values()}
+    inputs["SRPO_Train"]["seed"] = inputs["SRPO_Trainer"]["seed"] = seed
+    return prompt, inputs
+
+
+class HostWorld(HostServer):
+    """A ComfyUI of its own, started for the demo: workflow 1 as it ships, pictures by stock nodes alone."""
+
+    def __init__(self, install: Path, base: Path, seed: int):
+        super().__init__(install, base)
+        self.prompt, self.inputs = workflow_1(seed)
+        self.run_name = self.inputs["SRPO_Trainer"]["run_name"]
+
+    @property
+    def name(self) -> str:
+        return f"ComfyUI {self.get('/system_stats')['system']['comfyui_version']}"
+
+    def train(self, out: Path) -> int:
+        """Train; leave the LoRA and training.png in `out`; returns the number of updates."""
+        self.run(self.prompt, seconds=900)
+        run = self.base / "output/srpo" / self.run_name
+        shutil.copy(self._lora(), out)
+        shutil.copy(max((run / "samples").iterdir()), out / "training.png")
+        return json.loads((run / "run.json").read_text())["updates"]
+
+    def pictures(self, scenes: list[Scene], count: int, trained: bool = False) -> torch.Tensor:
+        """`count` pictures of each scene, (len(scenes) * count, 3, H, W) in [0, 1]; always from the same noise."""
+        folder = "after" if trained else "before"
+        lora = f"srpo/{self.run_name}/{self._lora().name}" if trained else None
+        self.run(sampling(scenes, count, folder, lora), seconds=900)
+        files = sorted((self.base / "output" / folder).iterdir())
+        pixels = np.stack([np.asarray(Image.open(file).convert("RGB")) for file in files])
+        return torch.from_numpy(pixels).movedim(-1, 1).float() / 255
+
+    def _lora(self) -> Path:
+        return max((self.base / "output/loras/srpo" / self.run_name).iterdir())
+
+
+def sampling(scenes: list[Scene], count: int, folder: str, lora: str | None) -> dict:
+    """The API prompt that samples and saves `count` pictures of each scene with the core's own nodes."""
+
+    def node(kind: str, **inputs):
+        return {"class_type": kind, "inputs": inputs}
+
+    empty = node("EmptySD3LatentImage", width=SIZE, height=SIZE, batch_size=count)
+    prompt, model = {"toy": node("SRPO_ToyModels"), "empty": empty}, ["toy", 0]
+    if lora:
+        prompt["lora"] = node("LoraLoaderModelOnly", model=model, lora_name=lora, strength_model=1.0)
+        model = ["lora", 0]
+    fixed = {"steps": STEPS, "cfg": 1.0, "sampler_name": "euler", "scheduler": "simple", "denoise": 1.0}
+    for i, scene in enumerate(scenes):
+        ends = {"model": model, "positive": [f"guidance {i}", 0], "negative": [f"guidance {i}", 0]}
+        prompt |= {
+            f"text {i}": node("CLIPTextEncode", clip=["toy", 1], text=caption(scene)),
+            f"guidance {i}": node("FluxGuidance", conditioning=[f"text {i}", 0], guidance=GUIDANCE),
+            f"sample {i}": node("KSampler", **ends, **fixed, latent_image=["empty", 0], seed=FIRST_SEED + i),
+            f"decode {i}": node("VAEDecode", samples=[f"sample {i}", 0], vae=["toy", 2]),
+            f"save {i}": node("SaveImage", images=[f"decode {i}", 0], filename_prefix=f"{folder}/{i:04d}"),
+        }
+    return prompt
+
+
+class DiffusersWorld:
+    """The same training without ComfyUI, on the second implementation."""
+
+    def __init__(self, seed: int):
+        self.name = f"diffusers {version('diffusers')}, without ComfyUI"
+        _, self.inputs = workflow_1(seed)
+        trainer, options = self.inputs["SRPO_Trainer"], self.inputs["SRPO_Train"]
+        self.shape = (16, SIZE // 8, SIZE // 8)
+        self.prompts = [line.strip() for line in self.inputs["SRPO_Prompts"]["text"].splitlines() if line.strip()]
+        self.flow, self.decoder, self.reward, self.dataset = toy_world(
+            self.prompts,
+            rank=trainer["rank"],
+            alpha=trainer["alpha"],
+            seed=seed,
+            steps=options["steps"],
+            guidance=options["guidance"],
+            rollout_guidance=options["rollout_guidance"],
+            checkpointing=False,
+        )
+
+    def train(self, out: Path) -> int:
+        trainer, options = self.inputs["SRPO_Trainer"], self.inputs["SRPO_Train"]
+        names = ("learning_rate", "weight_decay", "max_gradient_norm", "save_every")
+        run = Run(out / "run", self.flow.parameters, Settings(**{name: trainer[name] for name in names}))
+        schedule = Schedule(self.shape, options["batch"], options["at_once"], options["seed"])
+        shown = [self.prompts[i % len(self.prompts)] for i in range(options["previews"])]
+        before = self._sample(shown, trained=False)
+        train(
+            run,
+            options["updates"],
+            schedule,
+            flow=self.flow,
+            decoder=self.decoder,
+            reward=self.reward,
+            objective=self._objective(),
+            window=Window(options["sigma_max"], options["sigma_min"]),
+            dataset=self.dataset,
+        )
+        sheets = [images.movedim(1, -1) for images in (before, self._sample(shown, trained=True))]
+        draw_card(*sheets, run.history, f"{trainer['run_name']}, update {run.updates}").save(out / "training.png")
+        self.flow.save_lora(out / f"{trainer['run_name']}_{run.updates:06d}.safetensors")
+        return run.updates
+
+    def pictures(self, scenes: list[Scene], count: int, trained: bool = False) -> torch.Tensor:
+        """As HostWorld's."""
+        return self._sample([caption(scene) for scene in scenes for _ in range(count)], trained)
+
+    def _sample(self, captions: list[str], trained: bool) -> torch.Tensor:
+        """(N, 3, H, W) in [0, 1], with the adapter or without."""
+        dataset = ClipPrompts(captions, self.reward.model, self.reward.tokenizer)
+        images = []
+        with contextlib.nullcontext() if trained else self.flow.without_adapter():
+            for numbers in torch.arange(len(captions)).split(AT_ONCE):
+                noise = draw_noise([FIRST_SEED + i for i in numbers.tolist()], self.shape)
+                latent = self.flow.rollout(noise, dataset.cond(numbers.tolist()), FIRST_SEED)
+                images.append(self.decoder.decode(latent).value.clamp(0, 1))
+        return torch.cat(images)
+
+    def _objective(self) -> Objective:
+        words = self.inputs["SRPO_Objective"]
+        return Objective(
+            parse_words(words["positive"]),
+            parse_words(words["negative"]),
+            Strength(words["reward_low_noise"], words["reward_high_noise"]),
+            Strength(words["penalty_low_noise"], words["penalty_high_noise"]),
+            words["threshold"],
+            words["branches"],
+        )

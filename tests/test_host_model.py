@@ -1,0 +1,160 @@
+"""What differentiating leaves behind (nothing), how exact it is in bf16, and what it refuses."""
+
+import copy
+
+import pytest
+import torch
+from oracle import Oracle, host_model, host_vae, random_flux, random_vae, with_adapter
+
+SIGMA = torch.tensor([0.7, 0.93])
+COND = [torch.randn(2, 6, 32), torch.randn(2, 24)]
+X = torch.randn(2, 16, 8, 8)
+
+
+def conditioning(pooled=True):
+    context, y = COND
+    return [[context, {"pooled_output": y} if pooled else {}]]
+
+
+def gradients(flow, adapter, x=X):
+    for parameter in adapter.parameters.values():
+        parameter.grad = None
+    flow.velocity(x, SIGMA, conditioning()).pull(torch.ones_like(x))
+    return {name: p.grad.clone() for name, p in adapter.parameters.items()}
+
+
+def picture(model):
+    """A latent as a KSampler makes it inside a prompt."""
+    import comfy.sample
+
+    with torch.inference_mode():
+        one = [[COND[0][:1], {"pooled_output": COND[1][:1]}]]
+        return comfy.sample.sample(model, X[:1], 4, 1.0, "euler", "simple", one, [], torch.zeros_like(X[:1]), seed=0)
+
+
+@pytest.fixture(scope="module")
+def world(pack):
+    base = host_model(random_flux())
+    model, adapter = with_adapter(base)
+    return base, model, adapter, pack("nodes.host.flow_model").HostFlow(model, guidance=3.5)
+
+
+def test_a_sampler_before_changes_nothing_and_training_changes_no_picture(world):
+    import comfy.model_management
+
+    base, model, adapter, flow = world
+    first = gradients(flow, adapter)
+    plain, trained = picture(base), picture(model)
+    assert not torch.equal(plain, trained)
+    second = gradients(flow, adapter)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert not comfy.model_management.in_training
+    assert torch.equal(picture(base), plain)
+    assert torch.equal(picture(model), trained)
+
+
+def test_everything_is_put_back_after_an_error(world, monkeypatch):
+    import comfy.model_management
+
+    base, model, adapter, flow = world
+    plain = picture(base)
+    block = base.model.diffusion_model.single_blocks[1]
+    with monkeypatch.context() as patch:
+        patch.setattr(type(block), "forward", fails)
+        with pytest.raises(KeyboardInterrupt):
+            flow.velocity(X, SIGMA, conditioning())
+    assert not comfy.model_management.in_training
+    assert torch.equal(picture(base), plain)  # this also ejects the adapter's hooks
+    wrapped = [name for name, m in base.model.named_modules() if "forward" in vars(m) and "lora" in repr(m.forward)]
+    assert wrapped == []
+
+
+def fails(*args, **kwargs):
+    raise KeyboardInterrupt
+
+
+def test_a_used_pullback_is_computed_again(world):
+    _, _, adapter, flow = world
+    expected = gradients(flow, adapter)
+    velocity = flow.velocity(X, SIGMA, conditioning())
+    velocity.pull(torch.ones_like(X))
+    for parameter in adapter.parameters.values():
+        parameter.grad = None
+    velocity.pull(torch.ones_like(X))
+    assert all(torch.equal(expected[name], p.grad) for name, p in adapter.parameters.items())
+
+
+def test_the_base_gets_no_gradient_and_the_model_is_not_copied(world):
+    base, model, adapter, flow = world
+    gradients(flow, adapter)
+    assert model.model is base.model
+    assert all(p.grad is None and p.is_inference() for p in base.model.parameters())
+
+
+def test_bf16_is_as_exact_as_bf16_allows(pack):
+    """Against fp64, the host in bf16 errs no more than diffusers + peft in bf16 does."""
+    flux = random_flux(torch.bfloat16)
+    model, adapter = with_adapter(host_model(flux, torch.bfloat16))
+    ours = gradients(pack("nodes.host.flow_model").HostFlow(model, guidance=3.5), adapter)
+    context, pooled = COND
+    theirs = {}
+    for dtype in (torch.float64, torch.bfloat16):
+        oracle = Oracle(copy.deepcopy(flux), adapter, dtype)
+        x = X.to(torch.float64 if dtype == torch.float64 else torch.float32)
+        velocity = oracle.flow.velocity(x, SIGMA, {"context": context, "pooled": pooled})
+        velocity.pull(torch.ones_like(x))
+        theirs[dtype] = oracle.gradients(adapter)
+
+    def error(got):
+        exact = theirs[torch.float64]
+        return sum(((got[n].double() - exact[n]).norm() / exact[n].norm()).item() for n in exact) / len(exact)
+
+    assert error(ours) < 0.1
+    assert error(ours) < 1.2 * error(theirs[torch.bfloat16])
+
+
+def test_flux_vae_decode_equals_diffusers(pack, world):
+    import comfy.sd
+    from diffusers import AutoencoderKL
+
+    from srpo_core.headless.decoder import DiffusersDecoder
+
+    channels = (128, 256, 512, 512)
+    blocks = {"down_block_types": ["DownEncoderBlock2D"] * 4, "up_block_types": ["UpDecoderBlock2D"] * 4}
+    vae = AutoencoderKL(
+        **blocks,
+        block_out_channels=channels,
+        layers_per_block=2,
+        latent_channels=16,
+        scaling_factor=0.3611,
+        shift_factor=0.1159,
+        use_quant_conv=False,
+        use_post_quant_conv=False,
+    )
+    with torch.inference_mode():
+        state = {k: v.clone() for k, v in vae.state_dict().items()}
+        ours = comfy.sd.VAE(sd=state, dtype=torch.float32)
+    ours = pack("nodes.host.decoder").HostDecoder(ours, world[1]).decode(X[:1])
+    theirs = DiffusersDecoder(vae).decode(X[:1])
+    assert (ours.value - theirs.value).norm() / theirs.value.norm() < 1e-5
+    pulled = [decoded.pull(torch.cos(decoded.value * 9)) for decoded in (ours, theirs)]
+    assert (pulled[0] - pulled[1]).norm() / pulled[1].norm() < 1e-4
+
+
+def test_refusals(pack, world):
+    import comfy.model_sampling
+
+    base, model, adapter, flow = world
+    host_flow = pack("nodes.host.flow_model")
+    with pytest.raises(ValueError, match="pooled"):
+        flow.velocity(X, SIGMA, conditioning(pooled=False))
+    with pytest.raises(ValueError, match=r"\(2, 4, 8, 8\)"):
+        flow.velocity(X[:, :4], SIGMA, conditioning())
+    epsilon = base.clone()
+    epsilon.add_object_patch("model_sampling", comfy.model_sampling.EPS())
+    with pytest.raises(ValueError, match="not a flow-matching model"):
+        host_flow.HostFlow(epsilon)
+    vae = host_vae(random_vae())
+    vae.latent_channels = 4
+    with pytest.raises(ValueError, match="4 latent channels"):
+        pack("nodes.host.decoder").HostDecoder(vae, model)

@@ -1,0 +1,128 @@
+"""Training on a running ComfyUI: the loop, the graph, the LoRA, going on, cancelling."""
+
+import json
+import time
+from pathlib import Path
+
+import prompts
+import pytest
+import torch
+from host_server import HostError
+from safetensors.torch import load_file
+
+
+def state(host, run: str) -> dict[str, torch.Tensor]:
+    return load_file(host.base / "output/srpo" / run / "state.safetensors")
+
+
+def updates(host, run: str) -> int:
+    return json.loads((host.base / "output/srpo" / run / "run.json").read_text())["updates"]
+
+
+def same(a: dict, b: dict) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+
+
+def latent(host, name: str) -> torch.Tensor:
+    file = max((host.base / "output").glob(f"{name}_*.latent"))
+    return load_file(file)["latent_tensor"]
+
+
+def test_the_loop_and_the_graph_agree_bit_for_bit(host):
+    host.run(prompts.train("loop", 3))
+    for seed in range(3):
+        host.run(prompts.one_step("graph", seed))
+    assert updates(host, "loop") == updates(host, "graph") == 3
+    assert same(state(host, "loop"), state(host, "graph"))
+
+
+def test_going_on_equals_one_go(host):
+    host.run(prompts.train("one go", 4, text="a red circle\na blue square\na green star"))
+    for _ in range(2):
+        host.run(prompts.train("two goes", 2, text="a red circle\na blue square\na green star"))
+        host.run(prompts.train("between", 1))  # another run closes this one; it is read from disk again
+    assert same(state(host, "one go"), state(host, "two goes"))
+
+
+def test_the_stock_loader_gives_the_picture_of_the_live_adapter(host):
+    host.run(prompts.train("picture", 5, trainer={"learning_rate": 1e-2}))
+    host.run(prompts.base("picture") | prompts.sample(["trainer", 1], 7) | prompts.save_latent(["sample", 0], "live"))
+    lora = "srpo/picture/picture_000005.safetensors"
+    loader = {"lora": prompts.node("LoraLoaderModelOnly", model=["toy", 0], lora_name=lora, strength_model=1.0)}
+    before = len(host.log)
+    toy = {"toy": prompts.node("SRPO_ToyModels")}
+    host.run(toy | loader | prompts.sample(["lora", 0], 7) | prompts.save_latent(["sample", 0], "stock"))
+    host.run(toy | prompts.sample(["toy", 0], 7) | prompts.save_latent(["sample", 0], "plain"))
+    live, stock, plain = (latent(host, name) for name in ("live", "stock", "plain"))
+    assert (live - stock).abs().max() < 1e-5
+    assert (live - plain).abs().max() > 1e-2
+    assert "lora key not loaded" not in host.log[before:]
+
+
+def test_the_untouched_model_gives_the_bit_identical_picture(host):
+    plain = prompts.base("untouched") | prompts.sample(["toy", 0], 3)
+    host.run(plain | prompts.save_latent(["sample", 0], "before"))
+    host.run(prompts.train("untouched", 2, trainer={"learning_rate": 1e-2}))
+    again = plain | prompts.save_latent(["sample", 0], "after")
+    again["noise"]["inputs"]["noise_seed"] = 4  # another picture first, so that this one is not the cached one
+    host.run(again)
+    again["noise"]["inputs"]["noise_seed"] = 3
+    host.run(again)
+    assert torch.equal(latent(host, "before"), latent(host, "after"))
+
+
+def test_cancel_keeps_the_last_finished_update_and_the_next_queue_goes_on(host):
+    host.run(prompts.train("whole", 6, steps=25))
+    prompt_id = host.queue(prompts.train("cancelled", 1000, steps=25, trainer={"save_every": 1}))
+    metrics = host.base / "output/srpo/cancelled/metrics.jsonl"
+    wait_until(lambda: metrics.exists() and len(metrics.read_text().splitlines()) >= 3)
+    pressed = time.monotonic()
+    host.interrupt()
+    with pytest.raises(HostError, match="interrupted"):
+        host.wait(prompt_id)
+    assert time.monotonic() - pressed < 2
+    done = updates(host, "cancelled")
+    assert 3 <= done < 6
+    host.run(prompts.train("cancelled", 6 - done, steps=25))
+    assert same(state(host, "cancelled"), state(host, "whole"))
+
+
+def test_outputs_of_a_run(host):
+    entry = host.run(prompts.train("outputs", 2, preview_every=1, previews=2))
+    (shown,) = entry["outputs"]["train"]["images"]
+    assert host.picture(shown).width > 600
+    assert [kind for kind, _ in host.messages].count("preview") >= 1
+    folder = host.base / "output/srpo/outputs"
+    assert {f.name for f in folder.iterdir()} >= {"state.safetensors", "run.json", "metrics.jsonl", "samples"}
+    assert len(list((folder / "samples").iterdir())) == 2
+    assert not list(Path(host.base).rglob("*.tmp"))
+
+
+def test_core_nodes_take_the_lora_and_the_loss(host):
+    wanted = prompts.train("core", 3)
+    wanted["save"] = prompts.node("SaveLoRA", lora=["train", 1], prefix="loras/core", steps=0)
+    wanted["plot"] = prompts.node("LossGraphNode", loss=["train", 2], filename_prefix="loss")
+    host.run(wanted)
+    assert list((host.base / "output/loras").glob("core*.safetensors"))
+
+
+def test_two_rewards_share_one_update(host):
+    wanted = prompts.one_step("shared", 0)
+    again = {f"{key} 2": value for key, value in prompts.one_step("shared", 1).items() if key not in prompts.base("x")}
+    for entry in again.values():
+        for name, link in entry["inputs"].items():
+            if isinstance(link, list) and f"{link[0]} 2" in again:
+                entry["inputs"][name] = [f"{link[0]} 2", link[1]]
+    del again["step 2"]
+    wanted["step"]["inputs"]["rewards.reward1"] = ["reward 2", 0]
+    host.run(wanted | again)
+    host.run(prompts.train("shared loop", 1, batch=2))
+    assert updates(host, "shared") == 1
+    assert same(state(host, "shared"), state(host, "shared loop"))
+
+
+def wait_until(condition, seconds: float = 120):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
