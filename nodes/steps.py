@@ -190,6 +190,7 @@ class TrainStep(io.ComfyNode):
             description="Pulls the gradients back through the model to the adapter and makes one update. Queue again "
             "for the next.",
             is_output_node=True,
+            not_idempotent=True,
             inputs=[
                 TrainerType.Input("trainer", tooltip="The run that makes the step."),
                 io.Autogrow.Input(

@@ -54,6 +54,7 @@ class TrainNode(io.ComfyNode):
             "versions of them leads to, and the adapter learns from it. Queue again to go on; cancel keeps the last "
             "finished update.",
             is_output_node=True,
+            not_idempotent=True,
             inputs=[
                 TrainerType.Input("trainer", tooltip="The run to train."),
                 DatasetType.Input("dataset", tooltip="The prompts."),

@@ -16,7 +16,7 @@ from .kinds import CATEGORY, TrainerType
 
 log = logging.getLogger(__name__)
 
-KINDS = ["LoRA", "LoHa", "LoKr"]
+KINDS = ["LoRA", "LoKr"]  # The host's LoHa has no trainable forward; its OFT also turns biases, which its files can't.
 RESERVED = {"con", "prn", "aux", "nul", *(f"{port}{i}" for port in ("com", "lpt") for i in range(10))}
 
 
@@ -130,7 +130,7 @@ def check_run_name(name: str):
 def _lock(name: str) -> FileLock:
     folder = run_folder(name)
     folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / "lock")
+    lock = FileLock(folder / "lock", thread_local=False)
     try:
         lock.acquire(timeout=0)
     except Timeout:
@@ -147,6 +147,7 @@ class TrainerNode(io.ComfyNode):
             node_id="SRPO_Trainer",
             display_name="SRPO Trainer",
             category=CATEGORY,
+            not_idempotent=True,
             description="Puts a trainable adapter on the model and opens a run. A run of the same name goes on where "
             "it stopped, also after a restart.",
             inputs=[

@@ -49,7 +49,6 @@ class ClipReward:
         scale = self.model.logit_scale.float().exp() / 20
         return torch.stack([scale * (features * self.text_features(t).to(features)).sum(-1) for t in texts])
 
-    @torch.inference_mode(False)  # what is cached may later meet images that have a gradient
     @torch.no_grad()
     def text_features(self, texts: list[str]) -> Tensor:
         """(B, D) normalised features; each text goes through the text tower once in the life of the reward."""

@@ -53,12 +53,14 @@ class Run:
             parameters.values(), lr=settings.learning_rate, betas=(0.9, 0.999), weight_decay=settings.weight_decay
         )
         self.updates = 0  # finished, skipped ones included
+        self.saved = 0  # how many of them are on disk
         self.skipped = 0
         self.skipped_in_a_row = 0
         self.history: list[dict[str, float]] = []
         if self.state_file.exists():
             self._load()
 
+    @torch.inference_mode(False)  # ComfyUI runs nodes in it; the optimiser's state shall be ordinary tensors
     def update(self, scores: Iterable[Score], prompts: int) -> dict[str, float]:
         """One optimiser step from the scores of `prompts` prompts; their gradients are averaged.
 
@@ -101,7 +103,9 @@ class Run:
         return self.folder / STATE
 
     def save(self):
-        """Write the state, whole or not at all, and the metrics beside it."""
+        """Write the state, whole or not at all, and the metrics beside it; nothing where nothing is new."""
+        if self.updates == self.saved:
+            return
         tensors = {f"adapter.{name}": p.detach() for name, p in self.parameters.items()}
         names = list(self.parameters)
         for i, slots in self.optimizer.state_dict()["state"].items():
@@ -111,6 +115,7 @@ class Run:
         write_whole(self.folder / "metrics.jsonl", lambda path: path.write_text(self._metrics_text()))
         write_whole(self.folder / "run.json", lambda path: path.write_text(self._about()))
         write_whole(self.state_file, lambda path: save_file(tensors, path, counts))
+        self.saved = self.updates
 
     def _metrics_text(self) -> str:
         return "".join(json.dumps(metrics) + "\n" for metrics in self.history)
@@ -120,6 +125,7 @@ class Run:
         about = {"updates": self.updates, "skipped": self.skipped, "settings": asdict(self.settings)}
         return json.dumps(about | {"versions": {"torch": torch.__version__}}, indent=2) + "\n"
 
+    @torch.inference_mode(False)
     def _load(self):
         with safe_open(self.state_file, "pt") as file:
             counts = file.metadata()
@@ -137,6 +143,7 @@ class Run:
         self.optimizer.load_state_dict({"state": state, "param_groups": self.optimizer.state_dict()["param_groups"]})
         for name, count in counts.items():
             setattr(self, name, int(count))
+        self.saved = self.updates
         lines = (self.folder / "metrics.jsonl").read_text().splitlines()
         self.history = [json.loads(line) for line in lines[: self.updates]]
 

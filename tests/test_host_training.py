@@ -44,16 +44,19 @@ def test_going_on_equals_one_go(host):
     assert same(state(host, "one go"), state(host, "two goes"))
 
 
-def test_the_stock_loader_gives_the_picture_of_the_live_adapter(host):
-    host.run(prompts.train("picture", 5, trainer={"learning_rate": 1e-2}))
-    host.run(prompts.base("picture") | prompts.sample(["trainer", 1], 7) | prompts.save_latent(["sample", 0], "live"))
-    lora = "srpo/picture/picture_000005.safetensors"
+@pytest.mark.parametrize("kind", ["LoRA", "LoKr"])
+def test_the_stock_loader_gives_the_picture_of_the_live_adapter(host, kind):
+    trainer, name = {"learning_rate": 1e-2, "adapter": kind, "alpha": 8.0}, f"picture {kind}"
+    host.run(prompts.train(name, 5, trainer))
+    live = prompts.base(name, **trainer) | prompts.sample(["trainer", 1], 7)
+    host.run(live | prompts.save_latent(["sample", 0], f"live {kind}"))
+    lora = f"srpo/{name}/{name}_000005.safetensors"
     loader = {"lora": prompts.node("LoraLoaderModelOnly", model=["toy", 0], lora_name=lora, strength_model=1.0)}
     before = len(host.log)
     toy = {"toy": prompts.node("SRPO_ToyModels")}
-    host.run(toy | loader | prompts.sample(["lora", 0], 7) | prompts.save_latent(["sample", 0], "stock"))
-    host.run(toy | prompts.sample(["toy", 0], 7) | prompts.save_latent(["sample", 0], "plain"))
-    live, stock, plain = (latent(host, name) for name in ("live", "stock", "plain"))
+    host.run(toy | loader | prompts.sample(["lora", 0], 7) | prompts.save_latent(["sample", 0], f"stock {kind}"))
+    host.run(toy | prompts.sample(["toy", 0], 7) | prompts.save_latent(["sample", 0], f"plain {kind}"))
+    live, stock, plain = (latent(host, f"{name} {kind}") for name in ("live", "stock", "plain"))
     assert (live - stock).abs().max() < 1e-5
     assert (live - plain).abs().max() > 1e-2
     assert "lora key not loaded" not in host.log[before:]

@@ -276,7 +276,11 @@ class InfiniteGradient(torch.autograd.Function):
         return gradient * float("inf")
 
 
-SPOILS = {"loss": lambda score: score * float("nan"), "gradient": InfiniteGradient.apply}
+SPOILS = {
+    "both": lambda score: score * float("nan"),
+    "loss": lambda score: score + float("nan"),  # the hinge's gradient at nan is 0: only the loss tells
+    "gradient": InfiniteGradient.apply,
+}
 
 
 @pytest.mark.parametrize("spoil", SPOILS.values(), ids=SPOILS)

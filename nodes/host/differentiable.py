@@ -85,20 +85,20 @@ def _needs(x) -> bool:
 
 def _is_known(module: nn.Module) -> bool:
     """Whether the host can hand us the layer's weight, and the layer is linear in its input with it."""
-    convolution = type_of(module, CONVOLUTIONS) is not None and module.padding_mode == "zeros"
+    convolution = _kind_of(module, CONVOLUTIONS) is not None and module.padding_mode == "zeros"
     convolution = convolution and not isinstance(module.padding, str)
     return hasattr(module, "weight_function") and (isinstance(module, nn.Linear) or convolution)
 
 
-def type_of(module: nn.Module, kinds) -> type | None:
+def _kind_of(module: nn.Module, kinds) -> type | None:
     return next((kind for kind in kinds if isinstance(module, kind)), None)
 
 
 @contextlib.contextmanager
 def _weight_of(module: nn.Module, like: Tensor) -> Iterator[tuple[Tensor | None, Tensor | None]]:
     """The layer's weight and bias as the host would use them on `like`, wherever and however they are stored."""
-    if module.weight is None:
-        yield None, None
+    if module.weight is None or not hasattr(module, "weight_function"):
+        yield module.weight, getattr(module, "bias", None)
         return
     weight, bias, stream = comfy.ops.cast_bias_weight(module, like, offloadable=True)
     try:
@@ -130,7 +130,7 @@ class _FrozenLinear(torch.autograd.Function):
     def backward(ctx, gradient):
         m = ctx.module
         with _weight_of(m, gradient) as (weight, _):
-            if kind := type_of(m, CONVOLUTIONS):
+            if kind := _kind_of(m, CONVOLUTIONS):
                 to_input = CONVOLUTIONS[kind]
                 gradient = to_input(ctx.shape, weight, gradient, m.stride, m.padding, m.dilation, m.groups)
             else:

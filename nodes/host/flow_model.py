@@ -72,6 +72,7 @@ class HostFlow:
         return self.patcher.model.process_latent_in(samples.to(comfy.model_management.intermediate_device()))
 
     def _velocity(self, x: Tensor, sigma: Tensor, cond: list) -> Tensor:
+        sigma = sigma.float()
         sampler = _OneDifferentiableStep(sigma, self.checkpointing)
         with torch.inference_mode(False):
             # Clones: what nodes hand over are inference tensors.
