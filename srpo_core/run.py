@@ -67,26 +67,26 @@ class Run:
         Whatever is raised on the way leaves parameters and optimiser as they were. A loss or gradient
         that is not finite skips the step; raises RuntimeError after MAX_SKIPPED of them in a row.
         """
-        self.optimizer.zero_grad(set_to_none=True)
-        pulled = []
-        for score in scores:
-            score.pull(1 / prompts)
-            pulled.append(score)
-        norm = torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.settings.max_gradient_norm).item()
-        metrics = {"update": self.updates + 1, **describe(pulled), "gradient_norm": norm}
-        if math.isfinite(norm) and math.isfinite(metrics["loss"]):
-            self.optimizer.step()
-            self.skipped_in_a_row = 0
-        else:
-            self.skipped += 1
-            self.skipped_in_a_row += 1
-            log.warning("Update %d skipped: its loss or gradient is not finite.", metrics["update"])
-        self.optimizer.zero_grad(set_to_none=True)
-        self._finish(metrics)
+        try:
+            pulled = []
+            for score in scores:
+                score.pull(1 / prompts)
+                pulled.append(score)
+            norm = torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.settings.max_gradient_norm).item()
+            metrics = {"update": self.updates + 1, **describe(pulled), "gradient_norm": norm}
+            if finite := math.isfinite(norm) and math.isfinite(metrics["loss"]):
+                self.optimizer.step()
+        finally:
+            self.optimizer.zero_grad(set_to_none=True)
+        self._finish(metrics, finite)
         return metrics
 
-    def _finish(self, metrics: dict[str, float]):
+    def _finish(self, metrics: dict[str, float], finite: bool):
         self.updates += 1
+        self.skipped_in_a_row = 0 if finite else self.skipped_in_a_row + 1
+        if not finite:
+            self.skipped += 1
+            log.warning("Update %d skipped: its loss or gradient is not finite.", self.updates)
         self.history.append(metrics)
         if self.updates % self.settings.save_every == 0:
             self.save()
@@ -118,7 +118,9 @@ class Run:
         self.saved = self.updates
 
     def _metrics_text(self) -> str:
-        return "".join(json.dumps(metrics) + "\n" for metrics in self.history)
+        # JSON knows no NaN, which a skipped update may have.
+        lines = [{k: v if math.isfinite(v) else None for k, v in metrics.items()} for metrics in self.history]
+        return "".join(json.dumps(line, allow_nan=False) + "\n" for line in lines)
 
     def _about(self) -> str:
         """For people: what `state.safetensors` holds. Draws need no random state, they follow from seed and number."""
@@ -145,7 +147,8 @@ class Run:
             setattr(self, name, int(count))
         self.saved = self.updates
         lines = (self.folder / "metrics.jsonl").read_text().splitlines()
-        self.history = [json.loads(line) for line in lines[: self.updates]]
+        kept = [json.loads(line) for line in lines[: self.updates]]
+        self.history = [{k: math.nan if v is None else v for k, v in metrics.items()} for metrics in kept]
 
     def _check_fits(self, tensors: dict[str, Tensor]):
         saved = {k.removeprefix("adapter."): tuple(v.shape) for k, v in tensors.items() if k.startswith("adapter.")}
@@ -237,5 +240,4 @@ def train(run: Run, updates: int, schedule: Schedule, on_update: Callable[[dict]
         for _ in range(updates):
             on_update(run.update(sample_scores(run, schedule=schedule, **world), schedule.batch))
     finally:
-        if run.updates:
-            run.save()
+        run.save()

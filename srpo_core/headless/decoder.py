@@ -10,8 +10,8 @@ from ..models import Pullback
 class DiffusersDecoder:
     """A frozen AutoencoderKL or AutoencoderTiny (see `models.Decoder`).
 
-    Takes latents as the flow model makes them. AutoencoderKL wants them scaled and shifted back (FLUX: divided by
-    0.3611, plus 0.1159); AutoencoderTiny was trained on them as they are.
+    Takes latents as the flow model makes them, and scales and shifts them back by the VAE's own factors (FLUX:
+    divided by 0.3611, plus 0.1159; AutoencoderTiny, which was trained on them as they are: by 1, plus 0).
     """
 
     def __init__(self, vae: AutoencoderKL | AutoencoderTiny, checkpointing: bool = True):
@@ -28,8 +28,6 @@ class DiffusersDecoder:
         return Pullback(image.detach(), lambda gradient: torch.autograd.grad(image, latent, gradient)[0])
 
     def _image(self, latent: Tensor) -> Tensor:
-        raw = latent
-        if isinstance(self.vae, AutoencoderKL):
-            raw = latent / self.vae.config.scaling_factor + (self.vae.config.shift_factor or 0)
+        raw = latent / self.vae.config.scaling_factor + (self.vae.config.shift_factor or 0)
         decoded = self.vae.decode(raw.to(self.vae.device, self.vae.dtype)).sample
         return decoded.to(latent.dtype) / 2 + 0.5

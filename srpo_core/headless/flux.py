@@ -60,7 +60,7 @@ class FluxFlow:
         shift: float = math.exp(1.15),
         checkpointing: bool = True,
     ):
-        self.transformer = transformer.eval().requires_grad_(False)
+        self.transformer = transformer.eval()  # peft freezes it
         self.dtype, self.device = transformer.dtype, transformer.device
         self.rank, self.alpha = rank, alpha
         self.steps, self.guidance, self.rollout_guidance, self.shift = steps, guidance, rollout_guidance, shift
