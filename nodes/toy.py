@@ -13,7 +13,7 @@ class ToyModels(io.ComfyNode):
             display_name="Toy FLUX (no download)",
             category=CATEGORY,
             description="A real FLUX, VAE, text encoder and CLIP reward, only very small: 64x64 pictures of simple "
-            'scenes, such as "a red circle on a wooden floor". It renders; SRPO can teach it to take photos.',
+            'scenes, such as "a red circle on grass". It renders; SRPO can teach it to take photos.',
             search_aliases=["srpo", "demo", "tiny flux"],
             outputs=[
                 io.Model.Output(display_name="model"),

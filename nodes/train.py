@@ -104,7 +104,12 @@ class TrainNode(io.ComfyNode):
                 ),
                 *window_inputs(),
                 io.Int.Input(
-                    "seed", default=0, min=0, max=2**63, tooltip="Of noise, noise levels and the order of prompts."
+                    "seed",
+                    default=0,
+                    min=0,
+                    max=2**63,
+                    control_after_generate=False,
+                    tooltip="Of noise, noise levels and the order of prompts.",
                 ),
                 io.Int.Input(
                     "preview_every", default=5, min=1, max=1000, tooltip="Updates between two pictures on this node."
@@ -173,19 +178,23 @@ class TrainNode(io.ComfyNode):
                 metrics["update"] - first, updates, ("JPEG", card(samples.now()), None) if due else None
             )
 
-        train(
-            run,
-            updates,
-            schedule,
-            on_update,
-            flow=flow,
-            decoder=decoder,
-            reward=reward,
-            objective=objective,
-            window=Window(sigma_max, sigma_min),
-            dataset=dataset,
-        )
-        lora, after = trainer.save_lora(), samples.now()
+        try:
+            train(
+                run,
+                updates,
+                schedule,
+                on_update,
+                flow=flow,
+                decoder=decoder,
+                reward=reward,
+                objective=objective,
+                window=Window(sigma_max, sigma_min),
+                dataset=dataset,
+            )
+        finally:
+            if run.updates > first:
+                lora = trainer.save_lora()
+        after = samples.now()
         seconds = time.monotonic() - started
         PromptServer.instance.send_progress_text(summary(trainer, updates, seconds, lora), cls.hidden.unique_id)
         return io.NodeOutput(

@@ -41,7 +41,8 @@ class Trainer:
         self.adapter = Adapter(base, adapter.kind, adapter.rank, adapter.alpha, adapter.seed)
         self.lock = _lock(name)
         try:
-            self.run = Run(run_folder(name), self.adapter.parameters, settings)
+            identity = {"adapter": adapter.kind, "rank": str(adapter.rank), "alpha": str(adapter.alpha)}
+            self.run = Run(run_folder(name), self.adapter.parameters, settings, identity)
         except BaseException:
             self.lock.release()
             raise
@@ -157,7 +158,12 @@ class TrainerNode(io.ComfyNode):
                     default="my-run",
                     tooltip="Names the folder output/srpo/<run name>. The same name goes on; a new name begins anew.",
                 ),
-                io.Combo.Input("adapter", options=KINDS, default="LoRA", tooltip="What is trained; LoRA fits most."),
+                io.Combo.Input(
+                    "adapter",
+                    options=KINDS,
+                    default="LoRA",
+                    tooltip="What is trained; LoRA fits most. For LoKr the rank is its factor.",
+                ),
                 io.Int.Input("rank", default=16, min=1, max=1024, tooltip="Size of the adapter; 16 suits SRPO."),
                 io.Float.Input(
                     "alpha",
@@ -185,7 +191,12 @@ class TrainerNode(io.ComfyNode):
                     tooltip="Larger gradients of an update are scaled down to this norm.",
                 ),
                 io.Int.Input(
-                    "seed", default=0, min=0, max=2**32 - 1, tooltip="Of the adapter's random start.", advanced=True
+                    "seed",
+                    default=0,
+                    min=0,
+                    max=2**32 - 1,
+                    control_after_generate=False,
+                    tooltip="Of the adapter's random start.",
                 ),
                 io.Int.Input(
                     "save_every",

@@ -25,6 +25,7 @@ from .step import Noised, Score, describe, one_step_recover, score_recovered
 log = logging.getLogger(__name__)
 
 STATE = "state.safetensors"
+COUNTS = ("updates", "skipped", "skipped_in_a_row")  # saved in the state's header
 MAX_SKIPPED = 10  # updates in a row without a finite gradient, before the run gives up
 
 
@@ -42,13 +43,21 @@ class Run:
     """One run: the adapter's parameters, their optimiser, what was counted, and the folder it lives in.
 
     Opening a folder that holds a run continues it; the state on disk is always that of a whole update.
-    Raises ValueError when the folder's run trained other parameters.
+    identity: what a run can't change and go on, by name, such as {"rank": "16"}; settings may change.
+    Raises ValueError when the folder's run has another identity or trained other parameters.
     """
 
-    def __init__(self, folder: Path, parameters: dict[str, Parameter], settings: Settings = Settings()):
+    def __init__(
+        self,
+        folder: Path,
+        parameters: dict[str, Parameter],
+        settings: Settings = Settings(),
+        identity: dict[str, str] | None = None,
+    ):
         self.folder = Path(folder)
         self.parameters = parameters
         self.settings = settings
+        self.identity = identity or {}
         self.optimizer = torch.optim.AdamW(
             parameters.values(), lr=settings.learning_rate, betas=(0.9, 0.999), weight_decay=settings.weight_decay
         )
@@ -110,11 +119,11 @@ class Run:
         names = list(self.parameters)
         for i, slots in self.optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{slot}.{names[i]}": value for slot, value in slots.items()}
-        counts = {name: str(getattr(self, name)) for name in ("updates", "skipped", "skipped_in_a_row")}
+        counts = {name: str(getattr(self, name)) for name in COUNTS}
         self.folder.mkdir(parents=True, exist_ok=True)
         write_whole(self.folder / "metrics.jsonl", lambda path: path.write_text(self._metrics_text()))
         write_whole(self.folder / "run.json", lambda path: path.write_text(self._about()))
-        write_whole(self.state_file, lambda path: save_file(tensors, path, counts))
+        write_whole(self.state_file, lambda path: save_file(tensors, path, counts | self.identity))
         self.saved = self.updates
 
     def _metrics_text(self) -> str:
@@ -124,15 +133,16 @@ class Run:
 
     def _about(self) -> str:
         """For people: what `state.safetensors` holds. Draws need no random state, they follow from seed and number."""
-        about = {"updates": self.updates, "skipped": self.skipped, "settings": asdict(self.settings)}
+        counts = {"updates": self.updates, "skipped": self.skipped}
+        about = counts | {"identity": self.identity, "settings": asdict(self.settings)}
         return json.dumps(about | {"versions": {"torch": torch.__version__}}, indent=2) + "\n"
 
     @torch.inference_mode(False)
     def _load(self):
         with safe_open(self.state_file, "pt") as file:
-            counts = file.metadata()
+            header = file.metadata()
             tensors = {key: file.get_tensor(key) for key in file.keys()}
-        self._check_fits(tensors)
+        self._check_fits(header, tensors)
         names = list(self.parameters)
         state: dict[int, dict[str, Tensor]] = {}
         with torch.no_grad():
@@ -143,19 +153,26 @@ class Run:
                     _, slot, name = key.split(".", 2)
                     state.setdefault(names.index(name), {})[slot] = value
         self.optimizer.load_state_dict({"state": state, "param_groups": self.optimizer.state_dict()["param_groups"]})
-        for name, count in counts.items():
-            setattr(self, name, int(count))
+        for name in COUNTS:
+            setattr(self, name, int(header[name]))
         self.saved = self.updates
         lines = (self.folder / "metrics.jsonl").read_text().splitlines()
         kept = [json.loads(line) for line in lines[: self.updates]]
         self.history = [{k: math.nan if v is None else v for k, v in metrics.items()} for metrics in kept]
 
-    def _check_fits(self, tensors: dict[str, Tensor]):
+    def _check_fits(self, header: dict[str, str], tensors: dict[str, Tensor]):
+        other = [
+            f"{name} {header.get(name)}, not {value}"
+            for name, value in self.identity.items()
+            if header.get(name) != value
+        ]
         saved = {k.removeprefix("adapter."): tuple(v.shape) for k, v in tensors.items() if k.startswith("adapter.")}
-        if saved != {name: tuple(p.shape) for name, p in self.parameters.items()}:
+        if not other and saved != {name: tuple(p.shape) for name, p in self.parameters.items()}:
+            other = ["another model"]
+        if other:
             raise ValueError(
-                f'The run "{self.folder.name}" holds another adapter (model, type or rank) than the one asked for: '
-                "give the run a new name, or go back to its settings."
+                f'The run "{self.folder.name}" was made with {" and ".join(other)}: '
+                "give this one a new name, or go back to what it was made with."
             )
 
 

@@ -21,7 +21,7 @@ TRAINER = {
     "seed": 0,
     "save_every": 1,
 }
-CAPTION = "a red circle on a wooden floor"
+CAPTION = "a red circle on grass"
 STEPS = 4  # of the sampler
 
 

@@ -43,11 +43,14 @@ def test_ranks(host, rank):
     assert not (host.base / "output/srpo/rank/state.safetensors").exists()
 
 
-def test_another_adapter_under_the_same_name(host):
+@pytest.mark.parametrize("change", [{"rank": 8}, {"alpha": 8.0}, {"adapter": "LoKr"}])
+def test_another_adapter_under_the_same_name(host, change):
     host.run(prompts.train("mine", 1))
-    before = (host.base / "output/srpo/mine/state.safetensors").read_bytes()
-    refuses(host, prompts.train("mine", 1, trainer={"rank": 8}), '"mine"', "another adapter")
-    assert (host.base / "output/srpo/mine/state.safetensors").read_bytes() == before
+    file = host.base / "output/srpo/mine/state.safetensors"
+    before = file.read_bytes()
+    ((name, value),) = change.items()
+    refuses(host, prompts.train("mine", 1, trainer=change), '"mine"', f"{name} {prompts.TRAINER[name]}, not {value}")
+    assert file.read_bytes() == before
 
 
 def test_two_trainers_of_one_run(host):

@@ -11,7 +11,7 @@ from srpo_core.schedule import Window
 from srpo_core.step import Noised, one_step_recover, score_recovered
 from srpo_core.toy.models import load_tokenizer
 
-PROMPTS = ["a red circle on a wooden floor", "a blue square"]
+PROMPTS = ["a red circle on grass", "a blue square"]
 
 
 @pytest.fixture(scope="module")

@@ -86,6 +86,7 @@ def test_cancel_keeps_the_last_finished_update_and_the_next_queue_goes_on(host):
     assert time.monotonic() - pressed < 2
     done = updates(host, "cancelled")
     assert 3 <= done < 6
+    assert (host.base / f"output/loras/srpo/cancelled/cancelled_{done:06d}.safetensors").exists()
     host.run(prompts.train("cancelled", 6 - done, steps=25))
     assert same(state(host, "cancelled"), state(host, "whole"))
 

@@ -246,7 +246,7 @@ def test_state_is_never_half_written(tmp_path, monkeypatch):
 )
 def test_another_adapter_in_the_folder_is_refused(tmp_path, other):
     go(tmp_path / "mine", 1)
-    with pytest.raises(ValueError, match='The run "mine" holds another adapter'):
+    with pytest.raises(ValueError, match='The run "mine" was made with another model'):
         Run(tmp_path / "mine", other)
     assert all((parameter == 0).all() for parameter in other.values())
 
