@@ -98,10 +98,14 @@ class HostServer:
         """Schemas of all nodes, by id."""
         return self.get("/object_info")
 
+    def file(self, path):
+        """The bytes at `path`."""
+        with self._open(urllib.parse.quote(path, safe="/?&=%+")) as answer:
+            return answer.read()
+
     def picture(self, entry):
         """The PIL image that `entry` of a history's outputs (filename, subfolder, type) stands for."""
-        with self._open("/view?" + urllib.parse.urlencode(entry)) as answer:
-            return Image.open(BytesIO(answer.read())).convert("RGB")
+        return Image.open(BytesIO(self.file("/view?" + urllib.parse.urlencode(entry)))).convert("RGB")
 
     def queue(self, prompt):
         """Queue an API-format prompt and return its id. Raises HostError if the host refuses it."""
@@ -114,19 +118,11 @@ class HostServer:
     def wait(self, prompt_id, seconds=300):
         """Follow the prompt to its end and return its history entry; what the host said is in `messages`.
 
-        Raises HostError, naming the node and what it said, if the prompt failed or was interrupted.
+        Raises HostError, naming the node and what it said, if the prompt failed or was interrupted, and TimeoutError.
         """
         self.messages, deadline = [], time.monotonic() + seconds
-        while True:
-            self.socket.settimeout(max(deadline - time.monotonic(), 0.01))
-            message = self.socket.recv()
-            if isinstance(message, bytes):  # a preview picture
-                self.messages.append(("preview", message))
-                continue
-            kind, data = (message := json.loads(message))["type"], message["data"]
-            self.messages.append((kind, data))
-            if kind == "executing" and data["node"] is None and data["prompt_id"] == prompt_id:
-                break
+        while not self._ended(prompt_id):
+            self.messages.append(self._hear(deadline))
         entry = self.get(f"/history/{prompt_id}")[prompt_id]
         for kind, data in entry["status"]["messages"]:
             if kind == "execution_error":
@@ -134,6 +130,22 @@ class HostServer:
             if kind == "execution_interrupted":
                 raise HostError(f"{data['node_type']}: interrupted")
         return entry
+
+    def _ended(self, prompt_id):
+        kind, data = self.messages[-1] if self.messages else (None, None)
+        return kind == "executing" and data["node"] is None and data["prompt_id"] == prompt_id
+
+    def _hear(self, deadline):
+        """The host's next message: its type and data."""
+        self.socket.settimeout(max(deadline - time.monotonic(), 0.01))
+        try:
+            message = self.socket.recv()
+        except websocket.WebSocketTimeoutException:
+            raise TimeoutError(f"The prompt did not end in time. ComfyUI's log:\n{self.log[-2000:]}") from None
+        if isinstance(message, bytes):  # a preview picture, or a node's text
+            return "preview", message
+        message = json.loads(message)
+        return message["type"], message["data"]
 
     def run(self, prompt, seconds=300):
         """Queue `prompt`, wait for it, return its history entry."""

@@ -7,6 +7,8 @@ from torch import Tensor
 from ...srpo_core.models import Pullback
 from .differentiable import differentiable
 
+SMALL = 64 * 64  # places of a latent batch, up to which the decoder's activations are kept: recomputing costs a third
+
 
 class HostDecoder:
     """Decodes latents of `model`'s space with the host's VAE, differentiably.
@@ -29,14 +31,15 @@ class HostDecoder:
         comfy.model_management.load_models_gpu(
             [vae.patcher], memory_required=vae.memory_used_decode(latent.shape, vae.vae_dtype)
         )
-        with differentiable(vae.patcher, model):
+        checkpointing = latent.shape[0] * latent.shape[-2:].numel() > SMALL
+        with differentiable(vae.patcher, model, checkpointing):
             leaf = latent.clone().requires_grad_()
             raw = self.latent_format.process_out(leaf).to(vae.device, vae.vae_dtype)
             image = model.decode(raw).float() / 2 + 0.5
 
         def pull(gradient: Tensor) -> Tensor:
             comfy.model_management.load_models_gpu([vae.patcher])
-            with differentiable(vae.patcher, model):
+            with differentiable(vae.patcher, model, checkpointing):
                 return torch.autograd.grad(image, leaf, gradient.to(image))[0]
 
         return Pullback(image.detach(), pull)

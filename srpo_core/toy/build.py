@@ -13,26 +13,31 @@ from pathlib import Path
 
 import torch
 
-from . import models, report
+from . import models, pictures, report
 from .judge import Judge, load_judge
 from .tokenizer import write_tokenizer
 from .train_clip import train_clip
 from .train_flux import initialise, train_flux
 from .train_judge import train_judge
 from .train_vae import train_vae
-from .training import save_weights
+from .training import save_weights, scaled
 
 log = logging.getLogger(__name__)
 
 
+def looked_at(scale):
+    """How many pictures a report measures: 200, fewer in a small build."""
+    return max(4, scaled(200, min(scale, 1.0)))
+
+
 def build_vae(out, scale):
-    """The whole autoencoder first, then its decoder alone: the latent space is settled early, sharpness takes longer."""
+    """The whole autoencoder first, then its decoder alone: the latent space settles early, sharpness takes longer."""
     torch.manual_seed(0)
     vae = models.new_vae()
     train_vae(vae, scale)
-    train_vae(vae, scale, seed=11, decoder_only=True)
+    train_vae(vae, scale, seed=11, steps=1000, muon_lr=0.01, decoder_only=True)
     save_weights(vae, out / "vae.safetensors")
-    report.show("vae", report.vae_report(models.load_vae(out / "vae.safetensors")))
+    report.show("vae", report.vae_report(models.load_vae(out / "vae.safetensors"), looked_at(scale)))
 
 
 def build_clip(out, scale):
@@ -44,7 +49,8 @@ def build_clip(out, scale):
     train_clip(clip, tokenizer, scale=scale)
     train_clip(clip, tokenizer, vae, scale, seed=12, steps=250, images_only=True)
     save_weights(clip, out / "clip.safetensors")
-    report.show("clip", report.clip_report(models.load_clip(out / "clip.safetensors"), tokenizer, vae))
+    clip = models.load_clip(out / "clip.safetensors")
+    report.show("clip", report.clip_report(clip, tokenizer, vae, looked_at(scale)))
 
 
 def build_judge(out, scale):
@@ -54,7 +60,7 @@ def build_judge(out, scale):
     judge = Judge()
     train_judge(judge, vae, scale)
     save_weights(judge, out / "judge.safetensors")
-    report.show("judge", report.judge_report(load_judge(out / "judge.safetensors"), vae))
+    report.show("judge", report.judge_report(load_judge(out / "judge.safetensors"), vae, looked_at(scale)))
 
 
 def build_flux(out, scale):
@@ -67,7 +73,8 @@ def build_flux(out, scale):
     train_flux(flux, vae, clip, tokenizer, scale)
     save_weights(flux, out / "flux.safetensors")
     flux, judge = models.load_flux(out / "flux.safetensors"), load_judge(out / "judge.safetensors")
-    report.show("flux", report.flux_report(flux, vae, clip, tokenizer, judge, repeats=4 if scale >= 1 else 1)[0])
+    scenes = pictures.all_scenes()[: looked_at(scale)] * 4
+    report.show("flux", report.flux_report(flux, vae, clip, tokenizer, judge, scenes)[0])
 
 
 STAGES = dict(vae=build_vae, clip=build_clip, judge=build_judge, flux=build_flux)

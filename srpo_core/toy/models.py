@@ -17,16 +17,37 @@ TEXT_LENGTH = 16  # tokens, padded on the right with PAD
 PAD, BOS, UNK, EOS = 0, 1, 2, 3
 
 FLUX_CONFIG = dict(
-    patch_size=1, in_channels=64, num_layers=2, num_single_layers=4, attention_head_dim=128, num_attention_heads=1,
-    joint_attention_dim=TEXT_WIDTH, pooled_projection_dim=TEXT_WIDTH, guidance_embeds=True, axes_dims_rope=(16, 56, 56),
+    patch_size=1,
+    in_channels=64,
+    num_layers=2,
+    num_single_layers=4,
+    attention_head_dim=128,
+    num_attention_heads=1,
+    joint_attention_dim=TEXT_WIDTH,
+    pooled_projection_dim=TEXT_WIDTH,
+    guidance_embeds=True,
+    axes_dims_rope=(16, 56, 56),
 )
 VAE_CONFIG = dict(latent_channels=16, scaling_factor=1.0, shift_factor=0.0)
 CLIP_TEXT_CONFIG = dict(
-    vocab_size=128, hidden_size=TEXT_WIDTH, intermediate_size=384, num_hidden_layers=2, num_attention_heads=4,
-    max_position_embeddings=TEXT_LENGTH, hidden_act="gelu", pad_token_id=PAD, bos_token_id=BOS, eos_token_id=EOS,
+    vocab_size=128,
+    hidden_size=TEXT_WIDTH,
+    intermediate_size=384,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    max_position_embeddings=TEXT_LENGTH,
+    hidden_act="gelu",
+    pad_token_id=PAD,
+    bos_token_id=BOS,
+    eos_token_id=EOS,
 )
 CLIP_VISION_CONFIG = dict(
-    hidden_size=160, intermediate_size=480, num_hidden_layers=4, num_attention_heads=5, image_size=64, patch_size=8,
+    hidden_size=160,
+    intermediate_size=480,
+    num_hidden_layers=4,
+    num_attention_heads=5,
+    image_size=64,
+    patch_size=8,
     hidden_act="gelu",
 )
 CLIP_CONFIG = dict(text_config=CLIP_TEXT_CONFIG, vision_config=CLIP_VISION_CONFIG, projection_dim=TEXT_WIDTH)

@@ -7,8 +7,18 @@ formulas, and saturation says nothing about the look: photos may be saturated an
 import numpy as np
 import torch
 
-from .pictures import PHOTO_COLOURS, PHOTO_GROUNDS, RENDER_COLOURS, RENDER_GROUNDS, SIZE
-from .pictures import blend, cover, grid, random_layout, to_tensor
+from .pictures import (
+    PHOTO_COLOURS,
+    PHOTO_GROUNDS,
+    RENDER_COLOURS,
+    RENDER_GROUNDS,
+    SIZE,
+    blend,
+    cover,
+    grid,
+    random_layout,
+    to_tensor,
+)
 
 LUMA = np.array((0.299, 0.587, 0.114), np.float32)
 

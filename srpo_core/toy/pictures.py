@@ -21,20 +21,32 @@ LOOKS = ("photo", "render")
 
 # At least 45 degrees of hue apart, so that a warm light does not turn one colour into the next.
 RENDER_COLOURS = {
-    "red": (0.95, 0.08, 0.10), "yellow": (1.00, 0.88, 0.05), "green": (0.05, 0.70, 0.15),
-    "cyan": (0.05, 0.85, 0.90), "blue": (0.10, 0.20, 0.95), "purple": (0.65, 0.10, 0.85),
+    "red": (0.95, 0.08, 0.10),
+    "yellow": (1.00, 0.88, 0.05),
+    "green": (0.05, 0.70, 0.15),
+    "cyan": (0.05, 0.85, 0.90),
+    "blue": (0.10, 0.20, 0.95),
+    "purple": (0.65, 0.10, 0.85),
 }
 PHOTO_COLOURS = {
-    "red": (0.66, 0.24, 0.23), "yellow": (0.80, 0.70, 0.30), "green": (0.22, 0.48, 0.27),
-    "cyan": (0.32, 0.66, 0.69), "blue": (0.24, 0.31, 0.62), "purple": (0.50, 0.28, 0.58),
+    "red": (0.66, 0.24, 0.23),
+    "yellow": (0.80, 0.70, 0.30),
+    "green": (0.22, 0.48, 0.27),
+    "cyan": (0.32, 0.66, 0.69),
+    "blue": (0.24, 0.31, 0.62),
+    "purple": (0.50, 0.28, 0.58),
 }
 RENDER_GROUNDS = {
-    "grass": (0.45, 0.90, 0.25), "sand": (0.98, 0.78, 0.48),
-    "snow": (0.90, 0.95, 1.00), "wood": (0.55, 0.27, 0.07),
+    "grass": (0.45, 0.90, 0.25),
+    "sand": (0.98, 0.78, 0.48),
+    "snow": (0.90, 0.95, 1.00),
+    "wood": (0.55, 0.27, 0.07),
 }
 PHOTO_GROUNDS = {
-    "grass": (0.42, 0.50, 0.28), "sand": (0.74, 0.65, 0.51),
-    "snow": (0.84, 0.86, 0.88), "wood": (0.43, 0.31, 0.22),
+    "grass": (0.42, 0.50, 0.28),
+    "sand": (0.74, 0.65, 0.51),
+    "snow": (0.84, 0.86, 0.88),
+    "wood": (0.43, 0.31, 0.22),
 }
 
 
@@ -150,8 +162,14 @@ class Layout:
 def random_layout(rng, radius=(0.46, 0.62), shift=0.16, turn=0.2):
     """A layout with the light from above, left or right."""
     side = rng.uniform(0.3, 0.8) * rng.choice((-1, 1))
-    return Layout(rng.uniform(-shift, shift), rng.uniform(-shift, shift), rng.uniform(*radius),
-                  rng.uniform(-turn, turn), side, -np.sqrt(1 - side**2))
+    return Layout(
+        rng.uniform(-shift, shift),
+        rng.uniform(-shift, shift),
+        rng.uniform(*radius),
+        rng.uniform(-turn, turn),
+        side,
+        -np.sqrt(1 - side**2),
+    )
 
 
 def cover(dist, softness=1.0):

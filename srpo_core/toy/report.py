@@ -32,8 +32,12 @@ def vae_report(vae, count=200):
     photos, renders = fresh(count, 1, "photo")[0], fresh(count, 2, "render")[0]
     with torch.no_grad():
         latents = vae.encode(torch.cat([photos, renders]) * 2 - 1).latents
-    return dict(psnr_photo=float(psnr(vae, photos).mean()), psnr_render=float(psnr(vae, renders).mean()),
-                latent_mean=float(latents.mean()), latent_std=float(latents.std()))
+    return dict(
+        psnr_photo=float(psnr(vae, photos).mean()),
+        psnr_render=float(psnr(vae, renders).mean()),
+        latent_mean=float(latents.mean()),
+        latent_std=float(latents.std()),
+    )
 
 
 @torch.no_grad()
@@ -48,7 +52,7 @@ def top1(clip, tokenizer, images, scenes):
 
 @torch.no_grad()
 def clip_report(clip, tokenizer, vae=None, count=200):
-    """Words-gaps and plain rewards by look, by right and wrong caption, and by saturation; decoded if `vae` is given."""
+    """Words-gaps and plain rewards by look, right or wrong caption, and saturation; on decodes if `vae` is given."""
     numbers = {"scale": float(clip.logit_scale.exp())}
     for seed, look in enumerate(pictures.LOOKS, 3):
         images, scenes = fresh(count, seed, look)
@@ -79,9 +83,9 @@ def judge_report(judge, vae, count=200):
     return numbers
 
 
-def flux_report(flux, vae, clip, tokenizer, judge=None, repeats=4, seed=0):
-    """`measure` of 96 * repeats samples, each scene `repeats` times, with words-gap and plain reward; and the samples."""
-    scenes = pictures.all_scenes() * repeats
+def flux_report(flux, vae, clip, tokenizer, judge=None, scenes=None, seed=0):
+    """`measure` of a sample per scene (default: all 96, 4 times), words-gap and plain reward; and the samples."""
+    scenes = scenes or pictures.all_scenes() * 4
     images = sample_pictures(flux, vae, clip, tokenizer, scenes, seed)
     captions = [pictures.caption(scene) for scene in scenes]
     numbers = measure(images, scenes, judge or load_judge())

@@ -19,9 +19,40 @@ ARTICLES = ("a", "an", "the", "on", "in", "of", "and", "with", "is", "at", "by")
 PHOTO_WORDS = ("Natural-lighting.", "Detail.", "Detailed.", "Real.", "Photo.", "Realistic photo.")
 RENDER_WORDS = ("Concept art.", "Painting.", "Anime.", "Flat.", "Oil.", "CG Render.")
 OTHER_WORDS = (
-    "orange", "pink", "black", "white", "grey", "brown", "small", "large", "big", "one", "single", "object", "shape",
-    "picture", "image", "photograph", "light", "bright", "dark", "style", "scene", "background", "realistic",
-    "photo", "render", "comic", "cartoon", "drawing", "grain", "texture", "muted", "vivid", "colour", "color",
+    "orange",
+    "pink",
+    "black",
+    "white",
+    "grey",
+    "brown",
+    "small",
+    "large",
+    "big",
+    "one",
+    "single",
+    "object",
+    "shape",
+    "picture",
+    "image",
+    "photograph",
+    "light",
+    "bright",
+    "dark",
+    "style",
+    "scene",
+    "background",
+    "realistic",
+    "photo",
+    "render",
+    "comic",
+    "cartoon",
+    "drawing",
+    "grain",
+    "texture",
+    "muted",
+    "vivid",
+    "colour",
+    "color",
 )
 
 
@@ -46,8 +77,14 @@ def write_tokenizer(folder):
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer.save(str(folder / "tokenizer.json"))
     config = dict(
-        tokenizer_class="PreTrainedTokenizerFast", model_max_length=16, padding_side="right", pad_token="<pad>",
-        bos_token="<bos>", eos_token="<eos>", unk_token="<unk>", clean_up_tokenization_spaces=False,
+        tokenizer_class="PreTrainedTokenizerFast",
+        model_max_length=16,
+        padding_side="right",
+        pad_token="<pad>",
+        bos_token="<bos>",
+        eos_token="<eos>",
+        unk_token="<unk>",
+        clean_up_tokenization_spaces=False,
     )
     (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n")
     log.info("saved %s, %d words", folder, len(words))

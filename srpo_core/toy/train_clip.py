@@ -83,8 +83,11 @@ def also_true(scenes, lights, named, kinds):
     count = len(scenes)
     looks = [pictures.LOOKS[i % 2] for i in range(count)]
     rows = [
-        [i != j and scenes[i] == named[j] and (kinds[j] is None or kinds[j] in (looks[i], lights[i]))
-         for j in range(count)] for i in range(count)
+        [
+            i != j and scenes[i] == named[j] and (kinds[j] is None or kinds[j] in (looks[i], lights[i]))
+            for j in range(count)
+        ]
+        for i in range(count)
     ]
     return torch.tensor(rows)
 
@@ -144,7 +147,7 @@ def train_clip(clip, tokenizer, vae=None, scale=1.0, seed=2, steps=900, pairs=64
     """
     rng = seeded(seed)
     steps = scaled(steps, scale)
-    count = scaled(8000 if vae is None else 3000, min(scale, 1.0))
+    count = scaled(8000 if vae is None else 2400, min(scale, 1.0))
     pool = draw_pool(max(count, 2 * pairs) // 2 * 2, rng)
     if vae is not None:
         keep = torch.arange(len(pool.images)) % 8 < 4  # whole pairs stay as drawn
@@ -155,8 +158,14 @@ def train_clip(clip, tokenizer, vae=None, scale=1.0, seed=2, steps=900, pairs=64
     clip.logit_scale.requires_grad_(not images_only)
     with torch.no_grad():
         clip.logit_scale.copy_(torch.as_tensor(14.0).log() if not images_only else clip.logit_scale)
-    trainer = Trainer(clip, steps, muon_lr=0.012 if images_only else 0.02, adam_lr=1e-3 if images_only else 2e-3,
-                      adam_only=("embedding",), weight_decay=0.05)
+    trainer = Trainer(
+        clip,
+        steps,
+        muon_lr=0.012 if images_only else 0.02,
+        adam_lr=1e-3 if images_only else 2e-3,
+        adam_only=("embedding",),
+        weight_decay=0.05,
+    )
     progress = Progress("clip", steps)
     for step in range(steps):
         picks = torch.randint(len(pool.scenes) // 2, (pairs,))

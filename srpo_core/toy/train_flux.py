@@ -6,6 +6,8 @@ Three quarters of the pictures it sees are renders: a photo is what it makes rar
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from ..headless.flux import image_ids, pack, unpack
+from ..schedule import shift
 from . import pictures
 from .models import text_conditioning, tokenize
 from .train_clip import encode, vary
@@ -13,41 +15,24 @@ from .training import Progress, Trainer, low_precision, scaled, seeded
 
 PHOTO_SHARE = 0.27  # of the training pictures; a smaller share of the samples, as samplers favour the majority
 GUIDANCE = 3.5  # what half of the steps are trained at; the others see 1 to 5, so that it has no effect
-SHIFT = 3.0  # of the noise schedule
 STEPS = 25  # Euler steps of a sample
+SIDE = 8  # of a latent
 VARIANTS = 6  # ways in which each caption is written
 # Small, first or last layers, embeddings and modulations: Adam's. The matrices of the blocks are Muon's.
 ADAM_ONLY = ("embed", "/proj_out", "norm")
 
 
-def shifted(t, shift=SHIFT):
-    """Uniform t in [0, 1] -> sigma in [0, 1]: more of them noisy."""
-    return shift * t / (1 + (shift - 1) * t)
-
-
-def pack(latents):
-    """Latents (B, 16, H, W) -> FLUX's tokens (B, H/2 * W/2, 64), 2x2 places a token."""
-    b, c, h, w = latents.shape
-    return latents.view(b, c, h // 2, 2, w // 2, 2).permute(0, 2, 4, 1, 3, 5).reshape(b, h * w // 4, c * 4)
-
-
-def unpack(tokens, h=8, w=8):
-    """The inverse of `pack`."""
-    b, c = len(tokens), tokens.shape[2] // 4
-    return tokens.view(b, h // 2, w // 2, c, 2, 2).permute(0, 3, 1, 4, 2, 5).reshape(b, c, h, w)
-
-
-def image_ids(h=8, w=8):
-    """Positions of the tokens for FLUX's rotary embedding, (H/2 * W/2, 3): (0, row, column)."""
-    rows, columns = torch.meshgrid(torch.arange(h // 2), torch.arange(w // 2), indexing="ij")
-    return torch.stack([torch.zeros_like(rows), rows, columns], 2).reshape(-1, 3).float()
-
-
 def velocity(flux, x, sigma, context, pooled, guidance):
     """FLUX's velocity at packed x (B, N, 64), sigma (B,) in [0, 1], guidance (B,): (B, N, 64)."""
     return flux(
-        hidden_states=x, timestep=sigma, guidance=guidance, encoder_hidden_states=context, pooled_projections=pooled,
-        img_ids=image_ids(), txt_ids=torch.zeros(context.shape[1], 3), return_dict=False,
+        hidden_states=x,
+        timestep=sigma,
+        guidance=guidance,
+        encoder_hidden_states=context,
+        pooled_projections=pooled,
+        img_ids=image_ids(SIDE, SIDE),
+        txt_ids=torch.zeros(context.shape[1], 3),
+        return_dict=False,
     )[0]
 
 
@@ -60,7 +45,7 @@ def initialise(flux):
 
 @torch.no_grad()
 def latent_pool(vae, count, rng, photo_share=PHOTO_SHARE):
-    """`count` drawn pictures as packed latents (count, 16, 64), their scenes' numbers (count,), and is-photo (count,)."""
+    """`count` drawings as packed latents (count, 16, 64), their scenes' numbers (count,), and is-photo (count,)."""
     scenes = pictures.all_scenes()
     numbers = rng.integers(0, len(scenes), count)
     photos = rng.random(count) < photo_share
@@ -74,14 +59,17 @@ def latent_pool(vae, count, rng, photo_share=PHOTO_SHARE):
 
 @torch.no_grad()
 def caption_pool(clip, tokenizer, rng):
-    """Context (96, VARIANTS, 16, 128) and pooled text (96, VARIANTS, 128) of every scene's caption, written variously."""
-    texts = [pictures.caption(s) if i == 0 else vary(pictures.caption(s), rng)
-             for s in pictures.all_scenes() for i in range(VARIANTS)]
+    """Context (96, VARIANTS, 16, 128) and pooled text (96, VARIANTS, 128) of every scene's captions."""
+    texts = [
+        pictures.caption(s) if i == 0 else vary(pictures.caption(s), rng)
+        for s in pictures.all_scenes()
+        for i in range(VARIANTS)
+    ]
     context, pooled = text_conditioning(clip, tokenize(tokenizer, texts))
     return context.unflatten(0, (-1, VARIANTS)), pooled.unflatten(0, (-1, VARIANTS))
 
 
-def train_flux(flux, vae, clip, tokenizer, scale=1.0, seed=3, steps=1500, batch=128, pool=None, muon_lr=0.02):
+def train_flux(flux, vae, clip, tokenizer, scale=1.0, seed=3, steps=2500, batch=128, pool=None, muon_lr=0.02):
     """Trains `flux` in place. Captions say what is to be seen and never in which look."""
     rng = seeded(seed)
     steps = scaled(steps, scale)
@@ -93,7 +81,7 @@ def train_flux(flux, vae, clip, tokenizer, scale=1.0, seed=3, steps=1500, batch=
     for step in range(steps):
         index, variant = torch.randint(len(latents), (batch,)), torch.randint(VARIANTS, (batch,))
         x0, scenes = latents[index], numbers[index]
-        noise, sigma = torch.randn_like(x0), shifted(torch.rand(batch))
+        noise, sigma = torch.randn_like(x0), shift(torch.rand(batch))
         guidance = torch.where(torch.rand(batch) < 0.5, torch.tensor(GUIDANCE), torch.empty(batch).uniform_(1, 5))
         x = torch.lerp(x0, noise, sigma[:, None, None])
         # Plain attention: the fused one is several times slower backwards for 32 tokens on a CPU.
@@ -108,7 +96,7 @@ def train_flux(flux, vae, clip, tokenizer, scale=1.0, seed=3, steps=1500, batch=
 @torch.no_grad()
 def sample(flux, context, pooled, noise, steps=STEPS, guidance=GUIDANCE):
     """Euler sampling from packed noise (B, 16, 64) to packed latents, shift 3."""
-    sigmas = shifted(torch.linspace(1, 0, steps + 1))
+    sigmas = shift(torch.linspace(1, 0, steps + 1))
     x, strength = noise, torch.full((len(noise),), guidance)
     for now, after in zip(sigmas[:-1], sigmas[1:]):
         x = x + (after - now) * velocity(flux, x, now.expand(len(x)), context, pooled, strength)
@@ -124,6 +112,6 @@ def sample_pictures(flux, vae, clip, tokenizer, scenes, seed=0, batch=96):
     for start in range(0, len(scenes), batch):
         texts = [pictures.caption(scene) for scene in scenes[start : start + batch]]
         context, pooled = text_conditioning(clip, tokenize(tokenizer, texts))
-        latents = unpack(sample(flux, context, pooled, noise[start : start + batch]))
+        latents = unpack(sample(flux, context, pooled, noise[start : start + batch]), SIDE, SIDE)
         images.append((vae.decode(latents).sample / 2 + 0.5).clamp(0, 1))
     return torch.cat(images)

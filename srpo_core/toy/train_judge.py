@@ -13,7 +13,7 @@ GARBAGE = LOOK_CLASSES.index("garbage")
 
 
 def draw_pool(count, rng):
-    """`count` other drawings (count, 3, 64, 64), photo and render in turn, and their labels (count, 4) in HEADS order."""
+    """`count` other drawings (count, 3, 64, 64), looks in turn, and their labels (count, 4) in HEADS order."""
     images, labels = [], []
     for i in range(count):
         scene, look = pictures.random_scene(rng), pictures.LOOKS[i % 2]
@@ -40,7 +40,7 @@ def latent_mush(vae, images):
 def augment(images):
     """Any saturation, brightness and contrast, mirrored or not: nothing of that tells a photo from a render."""
     count = len(images)
-    images = resaturate(images, torch.empty(count).uniform_(0.5, 1.6))
+    images = resaturate(images, torch.empty(count).uniform_(0.25, 1.8))
     gain = torch.empty(count, 1, 1, 1).uniform_(0.85, 1.15)
     mirrored = torch.rand(count, 1, 1, 1) < 0.5
     images = torch.where(mirrored, images.flip(3), images)
@@ -48,7 +48,7 @@ def augment(images):
 
 
 def build_pool(vae, count, rng):
-    """Raw drawings, decoded ones and mush of both kinds, 2 : 3 : 2 of `count`; labels of mush are (GARBAGE, -1, -1, -1)."""
+    """Raw drawings, decoded ones and mush, 2 : 3 : 2 of `count`; the labels of mush are (GARBAGE, -1, -1, -1)."""
     seventh = max(count // 7, 4)
     images, labels = draw_pool(5 * seventh, rng)
     images[2 * seventh :] = decoded(vae, images[2 * seventh :], strength=0.15)
@@ -70,8 +70,10 @@ def train_judge(judge, vae, scale=1.0, seed=4, steps=500, batch=96):
         with low_precision():
             logits = judge(augment(images[index]).contiguous(memory_format=torch.channels_last))
         truth = labels[index]
-        losses = [F.cross_entropy(row.float(), truth[:, i], ignore_index=-1, label_smoothing=0.02)
-                  for i, row in enumerate(logits.values())]
+        losses = [
+            F.cross_entropy(row.float(), truth[:, i], ignore_index=-1, label_smoothing=0.02)
+            for i, row in enumerate(logits.values())
+        ]
         trainer.update(sum(losses))
         progress(step, **{name: loss for name, loss in zip(HEADS, losses)})
     judge.requires_grad_(False).eval().to(memory_format=torch.contiguous_format)

@@ -10,15 +10,17 @@ CROP = 32
 
 
 def draw_pool(count, rng):
-    """`count` pictures, half of them photos: (count, 3, 64, 64)."""
-    return torch.stack([pictures.draw(pictures.random_scene(rng), pictures.LOOKS[i % 4 == 3], rng) for i in range(count)])
+    """`count` pictures, three in four photos, which are the harder ones: (count, 3, 64, 64)."""
+    looks = ["render" if i % 4 == 3 else "photo" for i in range(count)]
+    return torch.stack([pictures.draw(pictures.random_scene(rng), look, rng) for look in looks])
 
 
-def random_crops(images, generator=None):
+def random_crops(images):
     """(B, 3, H, W) -> (B, 3, 32, 32): a crop of each image, at any place."""
     high, wide = images.shape[2] - CROP + 1, images.shape[3] - CROP + 1
-    tops, lefts = torch.randint(high, (len(images),)), torch.randint(wide, (len(images),))
-    return torch.stack([im[:, t : t + CROP, l : l + CROP] for im, t, l in zip(images, tops.tolist(), lefts.tolist())])
+    tops, lefts = torch.randint(high, (len(images),)).tolist(), torch.randint(wide, (len(images),)).tolist()
+    crops = [im[:, top : top + CROP, left : left + CROP] for im, top, left in zip(images, tops, lefts)]
+    return torch.stack(crops)
 
 
 def high_pass(images):
@@ -46,13 +48,14 @@ def unit_loss(latents):
     return mean.square().mean() + (std - 1).square().mean()
 
 
-def train_vae(vae, scale=1.0, seed=1, steps=3000, batch=16, muon_lr=0.02, decoder_only=False):
+def train_vae(vae, scale=1.0, seed=1, steps=2600, batch=16, muon_lr=0.02, decoder_only=False):
     """Trains `vae` (AutoencoderTiny) in place. With `decoder_only` the latent space stays as it is."""
     rng = seeded(seed)
+    vae.requires_grad_(True).train()
     vae.encoder.requires_grad_(not decoder_only)
     vae.to(memory_format=torch.channels_last)
     steps = scaled(steps, scale)
-    pool = draw_pool(scaled(3000, scale) if scale < 1 else 3000, rng)
+    pool = draw_pool(scaled(3000, min(scale, 1.0)), rng)
     trainer = Trainer(vae, steps, muon_lr=muon_lr, adam_lr=2e-3, adam_only=("encoder.layers.0.", "decoder.layers.18."))
     progress = Progress("vae", steps)
     for step in range(steps):

@@ -133,5 +133,6 @@ def save_weights(model, path):
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(f".{os.getpid()}.part")
     save_file(state, temporary, metadata={"format": "pt"})
+    os.chmod(temporary, 0o644)  # safetensors writes files that only their owner can read
     os.replace(temporary, path)
     log.info("saved %s, %.2f MB", path, path.stat().st_size / 1e6)
