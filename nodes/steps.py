@@ -2,6 +2,7 @@
 
 import torch
 from comfy_api.latest import io, ui
+from server import PromptServer
 
 from ..srpo_core.direct_align import inject
 from ..srpo_core.schedule import GRID, Window, draw_position
@@ -191,6 +192,7 @@ class TrainStep(io.ComfyNode):
             "for the next.",
             is_output_node=True,
             not_idempotent=True,
+            hidden=[io.Hidden.unique_id],
             inputs=[
                 TrainerType.Input("trainer", tooltip="The run that makes the step."),
                 io.Autogrow.Input(
@@ -221,4 +223,5 @@ class TrainStep(io.ComfyNode):
             f"Update {metrics['update']} of {trainer.name}: words-gap {metrics['words_gap']:+.3f}, "
             f"gradient norm {metrics['gradient_norm']:.3g}"
         )
+        PromptServer.instance.send_progress_text(text, cls.hidden.unique_id)
         return io.NodeOutput(trainer, metrics["loss"], ui=ui.PreviewText(text))

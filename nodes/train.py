@@ -55,6 +55,7 @@ class TrainNode(io.ComfyNode):
             "finished update.",
             is_output_node=True,
             not_idempotent=True,
+            hidden=[io.Hidden.unique_id],
             inputs=[
                 TrainerType.Input("trainer", tooltip="The run to train."),
                 DatasetType.Input("dataset", tooltip="The prompts."),
@@ -195,6 +196,8 @@ class TrainNode(io.ComfyNode):
             if run.updates > first:
                 lora = trainer.save_lora()
         after = samples.now()
+        picture = card(after)
+        bar.update_absolute(updates, updates, ("JPEG", picture, None))  # else the node goes on to show the last preview
         seconds = time.monotonic() - started
         PromptServer.instance.send_progress_text(summary(trainer, updates, seconds, lora), cls.hidden.unique_id)
         return io.NodeOutput(
@@ -202,7 +205,7 @@ class TrainNode(io.ComfyNode):
             trainer.adapter.state_dict(),
             {"loss": [metrics["loss"] for metrics in run.history]},
             torch.cat([samples.before, after]),
-            ui=ui.PreviewImage(torch.from_numpy(np.asarray(card(after)) / np.float32(255))[None], cls=cls),
+            ui=ui.PreviewImage(torch.from_numpy(np.asarray(picture) / np.float32(255))[None], cls=cls),
         )
 
 

@@ -72,10 +72,10 @@ class HostFlow:
         return self.patcher.model.process_latent_in(samples.to(comfy.model_management.intermediate_device()))
 
     def _velocity(self, x: Tensor, sigma: Tensor, cond: list) -> Tensor:
-        sigma = sigma.float()
-        sampler = _OneDifferentiableStep(sigma, self.checkpointing)
         with torch.inference_mode(False):
             # Clones: what nodes hand over are inference tensors.
+            sigma = _own(sigma).float()
+            sampler = _OneDifferentiableStep(sigma, self.checkpointing)
             cond = [[_own(c[0]), {k: _own(v) for k, v in c[1].items()}] for c in with_guidance(cond, self.guidance)]
             x = _own(x)
             guider = _guider(self.patcher, cond)
