@@ -7,6 +7,11 @@ LISTS := requirements.txt tests/requirements.txt $(if $(HOST),$(HOST)/requiremen
 # The stamp is named after what is installed, so that a changed list, or another ComfyUI, installs again.
 READY := .venv/ready-$(shell cat tests/constraints.txt $(LISTS) | cksum | cut -d ' ' -f 1)
 
+# glibc gives large blocks back at once and takes them anew for each tensor: half of a toy update was page faults.
+export MALLOC_MMAP_THRESHOLD_ = 2000000000
+export MALLOC_TRIM_THRESHOLD_ = 4000000000
+export MALLOC_TOP_PAD_ = 200000000
+
 .PHONY: demo test lint clean
 
 test: lint

@@ -13,19 +13,17 @@ import tempfile
 import time
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+import torch
+from import_core import ROOT
+from PIL import Image
+from worlds import DiffusersWorld, HostWorld
 
-import torch  # noqa: E402
-from PIL import Image  # noqa: E402
-from worlds import DiffusersWorld, HostWorld  # noqa: E402
-
-from srpo_core.card import tile  # noqa: E402
-from srpo_core.find_host import find_host  # noqa: E402
-from srpo_core.toy.judge import measure  # noqa: E402
-from srpo_core.toy.models import load_clip, load_tokenizer  # noqa: E402
-from srpo_core.toy.pictures import all_scenes, caption  # noqa: E402
-from srpo_core.toy.train_clip import words_gap  # noqa: E402
+from srpo_core.card import tile
+from srpo_core.find_host import find_host
+from srpo_core.toy.judge import measure
+from srpo_core.toy.models import load_clip, load_tokenizer
+from srpo_core.toy.pictures import all_scenes, caption
+from srpo_core.toy.train_clip import words_gap
 
 log = logging.getLogger("demo")
 

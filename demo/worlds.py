@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from host_server import HostServer
+from import_core import ROOT
 from PIL import Image
 
 from srpo_core.card import draw_card
@@ -20,9 +21,10 @@ from srpo_core.schedule import Window
 from srpo_core.toy.pictures import Scene, caption
 
 # Workflow 1 in the form the host takes; a test holds the two together.
-PROMPT = Path(__file__).resolve().parent / "toy_in_one_minute.json"
+PROMPT = ROOT / "demo/toy_in_one_minute.json"
 STEPS, GUIDANCE, SIZE = 25, 3.5, 64
 FIRST_SEED = 10_000  # of the pictures that are measured
+SEEDS_APART = 100_000  # a run draws from its seed upwards; runs of different seeds shall share nothing
 AT_ONCE = 48
 
 
@@ -30,7 +32,8 @@ def workflow_1(seed: int) -> tuple[dict, dict]:
     """The API prompt of workflow 1 with this seed, and the inputs in it by node type."""
     prompt = json.loads(PROMPT.read_text("utf-8"))
     inputs = {entry["class_type"]: entry["inputs"] for entry in prompt.values()}
-    inputs["SRPO_Train"]["seed"] = inputs["SRPO_Trainer"]["seed"] = seed
+    inputs["SRPO_Trainer"]["seed"] = seed
+    inputs["SRPO_Train"]["seed"] = SEEDS_APART * seed
     return prompt, inputs
 
 

@@ -4,7 +4,6 @@ Tests of the core `import srpo_core` without the project's root on `sys.path`: C
 `tests` and more of our names. Nor is the core installed, so that the host of the tests sees only the pack's folder.
 """
 
-import importlib.util
 import sys
 from pathlib import Path
 
@@ -12,20 +11,9 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:] = [place for place in sys.path if Path(place).resolve() != ROOT]  # `python -m pytest` puts it there
+sys.path.append(str(ROOT / "demo"))  # HostServer, and the import of the core
 
-
-def load_core():
-    """Import the package `srpo_core` from its folder."""
-    folder = str(ROOT / "srpo_core")
-    spec = importlib.util.spec_from_file_location(
-        "srpo_core", folder + "/__init__.py", submodule_search_locations=[folder]
-    )
-    sys.modules["srpo_core"] = module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-
-
-load_core()
-sys.path.append(str(ROOT / "demo"))  # HostServer
+import import_core  # noqa: E402, F401
 
 from srpo_core.find_host import find_host  # noqa: E402
 

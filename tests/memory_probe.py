@@ -3,20 +3,13 @@
 A process of its own, because memory once taken is not always given back.
 """
 
-import importlib.util
 import json
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
+sys.path.append(str(Path(__file__).resolve().parent.parent / "demo"))
 
-
-def load_core():
-    spec = importlib.util.spec_from_file_location(
-        "srpo_core", ROOT / "srpo_core/__init__.py", submodule_search_locations=[str(ROOT / "srpo_core")]
-    )
-    sys.modules["srpo_core"] = module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+import import_core  # noqa: F401
 
 
 def resident(kind: str) -> int:
@@ -47,7 +40,6 @@ def random_model():
 
 
 def main():
-    load_core()
     from in_process import pack_module
 
     host_flow = pack_module("nodes.host.flow_model")
