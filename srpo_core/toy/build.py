@@ -1,6 +1,6 @@
 """Builds the weights of the toy world from nothing: `python -m srpo_core.toy.build`.
 
-About an hour on two cores, seeded. Stages: vae; clip (with its tokenizer, finished on the VAE's decodes); judge (on
+One to two hours on two cores, seeded. Stages: vae; clip (with its tokenizer, finished on the VAE's decodes); judge (on
 decodes); flux (on the VAE's latents and the CLIP's text). A stage reads what the earlier ones left in the folder.
 On Linux, MALLOC_MMAP_THRESHOLD_=2000000000 MALLOC_TRIM_THRESHOLD_=4000000000 MALLOC_TOP_PAD_=200000000 in the
 environment makes it up to twice as fast: half of the time goes into page faults otherwise.
@@ -17,7 +17,7 @@ from . import models, pictures, report
 from .judge import Judge, load_judge
 from .tokenizer import write_tokenizer
 from .train_clip import train_clip
-from .train_flux import initialise, train_flux
+from .train_flux import FEW_PHOTOS, initialise, train_flux
 from .train_judge import train_judge
 from .train_vae import train_vae
 from .training import save_weights, scaled
@@ -64,13 +64,14 @@ def build_judge(out, scale):
 
 
 def build_flux(out, scale):
-    """The FLUX, on latents of the VAE and text of the CLIP; measured by the judge."""
+    """The FLUX, on latents of the VAE and text of the CLIP, with fewer photos in the end; measured by the judge."""
     vae, clip = models.load_vae(out / "vae.safetensors"), models.load_clip(out / "clip.safetensors")
     tokenizer = models.load_tokenizer(out / "tokenizer")
     torch.manual_seed(0)
     flux = models.new_flux()
     initialise(flux)
     train_flux(flux, vae, clip, tokenizer, scale)
+    train_flux(flux, vae, clip, tokenizer, scale, seed=13, steps=700, muon_lr=0.012, photo_share=FEW_PHOTOS)
     save_weights(flux, out / "flux.safetensors")
     flux, judge = models.load_flux(out / "flux.safetensors"), load_judge(out / "judge.safetensors")
     scenes = pictures.all_scenes()[: looked_at(scale)] * 4
@@ -94,7 +95,9 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", default=str(models.WEIGHTS), help="folder for the weights (default: %(default)s)")
     parser.add_argument("--stage", default="all", choices=("all", *STAGES), help="what to build (default: all)")
-    parser.add_argument("--minutes-scale", type=float, default=1.0, help="1 takes an hour; 0.01 is a smoke test")
+    parser.add_argument(
+        "--minutes-scale", type=float, default=1.0, help="1 takes one to two hours; 0.01 is a smoke test"
+    )
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     build(options.out, options.stage, options.minutes_scale)
