@@ -133,8 +133,8 @@ def test_flux_makes_pictures_that_meet_the_caption_and_few_photos(judge):
     world = models.load_flux(), models.load_vae(), models.load_clip(), models.load_tokenizer()
     images = sample_pictures(*world, scenes, seed=1)
     numbers = measure(images, scenes, judge)
-    assert numbers["alignment"] > 0.55
-    assert numbers["realism"] < 0.35 and numbers["garbage"] < 0.2
+    assert numbers["alignment"] > 0.8
+    assert numbers["realism"] < 0.25 and numbers["garbage"] < 0.15
 
 
 # What CLIP and the judge say
