@@ -13,7 +13,8 @@ from .models import text_conditioning, tokenize
 from .train_clip import encode, vary
 from .training import Progress, Trainer, low_precision, scaled, seeded
 
-PHOTO_SHARE = 0.27  # of the training pictures; a smaller share of the samples, as samplers favour the majority
+PHOTO_SHARE = 0.27  # of the training pictures
+FEW_PHOTOS = 0.135  # in the last part: a well-trained sampler makes photos as often as it saw them
 GUIDANCE = 3.5  # what half of the steps are trained at; the others see 1 to 5, so that it has no effect
 STEPS = 25  # Euler steps of a sample
 SIDE = 8  # of a latent
