@@ -412,7 +412,6 @@ def test_a_headless_run_resumes_bit_for_bit(tmp_path):
         assert torch.equal(resumed.parameters[name], parameter)
 
 
-@pytest.mark.skipif(not models.weights_path("flux").exists(), reason="the toy models are not trained yet")
 def test_toy_world_makes_pictures_that_the_reward_understands():
     flow, decoder, reward, dataset = toy_world(PROMPTS, shift=3.0)
     noise = normal(7, 3, 16, 8, 8)
