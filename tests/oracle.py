@@ -1,11 +1,10 @@
 """The same small FLUX twice: in the host's classes, and in diffusers with peft; same weights, same adapter."""
 
 import torch
-from diffusers import AutoencoderTiny, FluxTransformer2DModel
+from diffusers import AutoencoderKL, AutoencoderTiny, FluxTransformer2DModel
 from in_process import pack_module
 from transformers import CLIPConfig, CLIPModel
 
-from srpo_core.headless.decoder import DiffusersDecoder
 from srpo_core.headless.flux import FluxFlow
 
 CONFIG = {
@@ -20,7 +19,7 @@ CONFIG = {
     "guidance_embeds": True,
     "axes_dims_rope": (16, 56, 56),
 }
-RANK, ALPHA = 4, 8.0
+RANK, ALPHA = 16, 16.0
 
 
 def random_flux(dtype=torch.float32) -> FluxTransformer2DModel:
@@ -85,13 +84,44 @@ class Oracle:
         return total
 
 
-def random_vae() -> AutoencoderTiny:
+def random_vae(widths=(32, 32, 32, 32)) -> AutoencoderKL:
+    """FLUX's VAE with these widths of its blocks. It has no ReLU, whose slope turns with the rounding."""
+    blocks = {"down_block_types": ["DownEncoderBlock2D"] * 4, "up_block_types": ["UpDecoderBlock2D"] * 4}
+    latents = {"latent_channels": 16, "scaling_factor": 0.3611, "shift_factor": 0.1159}
+    narrow = widths[0] != 128  # such a VAE goes into the host's older class, which has these two layers
+    latents |= {"use_quant_conv": narrow, "use_post_quant_conv": narrow}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(2)
+        vae = AutoencoderKL(**blocks, block_out_channels=widths, layers_per_block=2, **latents)
+        for parameter in vae.parameters():
+            parameter.data.add_(0.05 * torch.randn_like(parameter))
+    return vae.eval().requires_grad_(False)
+
+
+def host_vae(vae: AutoencoderKL):
+    """VAE as a loader node makes it; the narrow one by the host's configuration for such, since it knows 128 alone."""
+    import comfy.sd
+
+    width = vae.config.block_out_channels[0]
+    multiples = [w // width for w in vae.config.block_out_channels]
+    sizes = {"z_channels": 16, "resolution": 256, "in_channels": 3, "out_ch": 3, "double_z": True}
+    sizes |= {"ch": width, "ch_mult": multiples, "num_res_blocks": 2, "attn_resolutions": [], "dropout": 0.0}
+    narrow = {"params": {"ddconfig": sizes, "embed_dim": 16}} if width != 128 else None
+    with torch.inference_mode():
+        loaded = comfy.sd.VAE(
+            sd={k: v.clone() for k, v in vae.state_dict().items()}, config=narrow, dtype=torch.float32
+        )
+    loaded.latent_channels = 16  # read from the weights unless there is a configuration
+    return loaded
+
+
+def random_tiny_vae() -> AutoencoderTiny:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(2)
         return AutoencoderTiny(latent_channels=16, scaling_factor=1.0).eval().requires_grad_(False)
 
 
-def host_vae(vae: AutoencoderTiny):
+def host_tiny_vae(vae: AutoencoderTiny):
     import comfy.sd
 
     state = {pack_module("nodes.host.toy")._taesd_key(k): v.clone() for k, v in vae.state_dict().items()}
@@ -110,6 +140,3 @@ def random_clip() -> CLIPModel:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(3)
         return CLIPModel(config)
-
-
-__all__ = ["DiffusersDecoder", "Oracle", "host_model", "host_vae", "random_clip", "random_flux", "random_vae"]

@@ -2,8 +2,9 @@
 
 import pytest
 import torch
-from oracle import DiffusersDecoder, Oracle, host_model, host_vae, random_clip, random_flux, random_vae, with_adapter
+from oracle import Oracle, host_model, host_vae, random_clip, random_flux, random_vae, with_adapter
 
+from srpo_core.headless.decoder import DiffusersDecoder
 from srpo_core.objective import Objective
 from srpo_core.rewards import ClipReward
 from srpo_core.run import draw_noise
