@@ -22,7 +22,7 @@ from srpo_core.toy.pictures import Scene, caption
 
 # Workflow 1 in the form the host takes; a test holds the two together.
 PROMPT = ROOT / "demo/toy_in_one_minute.json"
-STEPS, GUIDANCE, SIZE = 25, 3.5, 64
+STEPS, GUIDANCE, SIZE = 25, 3.5, 64  # of the pictures that are measured
 FIRST_SEED = 10_000  # of the pictures that are measured
 SEEDS_APART = 100_000  # a run draws from its seed upwards; runs of different seeds shall share nothing
 AT_ONCE = 48
@@ -120,6 +120,7 @@ class DiffusersWorld:
         run = Run(out / "run", self.flow.parameters, Settings(**{name: trainer[name] for name in names}))
         schedule = Schedule(self.shape, options["batch"], options["at_once"], options["seed"])
         shown = [self.prompts[i % len(self.prompts)] for i in range(options["previews"])]
+        self.flow.steps = options["steps"]
         before = self._sample(shown, trained=False)
         train(
             run,
@@ -139,6 +140,7 @@ class DiffusersWorld:
 
     def pictures(self, scenes: list[Scene], count: int, trained: bool = False) -> torch.Tensor:
         """As HostWorld's."""
+        self.flow.steps = STEPS
         return self._sample([caption(scene) for scene in scenes for _ in range(count)], trained)
 
     def _sample(self, captions: list[str], trained: bool) -> torch.Tensor:

@@ -11,7 +11,8 @@ from comfy_api.latest import io
 from comfy_execution.utils import get_executing_context
 from filelock import FileLock, Timeout
 
-from ..srpo_core.run import Run, Settings, saved_updates, write_whole
+from ..srpo_core.files import write_whole
+from ..srpo_core.run import Run, Settings, saved_updates
 from .kinds import CATEGORY, TrainerType
 
 log = logging.getLogger(__name__)

@@ -3,7 +3,6 @@
 import json
 import logging
 import math
-import os
 import random
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
@@ -16,6 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import Parameter
 
+from .files import write_whole
 from .models import Decoder, FlowModel
 from .objective import Objective
 from .rewards import Reward
@@ -183,13 +183,6 @@ def saved_updates(folder: Path) -> int:
         return 0
     with safe_open(file, "pt") as state:
         return int(state.metadata()["updates"])
-
-
-def write_whole(path: Path, write: Callable[[Path], Any]):
-    """Let `write` fill a temporary file beside `path`, then rename: readers see the old file or the new one."""
-    temporary = path.with_name(path.name + ".tmp")
-    write(temporary)
-    os.replace(temporary, path)
 
 
 class Dataset(Protocol):

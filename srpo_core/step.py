@@ -13,7 +13,7 @@ from torch import Tensor
 from .direct_align import euler_step, inject, per_sample, recover, recovery_slope
 from .models import Decoder, FlowModel, Pullback
 from .objective import Objective
-from .rewards import Reward
+from .rewards import Reward, score_words
 from .schedule import Branch
 
 
@@ -70,7 +70,7 @@ def score_recovered(
     with torch.inference_mode(False), torch.enable_grad():
         pixels = decoded.value.clone().requires_grad_()
         image = pixels.clamp(0, 1)
-        positive, negative = reward.score(image, *objective.texts(prompts, update))
+        positive, negative = score_words(reward, image, *objective.texts(prompts, update), update)
         loss = objective.loss(branch, positive, negative)
         (pixel_gradient,) = torch.autograd.grad(loss.sum(), pixels)
     gradient = decoded.pull(pixel_gradient)

@@ -416,5 +416,5 @@ def test_toy_world_makes_pictures_that_the_reward_understands():
     flow, decoder, reward, dataset = toy_world(PROMPTS, shift=3.0)
     noise = normal(7, 3, 16, 8, 8)
     images = decoder.decode(flow.rollout(noise, dataset.cond([0, 1, 2]))).value.clamp(0, 1)
-    right, wrong = reward.score(images, PROMPTS, PROMPTS[1:] + PROMPTS[:1])
+    right, wrong = reward.score_many(images, PROMPTS, PROMPTS[1:] + PROMPTS[:1])
     assert (right > wrong).all()

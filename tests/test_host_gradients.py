@@ -6,7 +6,7 @@ from oracle import Oracle, host_model, host_vae, random_clip, random_flux, rando
 
 from srpo_core.headless.decoder import DiffusersDecoder
 from srpo_core.objective import Objective
-from srpo_core.rewards import ClipReward
+from srpo_core.rewards import clip_reward
 from srpo_core.run import draw_noise
 from srpo_core.schedule import Window
 from srpo_core.step import Noised, one_step_recover, score_recovered
@@ -21,7 +21,7 @@ def world(pack):
     flux, vae, clip = random_flux(), random_vae(), random_clip()
     base = host_model(flux)
     model, adapter = with_adapter(base)
-    reward = ClipReward(clip, load_tokenizer())
+    reward = clip_reward(clip, load_tokenizer())
     return (
         base,
         model,

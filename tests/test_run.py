@@ -261,8 +261,8 @@ class SpoiltReward(TinyReward):
         super().__init__()
         self.calls, self.spoil = calls, spoil
 
-    def score(self, images, *texts):
-        score = super().score(images, *texts)
+    def score_many(self, images, *texts):
+        score = super().score_many(images, *texts)
         return self.spoil(score) if len(self.asked) in self.calls else score
 
 

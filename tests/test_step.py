@@ -85,7 +85,7 @@ def test_gradient_at_the_latent_is_of_the_summed_loss():
     latent = one_step_recover(flow, cond, noised, branch).value.requires_grad_()
     image = TinyDecoder().forward(latent).clamp(0, 1)
     objective = Objective()
-    loss = objective.loss(branch, *TinyReward().score(image, *objective.texts(prompts, UPDATE)))
+    loss = objective.loss(branch, *TinyReward().score_many(image, *objective.texts(prompts, UPDATE)))
     (expected,) = torch.autograd.grad(loss.sum(), latent)
     torch.testing.assert_close(score(flow, cond, noised, branch, prompts).gradient, expected, rtol=0, atol=1e-12)
 

@@ -9,9 +9,9 @@ import torch
 from safetensors.torch import load_file
 from transformers import PreTrainedTokenizerFast
 
-from ...srpo_core.rewards import ClipReward
+from ...srpo_core.rewards import clip_reward
 from ...srpo_core.toy import models as toy
-from .reward import HostReward
+from .reward import managed
 
 
 def load_model():
@@ -74,7 +74,7 @@ class _Tokenizer(comfy.sd1_clip.SD1Tokenizer):
 def load_reward():
     """SRPO_REWARD_MODEL: both towers of the toy CLIP."""
     with torch.inference_mode(False):
-        return HostReward(ClipReward(toy.load_clip(), toy.load_tokenizer()))
+        return managed(clip_reward(toy.load_clip(), toy.load_tokenizer()))
 
 
 def _state(name: str) -> dict[str, torch.Tensor]:

@@ -13,8 +13,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import Linear, Parameter
 
+from ..files import write_whole
 from ..models import Pullback
-from ..run import write_whole
 
 BLOCKS = ("transformer_blocks.", "single_transformer_blocks.")
 

@@ -1,0 +1,118 @@
+"""Rewards that are the product of an image's and a text's feature: CLIP, SigLIP, HPS, PickScore."""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .pixels import CLIP_MEAN, CLIP_STD, Pixels
+from .text_features import TextFeatures
+
+TEXTS_AT_ONCE = 64
+
+
+class DotProductReward:
+    """`scale * cosine(image, text)`.
+
+    image_tower: normalised pixels (B, 3, size, size) to features (B, D); frozen here.
+    text_tower: called when texts are new; gives the module from token ids (N, L) to features (N, D), which is let
+    go once they are encoded.
+    tokenize: texts to token ids (N, L).
+    pixels: the image tower's preprocessing.
+    scale: 1 for HPS, else `exp(logit_scale) / 20` (the scale of PickScore).
+    features: the texts that are known.
+    """
+
+    def __init__(
+        self,
+        image_tower: nn.Module,
+        text_tower: Callable[[], nn.Module],
+        tokenize: Callable[[list[str]], Tensor],
+        pixels: Pixels,
+        scale: float,
+        features: TextFeatures | None = None,
+    ):
+        self.image_tower = image_tower.eval().requires_grad_(False)
+        self.text_tower = text_tower
+        self.tokenize = tokenize
+        self.pixels = pixels
+        self.scale = scale
+        self.features = features or TextFeatures()
+
+    def score(self, images: Tensor, texts: list[str]) -> Tensor:
+        """See Reward."""
+        return self.score_many(images, texts)[0]
+
+    def score_many(self, images: Tensor, *texts: list[str]) -> Tensor:
+        """(len(texts), B), with one pass over the images."""
+        device = self.place(self.image_tower)
+        image = self.image_features(images.to(device))
+        text = torch.stack([self.text_features(row) for row in texts]).to(image)
+        return self.scale * (image * text).sum(-1)
+
+    def image_features(self, images: Tensor) -> Tensor:
+        """(B, D) float32, normalised, from images (B, 3, H, W) in [0, 1]."""
+        dtype = next(self.image_tower.parameters()).dtype
+        return F.normalize(self.image_tower(self.pixels(images).to(dtype)).float(), dim=-1)
+
+    def text_features(self, texts: list[str]) -> Tensor:
+        """(B, D) float32, normalised, on the CPU."""
+        self.prepare(texts)
+        return self.features.get(texts)
+
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def prepare(self, texts: list[str]):
+        """Encode those of the texts that are new."""
+        missing = self.features.missing(texts)
+        if not missing:
+            return
+        tower = self.text_tower().eval()
+        device = self.place(tower)
+        encoded = []
+        for start in range(0, len(missing), TEXTS_AT_ONCE):
+            tokens = self.tokenize(missing[start : start + TEXTS_AT_ONCE])
+            encoded.append(F.normalize(tower(tokens.to(device)).float(), dim=-1).cpu())
+        self.features.add(missing, torch.cat(encoded))
+
+    def place(self, tower: nn.Module) -> torch.device:
+        """Bring a tower to where it computes; returns that device. A host that manages memory replaces this."""
+        return next(tower.parameters()).device
+
+
+class ImageTower(nn.Module):
+    """The image side of a transformers CLIPModel."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.vision_model, self.visual_projection = model.vision_model, model.visual_projection
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        return self.visual_projection(self.vision_model(pixel_values=pixels).pooler_output)
+
+
+class TextTower(nn.Module):
+    """The text side of a transformers CLIPModel."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.text_model, self.text_projection = model.text_model, model.text_projection
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.text_projection(self.text_model(input_ids=tokens).pooler_output)
+
+
+def clip_reward(model, tokenizer, mean=CLIP_MEAN, std=CLIP_STD) -> DotProductReward:
+    """The reward of a whole transformers CLIPModel, frozen here, whose text tower stays in memory.
+
+    tokenizer: its tokenizer, called with a list of strings. mean, std: the pixel statistics of its training.
+    """
+    text = TextTower(model.eval().requires_grad_(False))
+
+    def tokenize(texts: list[str]) -> Tensor:
+        return tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt").input_ids
+
+    pixels = Pixels(model.config.vision_config.image_size, mean=mean, std=std)
+    scale = model.logit_scale.exp().item() / 20
+    return DotProductReward(ImageTower(model), lambda: text, tokenize, pixels, scale)
