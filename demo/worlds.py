@@ -15,9 +15,11 @@ from PIL import Image
 from srpo_core.card import draw_card
 from srpo_core.headless.prompts import ClipPrompts
 from srpo_core.headless.toy import toy_world
+from srpo_core.loop import Schedule, draw_noise, train
 from srpo_core.objective import Objective, Strength, parse_words
-from srpo_core.run import Run, Schedule, Settings, draw_noise, train
+from srpo_core.run import Run, Settings
 from srpo_core.schedule import Window
+from srpo_core.terms import Term
 from srpo_core.toy.pictures import Scene, caption
 
 # Workflow 1 in the form the host takes; a test holds the two together.
@@ -126,12 +128,11 @@ class DiffusersWorld:
             run,
             options["updates"],
             schedule,
+            [Term(self.reward, self._objective())],
+            self.dataset,
             flow=self.flow,
             decoder=self.decoder,
-            reward=self.reward,
-            objective=self._objective(),
             window=Window(options["sigma_max"], options["sigma_min"]),
-            dataset=self.dataset,
         )
         sheets = [images.movedim(1, -1) for images in (before, self._sample(shown, trained=True))]
         draw_card(*sheets, run.history, f"{trainer['run_name']}, update {run.updates}").save(out / "training.png")

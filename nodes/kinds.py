@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from comfy_api.latest import io
 
 from ..srpo_core.models import Pullback
-from ..srpo_core.step import Noised
+from ..srpo_core.step import Noised, Score
 
 TrainerType = io.Custom("SRPO_TRAINER")  # trainer.Trainer
 DatasetType = io.Custom("SRPO_DATASET")  # prompts.Prompts
@@ -13,7 +13,8 @@ ObjectiveType = io.Custom("SRPO_OBJECTIVE")  # srpo_core.objective.Objective
 RewardModelType = io.Custom("SRPO_REWARD_MODEL")  # srpo_core.rewards.Reward
 NoisedType = io.Custom("SRPO_NOISED")  # srpo_core.step.Noised
 RecoveredType = io.Custom("SRPO_RECOVERED")  # Recovered
-RewardType = io.Custom("SRPO_REWARD")  # list of srpo_core.step.Score, one for each branch
+RewardType = io.Custom("SRPO_REWARD")  # Rewarded
+RewardsType = io.Custom("SRPO_REWARDS")  # list of srpo_core.terms.Term
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,14 @@ class Recovered:
     noised: Noised
     branches: dict[str, Pullback]  # by the branch's name
     update: int
+
+
+@dataclass(frozen=True)
+class Rewarded:
+    """What one reward said of both branches of these samples."""
+
+    noised: Noised
+    scores: list[Score]
 
 
 CATEGORY = "training/SRPO"

@@ -2,10 +2,12 @@
 
 from comfy_api.latest import io
 
-from ..srpo_core.objective import BRANCHES, Objective, Strength, parse_words
+from ..srpo_core.objective import BRANCHES, ORDERS, Objective, Strength, parse_words
+from ..srpo_core.words import PRESETS
 from .kinds import CATEGORY, ObjectiveType
 
 DEFAULT = Objective()
+TYPED = "as typed"
 
 
 def strength_input(name: str, default: float, tooltip: str):
@@ -70,13 +72,29 @@ class ObjectiveNode(io.ComfyNode):
                     default=DEFAULT.branches,
                     tooltip="SRPO trains both. Denoise alone tends to stay oily; inversion alone only unlearns.",
                 ),
+                io.Combo.Input(
+                    "order",
+                    options=list(ORDERS),
+                    default=DEFAULT.order,
+                    optional=True,
+                    tooltip="Words of a run: one after the other by update, as published, or drawn at random.",
+                ),
+                io.Combo.Input(
+                    "preset",
+                    options=[TYPED, *PRESETS],
+                    default=TYPED,
+                    optional=True,
+                    tooltip='A look with its words; anything but "as typed" takes the place of both lists above.',
+                ),
             ],
             outputs=[ObjectiveType.Output(display_name="objective")],
         )
 
     @classmethod
-    def validate_inputs(cls, positive=None, negative=None):
+    def validate_inputs(cls, positive=None, negative=None, preset=TYPED):
         """The words, where they are typed on the node itself."""
+        if preset != TYPED:
+            return True
         words = {"positive": positive, "negative": negative}
         try:
             Objective(**{side: parse_words(text) for side, text in words.items() if text is not None})
@@ -95,14 +113,18 @@ class ObjectiveNode(io.ComfyNode):
         penalty_high_noise,
         threshold,
         branches,
+        order=DEFAULT.order,
+        preset=TYPED,
     ) -> io.NodeOutput:
+        words = PRESETS.get(preset, (parse_words(positive), parse_words(negative)))
         return io.NodeOutput(
             Objective(
-                positive=parse_words(positive),
-                negative=parse_words(negative),
+                positive=words[0],
+                negative=words[1],
                 reward=Strength(reward_low_noise, reward_high_noise),
                 penalty=Strength(penalty_low_noise, penalty_high_noise),
                 threshold=threshold,
                 branches=branches,
+                order=order,
             )
         )

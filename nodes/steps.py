@@ -7,12 +7,14 @@ from server import PromptServer
 from ..srpo_core.direct_align import inject
 from ..srpo_core.schedule import GRID, Window, draw_position
 from ..srpo_core.step import Noised, one_step_recover, score_recovered
+from ..srpo_core.terms import Term
 from .kinds import (
     CATEGORY,
     NoisedType,
     ObjectiveType,
     Recovered,
     RecoveredType,
+    Rewarded,
     RewardModelType,
     RewardType,
     TrainerType,
@@ -41,6 +43,26 @@ def window_inputs() -> list:
             step=0.0001,
             round=False,
             tooltip="The least noisy level that is trained. Low noise decides colour and detail, and is easily hacked.",
+        ),
+    ]
+
+
+def weighing_inputs() -> list:
+    return [
+        io.Float.Input(
+            "weight",
+            default=1.0,
+            min=0.0,
+            max=100.0,
+            step=0.01,
+            optional=True,
+            tooltip="How much this reward counts beside others. 0 watches: it is logged and trains nothing.",
+        ),
+        io.String.Input(
+            "name",
+            default="",
+            optional=True,
+            tooltip="Tells its numbers from those of other rewards, as in words_gap/name.",
         ),
     ]
 
@@ -154,6 +176,14 @@ class RewardNode(io.ComfyNode):
                 io.String.Input(
                     "prompt", multiline=True, tooltip="The prompt of the picture; words are put before it."
                 ),
+                *weighing_inputs(),
+                io.Boolean.Input(
+                    "normalise",
+                    default=False,
+                    optional=True,
+                    tooltip="Divide the loss by the spread of what this reward has said in the run, so that rewards of "
+                    "other units weigh alike. For several rewards on one picture.",
+                ),
             ],
             outputs=[
                 RewardType.Output(display_name="reward"),
@@ -165,20 +195,20 @@ class RewardNode(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, reward, vae, recovered, objective, prompt) -> io.NodeOutput:
+    def execute(cls, reward, vae, recovered, objective, prompt, weight=1.0, name="", normalise=False) -> io.NodeOutput:
         from .host.decoder import HostDecoder
 
-        decoder = HostDecoder(vae, recovered.model)
+        decoder, trainer = HostDecoder(vae, recovered.model), trainer_of(recovered.model)
+        terms = [Term(reward, objective, weight, name.strip(), normalise)]
+        spreads = trainer.run.spreads if trainer else {}
         prompts = [prompt] * len(recovered.noised.x0)
         scores = [
-            score_recovered(
-                recovered.branches[branch.name], branch, decoder, reward, objective, prompts, recovered.update
-            )
+            score_recovered(recovered.branches[branch.name], branch, decoder, terms, prompts, recovered.update, spreads)
             for branch in filter(objective.trains, recovered.noised.branches)
         ]
-        gap = sum((s.positive - s.negative).mean().item() for s in scores) / len(scores)
+        gap = sum((a.positive - a.negative).mean().item() for s in scores for a in s.answers) / len(scores)
         images = torch.cat([s.image for s in scores]).movedim(1, -1).cpu()
-        return io.NodeOutput(scores, gap, images)
+        return io.NodeOutput(Rewarded(recovered.noised, scores), gap, images)
 
 
 class TrainStep(io.ComfyNode):
@@ -198,12 +228,12 @@ class TrainStep(io.ComfyNode):
                 io.Autogrow.Input(
                     "rewards",
                     template=io.Autogrow.TemplatePrefix(
-                        RewardType.Input("reward", tooltip="One picture's reward; several share one update."),
+                        RewardType.Input("reward", tooltip="What one reward said of one picture."),
                         prefix="reward",
                         min=1,
                         max=16,
                     ),
-                    tooltip="One picture's reward each; several share one update.",
+                    tooltip="Several pictures share one update; so do several rewards of one picture.",
                 ),
             ],
             outputs=[
@@ -214,9 +244,9 @@ class TrainStep(io.ComfyNode):
 
     @classmethod
     def execute(cls, trainer, rewards) -> io.NodeOutput:
-        scores = [score for scores in rewards.values() for score in scores]
-        prompts = sum(len(scores[0].loss) for scores in rewards.values())
-        metrics = trainer.run.update(scores, prompts)
+        scores = [score for rewarded in rewards.values() for score in rewarded.scores]
+        pictures = {id(rewarded.noised): len(rewarded.noised.x0) for rewarded in rewards.values()}
+        metrics = trainer.run.update(scores, sum(pictures.values()))
         if metrics["update"] % trainer.run.settings.save_every == 0:
             trainer.save_lora()
         text = (

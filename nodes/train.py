@@ -11,9 +11,10 @@ from comfy_api.latest import io, ui
 from server import PromptServer
 
 from ..srpo_core.card import draw_card
-from ..srpo_core.run import Schedule, draw_noise, train
+from ..srpo_core.loop import Schedule, draw_noise, train
 from ..srpo_core.schedule import Window
-from .kinds import CATEGORY, DatasetType, ObjectiveType, RewardModelType, TrainerType
+from ..srpo_core.terms import Term, combine
+from .kinds import CATEGORY, DatasetType, ObjectiveType, RewardModelType, RewardsType, TrainerType
 from .steps import check_window, window_inputs
 
 PREVIEW_SEED = 2**32  # previews start from noise that training never draws
@@ -118,6 +119,9 @@ class TrainNode(io.ComfyNode):
                 io.Int.Input(
                     "previews", default=4, min=1, max=64, tooltip="How many fixed-seed samples the picture shows."
                 ),
+                RewardsType.Input(
+                    "more_rewards", optional=True, tooltip="From Add Reward: others that train too, or only watch."
+                ),
             ],
             outputs=[
                 TrainerType.Output(display_name="trainer"),
@@ -154,10 +158,12 @@ class TrainNode(io.ComfyNode):
         seed,
         preview_every,
         previews,
+        more_rewards=(),
     ) -> io.NodeOutput:
         from .host.decoder import HostDecoder
         from .host.flow_model import HostFlow, Sampling, latent_shape
 
+        terms = combine([Term(reward, objective), *more_rewards])
         flow = HostFlow(trainer.model, Sampling(sampler_name, scheduler, steps, rollout_guidance), guidance)
         schedule = Schedule(latent_shape(trainer.model, width, height), batch, min(at_once, batch), seed)
         decoder = HostDecoder(vae, trainer.model)
@@ -184,13 +190,12 @@ class TrainNode(io.ComfyNode):
                 run,
                 updates,
                 schedule,
+                terms,
+                dataset,
                 on_update,
                 flow=flow,
                 decoder=decoder,
-                reward=reward,
-                objective=objective,
                 window=Window(sigma_max, sigma_min),
-                dataset=dataset,
             )
         finally:
             if run.updates > first:
@@ -214,9 +219,11 @@ def summary(trainer, updates: int, seconds: float, lora) -> str:
     run = trainer.run
     recent = run.history[-updates:]
     skipped = f", {run.skipped} of them skipped" if run.skipped else ""
+    spreads = ", ".join(f"{spread.std:.3g} {name}".strip() for name, spread in run.spreads.items())
+    scales = f" Spreads of the rewards: {spreads}." if len(run.spreads) > 1 else ""
     return (
         f"{updates} updates in {seconds / 60:.1f} minutes ({run.updates} in all{skipped}): words-gap "
         f"{recent[0]['words_gap']:+.3f} -> {recent[-1]['words_gap']:+.3f}, saturation {recent[0]['saturation']:.2f} -> "
         f"{recent[-1]['saturation']:.2f}. LoRA: loras/srpo/{trainer.name}/{lora.name}; the run: srpo/{trainer.name}, "
-        "both in the output folder."
+        f"both in the output folder.{scales}"
     )

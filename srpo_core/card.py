@@ -13,7 +13,7 @@ CURVES = (  # title, the metrics in it
     ("clipped share", ("clipped",)),
     ("gradient norm", ("gradient_norm",)),
 )
-COLOURS = ("#3b7dd8", "#d8703b")
+COLOURS = ("#3b7dd8", "#d8703b", "#3f9b57", "#8a5fc7", "#b59a2c", "#777777")  # more curves than these are left out
 WIDTH = 10.0  # inches
 DPI = 96
 
@@ -53,11 +53,13 @@ def draw_card(before: Tensor, now: Tensor, history: list[dict], title: str) -> I
 
 def _draw_curves(axes, name: str, keys: tuple[str, ...], history: list[dict]):
     updates = [metrics["update"] for metrics in history]
+    named = {key: None for metrics in history for key in metrics if key.partition("/")[0] in keys and "/" in key}
+    keys = (*keys, *named)  # those of other rewards end in "/name"
     for key, colour in zip(keys, COLOURS):
-        values = np.array([metrics[key] for metrics in history])
+        values = np.array([metrics.get(key, np.nan) for metrics in history])
         window = np.ones(min(5, max(1, len(values))))
         counts = np.convolve(np.ones(len(values)), window, "same") if len(values) else values
-        label = key.removeprefix("reward_") if len(keys) > 1 else None
+        label = key.removeprefix("reward_").removeprefix("words_gap/") if len(keys) > 1 else None
         axes.plot(updates, values, color=colour, alpha=0.3, linewidth=0.8)
         if len(values):
             axes.plot(updates, np.convolve(values, window, "same") / counts, color=colour, linewidth=1.5, label=label)

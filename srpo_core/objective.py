@@ -3,6 +3,7 @@
 Words go to the reward only, never to generation (arXiv 2509.06942, section 3.2).
 """
 
+import random
 from dataclasses import dataclass
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from .schedule import GRID, Branch
 
+ORDERS = ("rotate", "random")
 BRANCHES = {"both": ("denoise", "inversion"), "denoise": ("denoise",), "inversion": ("inversion",)}
 
 
@@ -29,11 +31,12 @@ class Strength:
 class Objective:
     """What the reward is asked, and how its answers become a loss. The defaults are the HPS run's.
 
-    positive, negative: control words; update u (from 1) uses `words[u % len(words)]`.
+    positive, negative: control words.
+    order: which of them update u (from 1) uses: "rotate" is `words[u % len(words)]`, as published, "random" draws.
     reward, penalty: strengths of the denoise and of the inversion branch.
     threshold: rewards above it have no gradient, in the units of the reward.
     branches: "both", "denoise" or "inversion".
-    Raises ValueError for a list with a blank word, an empty list, or an unknown branch.
+    Raises ValueError for a list with a blank word, an empty list, or an unknown branch or order.
     """
 
     positive: tuple[str, ...] = ("Natural-lighting", "Detail", "Detailed", "Real")
@@ -42,6 +45,7 @@ class Objective:
     penalty: Strength = Strength(0.30, 0.01)
     threshold: float = 0.7
     branches: str = "both"
+    order: str = "rotate"
 
     def __post_init__(self):
         for side, words in (("positive", self.positive), ("negative", self.negative)):
@@ -52,15 +56,23 @@ class Objective:
                 )
         if self.branches not in BRANCHES:
             raise ValueError(f'branches is "{self.branches}": choose one of {", ".join(BRANCHES)}.')
+        if self.order not in ORDERS:
+            raise ValueError(f'order is "{self.order}": choose one of {", ".join(ORDERS)}.')
 
     def trains(self, branch: Branch) -> bool:
         return branch.name in BRANCHES[self.branches]
 
     def texts(self, prompts: list[str], update: int) -> tuple[list[str], list[str]]:
         """What the reward reads in update `update` (the first is 1): positive and negative texts."""
-        positive = self.positive[update % len(self.positive)]
-        negative = self.negative[update % len(self.negative)]
+        positive, negative = self.words(update)
         return [f"{positive}. {p}" for p in prompts], [f"{negative}. {p}" for p in prompts]
+
+    def words(self, update: int) -> tuple[str, str]:
+        """The positive and the negative word of an update; a draw depends on its number alone, so runs resume."""
+        if self.order == "random":
+            draw = random.Random(f"words {update}")
+            return draw.choice(self.positive), draw.choice(self.negative)
+        return self.positive[update % len(self.positive)], self.negative[update % len(self.negative)]
 
     def relative_reward(self, branch: Branch, positive: Tensor, negative: Tensor) -> Tensor:
         """(B,): the branch's own word, weighed `1 + k`, minus the other word."""

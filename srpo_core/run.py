@@ -3,11 +3,9 @@
 import json
 import logging
 import math
-import random
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol
 
 import torch
 from safetensors import safe_open
@@ -16,11 +14,8 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from .files import write_whole
-from .models import Decoder, FlowModel
-from .objective import Objective
-from .rewards import Reward
-from .schedule import Window, draw_position
-from .step import Noised, Score, describe, one_step_recover, score_recovered
+from .step import Score, describe
+from .terms import Spread
 
 log = logging.getLogger(__name__)
 
@@ -66,6 +61,7 @@ class Run:
         self.skipped = 0
         self.skipped_in_a_row = 0
         self.history: list[dict[str, float]] = []
+        self.spreads: dict[str, Spread] = {}  # of what each reward has said, by its name
         if self.state_file.exists():
             self._load()
 
@@ -85,10 +81,15 @@ class Run:
             metrics = {"update": self.updates + 1, **describe(pulled), "gradient_norm": norm}
             if finite := math.isfinite(norm) and math.isfinite(metrics["loss"]):
                 self.optimizer.step()
+                self._remember(pulled)
         finally:
             self.optimizer.zero_grad(set_to_none=True)
         self._finish(metrics, finite)
         return metrics
+
+    def _remember(self, scores: list[Score]):
+        for answer in (answer for score in scores for answer in score.answers):
+            answer.add_to(self.spreads.setdefault(answer.name, Spread()))
 
     def _finish(self, metrics: dict[str, float], finite: bool):
         self.updates += 1
@@ -119,11 +120,12 @@ class Run:
         names = list(self.parameters)
         for i, slots in self.optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{slot}.{names[i]}": value for slot, value in slots.items()}
-        counts = {name: str(getattr(self, name)) for name in COUNTS}
+        header = {name: str(getattr(self, name)) for name in COUNTS} | self.identity
+        header["spreads"] = json.dumps({name: asdict(spread) for name, spread in self.spreads.items()})
         self.folder.mkdir(parents=True, exist_ok=True)
         write_whole(self.folder / "metrics.jsonl", lambda path: path.write_text(self._metrics_text()))
         write_whole(self.folder / "run.json", lambda path: path.write_text(self._about()))
-        write_whole(self.state_file, lambda path: save_file(tensors, path, counts | self.identity))
+        write_whole(self.state_file, lambda path: save_file(tensors, path, header))
         self.saved = self.updates
 
     def _metrics_text(self) -> str:
@@ -155,6 +157,7 @@ class Run:
         self.optimizer.load_state_dict({"state": state, "param_groups": self.optimizer.state_dict()["param_groups"]})
         for name in COUNTS:
             setattr(self, name, int(header[name]))
+        self.spreads = {name: Spread(**spread) for name, spread in json.loads(header["spreads"]).items()}
         self.saved = self.updates
         lines = (self.folder / "metrics.jsonl").read_text().splitlines()
         kept = [json.loads(line) for line in lines[: self.updates]]
@@ -183,71 +186,3 @@ def saved_updates(folder: Path) -> int:
         return 0
     with safe_open(file, "pt") as state:
         return int(state.metadata()["updates"])
-
-
-class Dataset(Protocol):
-    """Prompts and what the flow model needs of each."""
-
-    prompts: list[str]
-
-    def cond(self, indices: list[int]) -> Any:
-        """The conditioning of these prompts as one batch."""
-
-
-def draw_noise(seeds: list[int], shape: tuple[int, ...]) -> Tensor:
-    """(B, *shape) float32 standard normal: each sample what ComfyUI's RandomNoise draws for its seed."""
-    return torch.cat([torch.randn((1, *shape), generator=torch.Generator().manual_seed(seed)) for seed in seeds])
-
-
-def prompt_index(seed: int, number: int, prompts: int) -> int:
-    """Which prompt draw `number` (from 0) uses: each once per round, every round in another order."""
-    order = list(range(prompts))
-    random.Random(f"{seed} {number // prompts}").shuffle(order)
-    return order[number % prompts]
-
-
-@dataclass(frozen=True)
-class Schedule:
-    """What one update gathers: `batch` prompts, `at_once` of them in one forward; latents of `shape` (C, H, W)."""
-
-    shape: tuple[int, int, int]
-    batch: int = 1
-    at_once: int = 1
-    seed: int = 0
-
-
-def sample_scores(
-    run: Run,
-    flow: FlowModel,
-    decoder: Decoder,
-    reward: Reward,
-    objective: Objective,
-    window: Window,
-    dataset: Dataset,
-    schedule: Schedule,
-) -> Iterator[Score]:
-    """The scores of the run's next update, each computed when it is asked for."""
-    first = run.updates * schedule.batch
-    for start in range(first, first + schedule.batch, schedule.at_once):
-        numbers = range(start, min(start + schedule.at_once, first + schedule.batch))
-        indices = [prompt_index(schedule.seed, number, len(dataset.prompts)) for number in numbers]
-        prompts, cond = [dataset.prompts[i] for i in indices], dataset.cond(indices)
-        seeds = [(schedule.seed + number) % 2**64 for number in numbers]
-        noise = draw_noise(seeds, schedule.shape)
-        branches = window.branches([draw_position(seed) for seed in seeds])
-        noised = Noised(flow.rollout(noise, cond, seeds[0]), noise, branches)
-        for branch in filter(objective.trains, noised.branches):
-            recovered = one_step_recover(flow, cond, noised, branch)
-            yield score_recovered(recovered, branch, decoder, reward, objective, prompts, run.updates + 1)
-
-
-def train(run: Run, updates: int, schedule: Schedule, on_update: Callable[[dict], Any] = lambda _: None, **world):
-    """Make `updates` more updates; `world` is what `sample_scores` asks for beside run and schedule.
-
-    The state of the last finished update is saved, whatever ends the loop.
-    """
-    try:
-        for _ in range(updates):
-            on_update(run.update(sample_scores(run, schedule=schedule, **world), schedule.batch))
-    finally:
-        run.save()

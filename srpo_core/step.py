@@ -3,8 +3,9 @@
 The ComfyUI nodes call these one by one; `run.py` strings them together.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -12,9 +13,9 @@ from torch import Tensor
 
 from .direct_align import euler_step, inject, per_sample, recover, recovery_slope
 from .models import Decoder, FlowModel, Pullback
-from .objective import Objective
-from .rewards import Reward, score_words
+from .rewards import score_words
 from .schedule import Branch
+from .terms import Answer, Spread, Term
 
 
 @dataclass(frozen=True)
@@ -28,17 +29,16 @@ class Noised:
 
 @dataclass(frozen=True)
 class Score:
-    """What the reward said of one recovered batch, and the way back to the adapter.
+    """What the rewards said of one recovered batch, and the way back to the adapter.
 
-    positive, negative: (B,) rewards with either word; loss: (B,); image: (B, 3, H, W) in [0, 1].
+    answers: one for each reward; loss: (B,), theirs weighed and added; image: (B, 3, H, W) in [0, 1].
     clipped: share of pixels outside [0, 1], which carry no gradient.
     gradient: of the summed loss at the recovered latent.
     pull(weight): adds `weight` times the gradient to the `.grad` of the adapter's parameters.
     """
 
     branch: Branch
-    positive: Tensor
-    negative: Tensor
+    answers: tuple[Answer, ...]
     loss: Tensor
     image: Tensor
     clipped: float
@@ -56,34 +56,52 @@ def one_step_recover(flow: FlowModel, cond: Any, noised: Noised, branch: Branch)
     return Pullback(recover(x, noised.noise, branch.sigma_out), lambda gradient: velocity.pull(slope * gradient))
 
 
+@torch.inference_mode(False)
 def score_recovered(
     recovered: Pullback,
     branch: Branch,
     decoder: Decoder,
-    reward: Reward,
-    objective: Objective,
+    terms: Sequence[Term],
     prompts: list[str],
     update: int,
+    spreads: Mapping[str, Spread] = MappingProxyType({}),
 ) -> Score:
-    """Stage 4: decode, ask the reward with both words, and bring the gradient back to the latent."""
+    """Stage 4: decode, ask the rewards with both words, and bring the gradient back to the latent.
+
+    spreads: of the normalised rewards so far, by name.
+    """
     decoded = decoder.decode(recovered.value)
-    with torch.inference_mode(False), torch.enable_grad():
-        pixels = decoded.value.clone().requires_grad_()
-        image = pixels.clamp(0, 1)
-        positive, negative = score_words(reward, image, *objective.texts(prompts, update), update)
-        loss = objective.loss(branch, positive, negative)
-        (pixel_gradient,) = torch.autograd.grad(loss.sum(), pixels)
-    gradient = decoded.pull(pixel_gradient)
+    pixels = decoded.value.clone()
+    image = pixels.clamp(0, 1)
+    answers, loss, gradient = [], pixels.new_zeros(len(pixels)), torch.zeros_like(image)
+    for term in terms:
+        answer, image_gradient = ask(term, branch, image, prompts, update)
+        factor = term.factor(spreads, answer)
+        answers.append(answer)
+        if factor:
+            loss = loss + factor * answer.loss.to(loss)
+            gradient += factor * image_gradient
+    latent_gradient = decoded.pull(gradient * (pixels == image))  # a clipped pixel passes nothing on
     return Score(
         branch=branch,
-        positive=positive.detach(),
-        negative=negative.detach(),
-        loss=loss.detach(),
-        image=image.detach(),
+        answers=tuple(answers),
+        loss=loss,
+        image=image,
         clipped=(pixels != image).float().mean().item(),
-        gradient=gradient,
-        pull=lambda weight: recovered.pull(weight * gradient),
+        gradient=latent_gradient,
+        pull=lambda weight: recovered.pull(weight * latent_gradient),
     )
+
+
+def ask(term: Term, branch: Branch, image: Tensor, prompts: list[str], update: int) -> tuple[Answer, Tensor | None]:
+    """What one reward says of images (B, 3, H, W) in [0, 1], and its loss's gradient there; None if it watches."""
+    with torch.set_grad_enabled(term.weight != 0):
+        seen = image.detach().requires_grad_(term.weight != 0)
+        words = term.objective.texts(prompts, update)
+        positive, negative = score_words(term.reward, seen, *words, update)
+        loss = term.objective.loss(branch, positive, negative)
+        gradient = torch.autograd.grad(loss.sum(), seen)[0] if term.weight else None
+    return Answer(term.name, positive.detach(), negative.detach(), loss.detach()), gradient
 
 
 def saturation(images: Tensor) -> float:
@@ -93,19 +111,28 @@ def saturation(images: Tensor) -> float:
 
 
 def describe(scores: list[Score]) -> dict[str, float]:
-    """The numbers of one update, averaged over its samples and branches."""
+    """The numbers of one update, averaged over its samples and branches; those of named rewards end in "/name"."""
     samples = [len(s.loss) for s in scores]
-
-    def mean(values: Iterable[float]) -> float:
-        return sum(value * n for value, n in zip(values, samples)) / sum(samples)
-
-    return {
-        "loss": mean(s.loss.mean().item() for s in scores),
-        "reward_positive": mean(s.positive.mean().item() for s in scores),
-        "reward_negative": mean(s.negative.mean().item() for s in scores),
-        "words_gap": mean((s.positive - s.negative).mean().item() for s in scores),
-        "saturation": mean(saturation(s.image) for s in scores),
-        "clipped": mean(s.clipped for s in scores),
-        "sigma": mean(s.branch.sigma_out.mean().item() for s in scores),
-        "weight": mean(s.branch.weight.mean().item() for s in scores),
+    numbers = {
+        "loss": mean((s.loss.mean().item() for s in scores), samples),
+        "saturation": mean((saturation(s.image) for s in scores), samples),
+        "clipped": mean((s.clipped for s in scores), samples),
+        "sigma": mean((s.branch.sigma_out.mean().item() for s in scores), samples),
+        "weight": mean((s.branch.weight.mean().item() for s in scores), samples),
     }
+    answers = [answer for s in scores for answer in s.answers]
+    for name in dict.fromkeys(answer.name for answer in answers):
+        numbers |= describe_answers([answer for answer in answers if answer.name == name], f"/{name}" if name else "")
+    return numbers
+
+
+def describe_answers(answers: list[Answer], suffix: str) -> dict[str, float]:
+    samples = [len(answer.loss) for answer in answers]
+    positive = mean((answer.positive.mean().item() for answer in answers), samples)
+    negative = mean((answer.negative.mean().item() for answer in answers), samples)
+    numbers = {"reward_positive": positive, "reward_negative": negative, "words_gap": positive - negative}
+    return {f"{key}{suffix}": value for key, value in numbers.items()}
+
+
+def mean(values: Iterable[float], weights: list[int]) -> float:
+    return sum(value * weight for value, weight in zip(values, weights)) / sum(weights)

@@ -14,9 +14,11 @@ from srpo_core.headless.decoder import DiffusersDecoder
 from srpo_core.headless.flux import FluxFlow, image_ids, pack, unpack
 from srpo_core.headless.prompts import ClipPrompts
 from srpo_core.headless.toy import toy_world, wire
+from srpo_core.loop import Schedule, train
 from srpo_core.objective import Objective
-from srpo_core.run import Run, Schedule, Settings, train
+from srpo_core.run import Run, Settings
 from srpo_core.schedule import Window, shift
+from srpo_core.terms import Term
 from srpo_core.toy import models
 
 FLUX = dict(
@@ -397,8 +399,8 @@ def test_no_prompts_are_refused():
 def go(folder, updates):
     flow, decoder, reward, dataset = random_world(rank=2, steps=2)
     run = Run(folder, flow.parameters, Settings(learning_rate=1e-3))
-    parts = dict(flow=flow, decoder=decoder, reward=reward, dataset=dataset)
-    train(run, updates, Schedule((16, 8, 8), batch=2, at_once=2), objective=Objective(), window=Window(), **parts)
+    schedule, terms = Schedule((16, 8, 8), batch=2, at_once=2), [Term(reward, Objective())]
+    train(run, updates, schedule, terms, dataset, flow=flow, decoder=decoder, window=Window())
     return run
 
 

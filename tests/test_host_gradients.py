@@ -5,11 +5,12 @@ import torch
 from oracle import Oracle, host_model, host_vae, random_clip, random_flux, random_vae, with_adapter
 
 from srpo_core.headless.decoder import DiffusersDecoder
+from srpo_core.loop import draw_noise
 from srpo_core.objective import Objective
 from srpo_core.rewards import clip_reward
-from srpo_core.run import draw_noise
 from srpo_core.schedule import Window
 from srpo_core.step import Noised, one_step_recover, score_recovered
+from srpo_core.terms import Term
 from srpo_core.toy.models import load_tokenizer
 
 PROMPTS = ["a red circle on grass", "a blue square"]
@@ -46,7 +47,7 @@ def pull_back(flow, cond, noised, branch, decoder, reward):
         parameter.grad = None
     recovered = one_step_recover(flow, cond, noised, branch)
     prompts = PROMPTS[: len(noised.x0)]
-    score = score_recovered(recovered, branch, decoder, reward, Objective(threshold=100.0), prompts, 1)
+    score = score_recovered(recovered, branch, decoder, [Term(reward, Objective(threshold=100.0))], prompts, 1)
     score.pull(1.0)
     return recovered.value, score
 

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from srpo_core.direct_align import recovery_slope
 from srpo_core.objective import Objective, Strength, parse_words
 from srpo_core.schedule import GRID, Window
+from srpo_core.words import PRESETS
 
 HPS = Objective()
 PICKSCORE = Objective(reward=Strength(0.10, 0.50), penalty=Strength(0.60, 0.01))
@@ -126,3 +127,24 @@ def test_wrong_settings_are_refused(wrong, sentence):
 def test_words_as_people_type_them():
     assert parse_words(" Natural-lighting, Real\n\nConcept art ,\n") == ("Natural-lighting", "Real", "Concept art")
     assert parse_words("  \n, ") == ()
+
+
+def test_words_drawn_at_random_are_those_of_the_list_and_depend_on_the_update_alone():
+    drawn = [Objective(order="random").words(update) for update in range(200)]
+    assert {p for p, _ in drawn} == set(Objective().positive) and {n for _, n in drawn} == set(Objective().negative)
+    assert drawn == [Objective(order="random").words(update) for update in range(200)]
+    assert drawn != [Objective().words(update) for update in range(200)]
+    with pytest.raises(ValueError, match='order is "sideways"'):
+        Objective(order="sideways")
+
+
+@pytest.mark.parametrize("look", PRESETS)
+def test_presets_are_lists_that_pull_apart(look):
+    positive, negative = PRESETS[look]
+    Objective(positive, negative)
+    words = [word.lower() for word in positive + negative]
+    assert len(set(words)) == len(words) and len(positive) >= 4 and len(negative) >= 4
+
+
+def test_the_preset_realism_is_the_published_one():
+    assert PRESETS["realism"] == (Objective().positive, Objective().negative)

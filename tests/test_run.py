@@ -9,19 +9,11 @@ from tiny_world import SHAPE, TinyData, TinyDecoder, TinyFlow, TinyReward, numbe
 from torch.nn import Parameter
 
 from srpo_core import run as run_module
+from srpo_core.loop import Schedule, draw_noise, prompt_index, sample_scores, train
 from srpo_core.objective import Objective
-from srpo_core.run import (
-    MAX_SKIPPED,
-    Run,
-    Schedule,
-    Settings,
-    draw_noise,
-    prompt_index,
-    sample_scores,
-    saved_updates,
-    train,
-)
+from srpo_core.run import MAX_SKIPPED, Run, Settings, saved_updates
 from srpo_core.schedule import Window
+from srpo_core.terms import Term
 
 SETTINGS = Settings(learning_rate=1e-2)
 TWO = Schedule(SHAPE, batch=2)
@@ -29,15 +21,15 @@ HPS = Objective()
 
 
 def world(reward=None, dtype=torch.float32, objective=HPS):
-    parts = dict(decoder=TinyDecoder(), reward=reward or TinyReward(), objective=objective, window=Window())
-    return dict(flow=TinyFlow(dtype), dataset=TinyData(), **parts)
+    terms = [Term(reward or TinyReward(), objective)]
+    return dict(flow=TinyFlow(dtype), decoder=TinyDecoder(), terms=terms, window=Window(), dataset=TinyData())
 
 
 def go(folder, updates, schedule=TWO, settings=SETTINGS, on_update=lambda _: None, **options):
     """Open the run in `folder` with a fresh model, as after a restart, and make `updates` more updates."""
     parts = world(**options)
     run = Run(folder, parts["flow"].parameters, settings)
-    train(run, updates, schedule, on_update, **parts)
+    train(run, updates, schedule, on_update=on_update, **parts)
     return run
 
 
@@ -329,7 +321,7 @@ def test_an_exception_inside_a_score_leaves_all_as_it_was(tmp_path, call):
     for left in (run, opened(tmp_path / "run")):
         assert same(state(left), kept) and left.history == before.history
 
-    parts["reward"] = TinyReward()  # the same run goes on, with nothing left of the failed update
+    parts["terms"] = [Term(TinyReward(), HPS)]  # the same run goes on, with nothing left of the failed update
     train(run, 1, TWO, **parts)
     assert same(state(run), state(go(tmp_path / "straight", 3)))
 

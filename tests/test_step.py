@@ -11,6 +11,7 @@ from srpo_core.models import Pullback
 from srpo_core.objective import Objective
 from srpo_core.schedule import Window
 from srpo_core.step import Noised, describe, one_step_recover, saturation, score_recovered
+from srpo_core.terms import Term
 
 POSITIONS = (40, 500, 900)
 UPDATE = 3
@@ -25,8 +26,8 @@ def world(batch):
 
 def score(flow, cond, noised, branch, prompts, decoder=None, reward=None):
     recovered = one_step_recover(flow, cond, noised, branch)
-    parts = (decoder or TinyDecoder(), reward or TinyReward(), Objective())
-    return score_recovered(recovered, branch, *parts, prompts, UPDATE)
+    terms = [Term(reward or TinyReward(), Objective())]
+    return score_recovered(recovered, branch, decoder or TinyDecoder(), terms, prompts, UPDATE)
 
 
 def straight_loss(flow, cond, noised, branch, prompts, i):
@@ -68,8 +69,8 @@ def test_score_tells_what_the_reward_saw():
         loss, positive, negative, image = (torch.stack(values).detach() for values in straight)
         for value, expected in (
             (found.loss, loss),
-            (found.positive, positive),
-            (found.negative, negative),
+            (found.answers[0].positive, positive),
+            (found.answers[0].negative, negative),
             (found.image, image),
         ):
             assert not value.requires_grad
@@ -159,8 +160,9 @@ def test_inversion_descends_on_the_negative_words():
         flow.parameters["velocity"] -= 10 * flow.parameters["velocity"].grad
     after = score(flow, cond, noised, denoise, prompts, **parts)
     assert score(flow, cond, noised, inversion, prompts, **parts).loss < down.loss
-    assert after.negative < before.negative
-    assert after.positive - after.negative > before.positive - before.negative
+    assert after.answers[0].negative < before.answers[0].negative
+    gaps = [(s.answers[0].positive - s.answers[0].negative).item() for s in (before, after)]
+    assert gaps[1] > gaps[0]
 
 
 def test_nothing_flows_to_x0_and_noise():
@@ -195,9 +197,8 @@ def test_stages_work_inside_inference_mode():
     flow, cond, noised, prompts = world(1)
     recovered = one_step_recover(flow, cond, noised, noised.branches[0])
     with torch.inference_mode():
-        found = score_recovered(
-            recovered, noised.branches[0], PlainDecoder(), TinyReward(), Objective(), prompts, UPDATE
-        )
+        terms = [Term(TinyReward(), Objective())]
+        found = score_recovered(recovered, noised.branches[0], PlainDecoder(), terms, prompts, UPDATE)
     expected = score(flow, cond, noised, noised.branches[0], prompts)
     torch.testing.assert_close(found.gradient, expected.gradient, rtol=0, atol=1e-12)
 

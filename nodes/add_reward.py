@@ -1,0 +1,31 @@
+"""SRPO_AddReward: one more reward for SRPO Train."""
+
+from comfy_api.latest import io
+
+from ..srpo_core.terms import Term
+from .kinds import CATEGORY, ObjectiveType, RewardModelType, RewardsType
+from .steps import weighing_inputs
+
+
+class AddReward(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="SRPO_AddReward",
+            display_name="Add Reward",
+            category=CATEGORY,
+            description="One more reward for SRPO Train, with words and strengths of its own. Where several train, "
+            "each is divided by the spread of what it has said, so that equal weights mean equal say. With the "
+            "weight 0 it only watches: an honest witness that the run can't please.",
+            inputs=[
+                RewardModelType.Input("reward", tooltip="The reward model."),
+                ObjectiveType.Input("objective", tooltip="Words and strengths for this reward."),
+                *weighing_inputs(),
+                RewardsType.Input("more_rewards", optional=True, tooltip="From another Add Reward, for a third one."),
+            ],
+            outputs=[RewardsType.Output(display_name="more rewards")],
+        )
+
+    @classmethod
+    def execute(cls, reward, objective, weight=1.0, name="", more_rewards=()) -> io.NodeOutput:
+        return io.NodeOutput([*more_rewards, Term(reward, objective, weight, name.strip())])

@@ -1,0 +1,106 @@
+"""The loop: which prompts, noise and noise levels each update of a run takes, and what it makes of them."""
+
+import random
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from .models import Decoder, FlowModel
+from .run import Run
+from .schedule import Window, draw_position
+from .step import Noised, Score, one_step_recover, score_recovered
+from .terms import Term
+
+
+class Dataset(Protocol):
+    """Prompts and what the flow model needs of each."""
+
+    prompts: list[str]
+
+    def cond(self, indices: list[int]) -> Any:
+        """The conditioning of these prompts as one batch."""
+
+
+def draw_noise(seeds: list[int], shape: tuple[int, ...]) -> Tensor:
+    """(B, *shape) float32 standard normal: each sample what ComfyUI's RandomNoise draws for its seed."""
+    return torch.cat([torch.randn((1, *shape), generator=torch.Generator().manual_seed(seed)) for seed in seeds])
+
+
+def prompt_index(seed: int, number: int, prompts: int) -> int:
+    """Which prompt draw `number` (from 0) uses: each once per round, every round in another order."""
+    order = list(range(prompts))
+    random.Random(f"{seed} {number // prompts}").shuffle(order)
+    return order[number % prompts]
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """What one update gathers: `batch` prompts, `at_once` of them in one forward; latents of `shape` (C, H, W)."""
+
+    shape: tuple[int, int, int]
+    batch: int = 1
+    at_once: int = 1
+    seed: int = 0
+
+
+def sample_scores(
+    run: Run,
+    flow: FlowModel,
+    decoder: Decoder,
+    terms: Sequence[Term],
+    window: Window,
+    dataset: Dataset,
+    schedule: Schedule,
+) -> Iterator[Score]:
+    """The scores of the run's next update, each computed when it is asked for."""
+    first = run.updates * schedule.batch
+    for start in range(first, first + schedule.batch, schedule.at_once):
+        numbers = range(start, min(start + schedule.at_once, first + schedule.batch))
+        indices = [prompt_index(schedule.seed, number, len(dataset.prompts)) for number in numbers]
+        prompts, cond = [dataset.prompts[i] for i in indices], dataset.cond(indices)
+        seeds = [(schedule.seed + number) % 2**64 for number in numbers]
+        noise = draw_noise(seeds, schedule.shape)
+        branches = window.branches([draw_position(seed) for seed in seeds])
+        noised = Noised(flow.rollout(noise, cond, seeds[0]), noise, branches)
+        for branch in noised.branches:
+            asked = [term for term in terms if term.objective.trains(branch)]
+            if any(term.weight for term in asked):
+                recovered = one_step_recover(flow, cond, noised, branch)
+                yield score_recovered(recovered, branch, decoder, asked, prompts, run.updates + 1, run.spreads)
+
+
+def prepare(run: Run, updates: int, terms: Sequence[Term], dataset: Dataset, schedule: Schedule):
+    """Tell the rewards which texts the next `updates` updates will ask, so that they encode them all at once."""
+    for term in terms:
+        if hasattr(term.reward, "prepare"):
+            texts = []
+            for update in range(run.updates, run.updates + updates):
+                numbers = range(update * schedule.batch, (update + 1) * schedule.batch)
+                prompts = [dataset.prompts[prompt_index(schedule.seed, n, len(dataset.prompts))] for n in numbers]
+                texts += [text for side in term.objective.texts(prompts, update + 1) for text in side]
+            term.reward.prepare(list(dict.fromkeys(texts)))
+
+
+def train(
+    run: Run,
+    updates: int,
+    schedule: Schedule,
+    terms: Sequence[Term],
+    dataset: Dataset,
+    on_update: Callable[[dict], Any] = lambda _: None,
+    **world,
+):
+    """Make `updates` more updates; `world` is what else `sample_scores` asks for.
+
+    The state of the last finished update is saved, whatever ends the loop.
+    """
+    prepare(run, updates, terms, dataset, schedule)
+    try:
+        for _ in range(updates):
+            scores = sample_scores(run, terms=terms, dataset=dataset, schedule=schedule, **world)
+            on_update(run.update(scores, schedule.batch))
+    finally:
+        run.save()

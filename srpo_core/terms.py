@@ -1,0 +1,87 @@
+"""Several rewards in one update: what each is asked, how much it counts, and on which scale."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from torch import Tensor
+
+from .objective import Objective
+from .rewards import Reward
+
+
+@dataclass
+class Spread:
+    """Running mean and standard deviation (Welford) of everything that a reward has said in a run."""
+
+    count: int = 0
+    mean: float = 0.0
+    squares: float = 0.0  # sum of squared distances to the mean
+
+    def add(self, values: Tensor):
+        for value in values.flatten().double().tolist():
+            self.count += 1
+            distance = value - self.mean
+            self.mean += distance / self.count
+            self.squares += distance * (value - self.mean)
+
+    @property
+    def std(self) -> float:
+        """1 where there is nothing to divide by yet."""
+        return math.sqrt(self.squares / self.count) if self.squares > 0 else 1.0
+
+
+@dataclass(frozen=True)
+class Term:
+    """One reward of an update.
+
+    weight: factor of its loss; at 0 it only watches: it is asked and logged, and trains nothing.
+    name: tells its metrics from those of the others; the first has none.
+    normalised: its loss is divided by the spread of what it has said in the run so far, both words together, so
+    that equal weights mean equal say whatever the rewards' units.
+    """
+
+    reward: Reward
+    objective: Objective
+    weight: float = 1.0
+    name: str = ""
+    normalised: bool = False
+
+    def factor(self, spreads: Mapping[str, Spread], answer: "Answer") -> float:
+        """Of its loss; the first update, which has no past, is scaled by its own answers."""
+        if not self.normalised or not self.weight:
+            return self.weight
+        spread = spreads.get(self.name)
+        if spread is None:
+            spread = Spread()
+            answer.add_to(spread)
+        return self.weight / spread.std
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What one reward said of a batch: (B,) rewards with either word, and its loss before weighing, (B,)."""
+
+    name: str
+    positive: Tensor
+    negative: Tensor
+    loss: Tensor
+
+    def add_to(self, spread: Spread):
+        spread.add(self.positive)
+        spread.add(self.negative)
+
+
+def combine(terms: Sequence[Term]) -> tuple[Term, ...]:
+    """The terms of one update; where several train, each is normalised.
+
+    Raises ValueError when two share a name, or when none of them trains.
+    """
+    names = [term.name for term in terms]
+    twice = {name for name in names if names.count(name) > 1}
+    if twice:
+        raise ValueError(f'Two rewards are called "{twice.pop()}": give each a name of its own.')
+    training = sum(term.weight != 0 for term in terms)
+    if not training:
+        raise ValueError("Every reward has the weight 0, so all watch and none trains: give one of them a weight.")
+    return tuple(replace(term, normalised=training > 1) for term in terms)
