@@ -2,8 +2,11 @@
 
 from comfy_api.latest import ComfyExtension
 
+from .add_reward import AddReward
+from .load_reward import LoadReward
 from .objective import ObjectiveNode
 from .prompts import PromptsNode
+from .reward_table import RewardTable
 from .steps import NoisePriorInject, OneStepRecover, RewardNode, TrainStep
 from .toy import ToyModels
 from .train import TrainNode
@@ -20,7 +23,10 @@ class SRPOExtension(ComfyExtension):
             NoisePriorInject,
             OneStepRecover,
             RewardNode,
+            LoadReward,
+            AddReward,
             TrainStep,
+            RewardTable,
             ToyModels,
         ]
 

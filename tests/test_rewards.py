@@ -196,7 +196,7 @@ def test_a_reward_of_the_wrong_shape_is_named():
         def score(self, images, texts):
             return images.mean()
 
-    with pytest.raises(ValueError, match=r"Mean.score gave \(\) for 2 images"):
+    with pytest.raises(ValueError, match=r"The score of Mean gave \(\) for 2 images"):
         score_words(Mean(), pictures(2, 3, 8, 8), ["a", "b"], ["c", "d"], update=1)
 
 

@@ -74,7 +74,9 @@ class _Tokenizer(comfy.sd1_clip.SD1Tokenizer):
 def load_reward():
     """SRPO_REWARD_MODEL: both towers of the toy CLIP."""
     with torch.inference_mode(False):
-        return managed(clip_reward(toy.load_clip(), toy.load_tokenizer()))
+        reward = clip_reward(toy.load_clip(), toy.load_tokenizer())
+    reward.name = "toy CLIP"
+    return managed(reward)
 
 
 def _state(name: str) -> dict[str, torch.Tensor]:

@@ -1,17 +1,29 @@
 """Differentiable rewards: how well an image fits a text."""
 
 from .dot_product import DotProductReward, clip_reward
+from .families import detect, load_reward
+from .heads import AestheticReward
+from .mps import MPSReward
 from .pixels import CLIP_MEAN, CLIP_STD, Pixels
-from .protocol import Reward, score_words
+from .protocol import Reward, name_of, score_all, score_words
 from .text_features import TextFeatures
+from .weights import Weights, fingerprint
 
 __all__ = [
     "CLIP_MEAN",
     "CLIP_STD",
+    "AestheticReward",
     "DotProductReward",
+    "MPSReward",
     "Pixels",
     "Reward",
     "TextFeatures",
+    "Weights",
     "clip_reward",
+    "detect",
+    "fingerprint",
+    "load_reward",
+    "name_of",
+    "score_all",
     "score_words",
 ]

@@ -38,7 +38,7 @@ class DotProductReward:
         self.tokenize = tokenize
         self.pixels = pixels
         self.scale = scale
-        self.features = features or TextFeatures()
+        self.features = TextFeatures() if features is None else features
 
     def score(self, images: Tensor, texts: list[str]) -> Tensor:
         """See Reward."""

@@ -13,7 +13,7 @@ class Reward(Protocol):
 
     It may have more: `reads_text = False` says that it looks at the image alone; `score_many(images, *texts)`,
     (len(texts), B), asks with several lists of texts in one pass over the images; `prepare(texts)` hears before a
-    run which texts will be asked, so that it can encode them all at once.
+    run which texts will be asked, so that it can encode them all at once; `name` is what people call it.
     """
 
     def score(self, images: Tensor, texts: list[str]) -> Tensor:
@@ -26,21 +26,33 @@ def score_words(
     """Both (B,): the reward with the positive and with the negative texts.
 
     A reward without text sees the image as the positive and the same with a little noise, which `update` seeds, as
-    the negative (arXiv 2509.06942, section 3.2). Raises ValueError when the reward gives another shape.
+    the negative (arXiv 2509.06942, section 3.2).
     """
     if not getattr(reward, "reads_text", True):
         pair = torch.cat([images, noised(images, update)])
-        scores = reward.score(pair, positive + negative).unflatten(0, (2, -1))
-    elif hasattr(reward, "score_many"):
-        scores = reward.score_many(images, positive, negative)
+        return score_all(reward, pair, positive + negative)[0].chunk(2)
+    return score_all(reward, images, positive, negative).unbind()
+
+
+def score_all(reward: Reward, images: Tensor, *texts: list[str]) -> Tensor:
+    """(len(texts), B), in one pass over the images where the reward can.
+
+    Raises ValueError when it gives another shape.
+    """
+    if hasattr(reward, "score_many"):
+        scores = reward.score_many(images, *texts)
     else:
-        scores = torch.stack([reward.score(images, positive), reward.score(images, negative)])
-    if scores.shape != (2, len(images)):
+        scores = torch.stack([reward.score(images, row) for row in texts])
+    if scores.shape != (len(texts), len(images)):
         raise ValueError(
-            f"{type(reward).__name__}.score gave {tuple(scores.shape[1:])} for {len(images)} images: it must give "
+            f"The score of {name_of(reward)} gave {tuple(scores.shape[1:])} for {len(images)} images: it must give "
             f"one number for each, ({len(images)},)."
         )
-    return scores[0], scores[1]
+    return scores
+
+
+def name_of(reward: Reward) -> str:
+    return getattr(reward, "name", type(reward).__name__)
 
 
 def noised(images: Tensor, seed: int) -> Tensor:

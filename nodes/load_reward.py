@@ -1,0 +1,149 @@
+"""SRPO_LoadReward: a reward model from a file."""
+
+from pathlib import Path
+
+import comfy.model_management
+import folder_paths
+import torch
+from comfy_api.latest import io
+
+from .kinds import CATEGORY, RewardModelType
+
+NONE = "none"
+DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+FAMILIES = {"auto": None, "HPS": True, "CLIP": False}
+ALSO = ("clip_vision", "text_encoders")  # where people keep such files too
+
+folder_paths.add_model_folder_path("rewards", str(Path(folder_paths.models_dir) / "rewards"))
+places, _ = folder_paths.folder_names_and_paths["rewards"]  # with those of extra_model_paths.yaml
+folder_paths.folder_names_and_paths["rewards"] = (places, folder_paths.supported_pt_extensions)
+
+
+def files_here() -> list[str]:
+    """The names that a reward file can be chosen by: bare in models/rewards, with the folder elsewhere."""
+    elsewhere = [f"{folder}/{name}" for folder in ALSO for name in folder_paths.get_filename_list(folder)]
+    return [*folder_paths.get_filename_list("rewards"), *elsewhere]
+
+
+def choices() -> list[str]:
+    """What is here, and what is published."""
+    from ..srpo_core.rewards.published import PUBLISHED
+
+    here = files_here()
+    return here + [p.local for p in PUBLISHED if not {p.local, f"{p.folder}/{p.local}"} & set(here)]
+
+
+def path_of(name: str) -> Path | None:
+    folder, _, rest = name.partition("/")
+    found = folder_paths.get_full_path(folder, rest) if folder in ALSO else None
+    found = found or next(filter(None, (folder_paths.get_full_path(f, name) for f in ("rewards", *ALSO))), None)
+    return Path(found) if found else None
+
+
+def reward_folder(folder: str = "rewards") -> Path:
+    return Path(folder_paths.get_folder_paths(folder)[0])
+
+
+def published(name: str):
+    from ..srpo_core.rewards.published import PUBLISHED
+
+    return next((p for p in PUBLISHED if p.local == name), None)
+
+
+def problem(name: str, download: bool) -> str | None:
+    """Why a file of this name can't be had, in a sentence; None if it can."""
+    from ..srpo_core.rewards.published import missing
+
+    if path_of(name) or (download and published(name)):
+        return None
+    bare = Path(name).name
+    for folder in folder_paths.folder_names_and_paths:
+        if folder not in ("rewards", *ALSO, "custom_nodes") and folder_paths.get_full_path(folder, bare):
+            return f"{bare} lies in models/{folder}: reward models belong into {reward_folder()}. Move it there."
+    known = published(name)
+    if known:
+        return f"{missing(known, reward_folder(known.folder))} Or tick download."
+    return f'There is no reward model "{name}": put the file into {reward_folder()} and press R.'
+
+
+def fetched(name: str) -> Path:
+    """The path of a file, downloaded first if it is not there. Raises ValueError if it can't be had."""
+    from ..srpo_core.rewards.published import fetch
+
+    wrong = problem(name, download=True)
+    if wrong:
+        raise ValueError(wrong)
+    known = published(name)
+    return path_of(name) or fetch(known, reward_folder(known.folder))
+
+
+class LoadReward(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="SRPO_LoadReward",
+            display_name="Load SRPO Reward",
+            category=CATEGORY,
+            description="Loads a reward model: HPS v2 and v2.1, PickScore, CLIP, SigLIP, SigLIP2, MPS, or an aesthetic "
+            "predictor. Which one it is, the file itself tells.",
+            search_aliases=["hps", "pickscore", "clip score", "aesthetic", "siglip"],
+            inputs=[
+                io.Combo.Input(
+                    "file",
+                    options=choices(),
+                    tooltip="From models/rewards, models/clip_vision or models/clip; published ones are listed too.",
+                ),
+                io.Combo.Input(
+                    "dtype",
+                    options=["auto", *DTYPES],
+                    default="auto",
+                    tooltip="Of the weights. auto: bf16, on a CPU fp32. bf16 halves the memory.",
+                ),
+                io.Combo.Input(
+                    "family",
+                    options=list(FAMILIES),
+                    default="auto",
+                    tooltip="HPS and CLIP have the same layout. auto: HPS if the file's name has hps in it.",
+                ),
+                io.Combo.Input(
+                    "activation",
+                    options=["auto", "gelu", "quick_gelu"],
+                    default="auto",
+                    tooltip="auto: quick_gelu for sizes that OpenAI trained, else gelu. Choose gelu for LAION's L/14.",
+                ),
+                io.Combo.Input(
+                    "backbone",
+                    options=[NONE, *choices()],
+                    default=NONE,
+                    tooltip="For aesthetic predictors alone: the SigLIP or CLIP whose image feature they read.",
+                ),
+                io.Boolean.Input(
+                    "download",
+                    default=False,
+                    tooltip="Fetch what is missing from huggingface.co. Nothing is fetched unless this is ticked.",
+                ),
+            ],
+            outputs=[RewardModelType.Output(display_name="reward")],
+        )
+
+    @classmethod
+    def validate_inputs(cls, file=None, backbone=NONE, download=False):
+        wanted = [name for name in (file, backbone) if name not in (None, NONE)]
+        return next(filter(None, (problem(name, download) for name in wanted)), True)
+
+    @classmethod
+    def execute(cls, file, dtype, family, activation, backbone, download) -> io.NodeOutput:
+        from ..srpo_core.rewards.families import load_reward
+        from .host.reward import managed
+
+        cpu = comfy.model_management.get_torch_device().type == "cpu"
+        reward = load_reward(
+            fetched(file),
+            dtype=DTYPES[("fp32" if cpu else "bf16") if dtype == "auto" else dtype],
+            hps=FAMILIES[family],
+            activation=activation,
+            backbone=None if backbone == NONE else fetched(backbone),
+            features_folder=Path(folder_paths.get_output_directory()) / "srpo" / ".text_features",
+        )
+        reward.name = Path(file).stem
+        return io.NodeOutput(managed(reward))

@@ -1,0 +1,281 @@
+"""Image and text towers, built by open_clip and transformers to the sizes that a file's shapes tell."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from .dot_product import ImageTower, TextTower
+from .weights import Weights
+
+HEAD_WIDTH = {1152: 72, 1280: 80, 1408: 88, 1536: 96, 1664: 104}  # of an image tower, by its width; else 64
+BUFFERS = ("position_ids", "attn_mask", "norm.bias", "inv_freq")  # some files hold these; they are no weights
+SIZES = {(27, 14): 384}  # pixels, by patches along a side and pixels of a patch, where one is not their product
+
+
+@dataclass(frozen=True)
+class Tower:
+    """A tower that is not in memory yet.
+
+    build: makes the module, on the meta device. wrap: gives it the call that rewards use. part: what the names of
+    its tensors in the file start with, beyond which it must have none there. name: from the module's names to those.
+    """
+
+    weights: Weights
+    build: Callable[[], nn.Module]
+    part: str
+    name: Callable[[str], str]
+    wrap: Callable[[nn.Module], nn.Module] = lambda module: module
+
+    def check(self) -> nn.Module:
+        """The module without its weights. Raises ValueError when the file does not hold just what it needs."""
+        with torch.device("meta"):
+            module = self.build()
+        needed = {self.name(name): tuple(tensor.shape) for name, tensor in module.state_dict().items()}
+        file, shapes = self.weights.path.name, self.weights.shapes
+        if missing := [name for name in needed if name not in shapes]:
+            raise ValueError(f"{file} is not whole: {listed(missing)} missing. Download it again.")
+        for name, shape in needed.items():
+            if shapes[name] != shape:
+                raise ValueError(f"{file} is not of a known model: {name} is {shapes[name]}, where {shape} would fit.")
+        parts = [name for name in shapes if name.startswith(self.part) and not name.endswith(BUFFERS)]
+        if more := [name for name in parts if name not in needed]:
+            raise ValueError(f"{file} is of another model than those known here, with {listed(more)} more.")
+        return module
+
+    def load(self, dtype: torch.dtype) -> nn.Module:
+        """The frozen module with its weights, which are read now. Raises ValueError as check and Weights.read do."""
+        module = self.check()
+        read = self.weights.read([self.name(name) for name in module.state_dict()], dtype)
+        module.load_state_dict({name: read[self.name(name)] for name in module.state_dict()}, assign=True)
+        rebuild_buffers(module)
+        return self.wrap(module).eval().requires_grad_(False)
+
+
+def listed(names: list[str]) -> str:
+    shown = ", ".join(names[:3])
+    return f"{shown} and {len(names) - 3} others are" if len(names) > 3 else f"{shown} {'are' if names[1:] else 'is'}"
+
+
+def rebuild_buffers(module: nn.Module):
+    """Fill what the libraries compute and no file holds; the meta device left it empty."""
+    for part in module.modules():
+        for name, buffer in part.named_buffers(recurse=False):
+            if buffer.is_meta and name == "position_ids":
+                setattr(part, name, torch.arange(buffer.shape[-1]).expand(1, -1))
+            elif buffer.is_meta and name == "attn_mask":
+                setattr(part, name, part.build_causal_mask())
+
+
+def prefixed(prefix: str) -> Callable[[str], str]:
+    """Names as in a whole model; a tower alone leaves the prefix out of them in some versions of transformers."""
+    return lambda name: name if name.startswith(prefix) else prefix + name
+
+
+def heads(width: int, head_width: int = 64) -> int:
+    """Small models, of a width that heads do not divide, have one."""
+    return width // head_width if width % head_width == 0 else 1
+
+
+def image_heads(width: int) -> int:
+    return heads(width, HEAD_WIDTH.get(width, 64))
+
+
+def layers(weights: Weights, prefix: str) -> int:
+    """How many numbers there are after this prefix."""
+    return len({name[len(prefix) :].split(".")[0] for name in weights.shapes if name.startswith(prefix)})
+
+
+def shape(weights: Weights, name: str) -> tuple[int, ...]:
+    """Raises ValueError when it is missing."""
+    if name not in weights.shapes:
+        raise ValueError(f"{weights.path.name} is not whole: {name} is missing. Download it again.")
+    return weights.shapes[name]
+
+
+def image_size(weights: Weights, positions: int, patch: int) -> int:
+    """Side of the input in pixels, from the number of patches and the side of one."""
+    side = math.isqrt(positions)
+    if side * side != positions:
+        raise ValueError(f"{weights.path.name} is made for {positions} patches, which form no square.")
+    return SIZES.get((side, patch), side * patch)
+
+
+# open_clip: CLIP and HPS
+
+
+def open_clip_image_size(weights: Weights) -> int:
+    positions, patch = shape(weights, "visual.positional_embedding")[0] - 1, shape(weights, "visual.conv1.weight")[2]
+    return image_size(weights, positions, patch)
+
+
+def open_clip_activation(name: str) -> type[nn.Module]:
+    from open_clip.transformer import QuickGELU
+
+    return QuickGELU if name == "quick_gelu" else nn.GELU
+
+
+def open_clip_block(weights: Weights, prefix: str, activation: str) -> dict:
+    """What both towers are told of their blocks, but for the heads."""
+    mlp, width = shape(weights, f"{prefix}resblocks.0.mlp.c_fc.weight")
+    return dict(
+        width=width,
+        layers=layers(weights, f"{prefix}resblocks."),
+        mlp_ratio=(mlp + 0.5) / width,  # they round the product down
+        act_layer=open_clip_activation(activation),
+    )
+
+
+def open_clip_image(weights: Weights, activation: str) -> Tower:
+    """Pixels (B, 3, size, size) to features (B, D)."""
+    from open_clip.transformer import VisionTransformer
+
+    block = open_clip_block(weights, "visual.transformer.", activation)
+    sizes = dict(
+        image_size=open_clip_image_size(weights),
+        patch_size=shape(weights, "visual.conv1.weight")[2],
+        heads=image_heads(block["width"]),
+        output_dim=shape(weights, "visual.proj")[1],
+    )
+    return Tower(weights, lambda: VisionTransformer(**block, **sizes), "visual.", prefixed("visual."))
+
+
+def open_clip_text(weights: Weights, activation: str) -> Tower:
+    """Token ids (N, L) to features (N, D)."""
+    from open_clip.transformer import TextTransformer
+
+    prefix = open_clip_text_prefix(weights)
+    block = open_clip_block(weights, f"{prefix}transformer.", activation)
+    vocabulary, context = open_clip_text_size(weights)
+    sizes = dict(
+        context_length=context,
+        vocab_size=vocabulary,
+        heads=heads(block["width"]),
+        output_dim=shape(weights, f"{prefix}text_projection")[1],
+    )
+    part = prefix or "transformer."
+    return Tower(weights, lambda: TextTransformer(**block, **sizes), part, lambda name: prefix + name)
+
+
+def open_clip_text_prefix(weights: Weights) -> str:
+    """open_clip has two layouts for the text tower."""
+    return "text." if any(name.startswith("text.") for name in weights.shapes) else ""
+
+
+def open_clip_text_size(weights: Weights) -> tuple[int, int]:
+    """How many tokens there are, and how many of them a text may have."""
+    prefix = open_clip_text_prefix(weights)
+    return shape(weights, f"{prefix}token_embedding.weight")[0], shape(weights, f"{prefix}positional_embedding")[0]
+
+
+# transformers: CLIP, PickScore and SigLIP, which name their parts alike
+
+
+def encoder_sizes(weights: Weights, part: str, image: bool) -> dict:
+    intermediate, width = shape(weights, f"{part}encoder.layers.0.mlp.fc1.weight")
+    return dict(
+        hidden_size=width,
+        intermediate_size=intermediate,
+        num_hidden_layers=layers(weights, f"{part}encoder.layers."),
+        num_attention_heads=image_heads(width) if image else heads(width),
+    )
+
+
+def text_size(weights: Weights) -> tuple[int, int]:
+    """How many tokens there are, and how many of them a text may have."""
+    embeddings = "text_model.embeddings"
+    return (
+        shape(weights, f"{embeddings}.token_embedding.weight")[0],
+        shape(weights, f"{embeddings}.position_embedding.weight")[0],
+    )
+
+
+def clip_image_size(weights: Weights) -> int:
+    positions = shape(weights, "vision_model.embeddings.position_embedding.weight")[0] - 1
+    return image_size(weights, positions, shape(weights, "vision_model.embeddings.patch_embedding.weight")[2])
+
+
+def clip_image(weights: Weights, activation: str) -> Tower:
+    """Pixels (B, 3, size, size) to features (B, D)."""
+    from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
+
+    config = CLIPVisionConfig(
+        **encoder_sizes(weights, "vision_model.", image=True),
+        image_size=clip_image_size(weights),
+        patch_size=shape(weights, "vision_model.embeddings.patch_embedding.weight")[2],
+        projection_dim=shape(weights, "visual_projection.weight")[0],
+        hidden_act=activation,
+    )
+    return Tower(weights, lambda: CLIPVisionModelWithProjection(config), "vision_model.", str, ImageTower)
+
+
+def clip_text(weights: Weights, activation: str) -> Tower:
+    """Token ids (N, L) to features (N, D)."""
+    from transformers import CLIPTextConfig, CLIPTextModelWithProjection
+
+    vocabulary, context = text_size(weights)
+    config = CLIPTextConfig(
+        **encoder_sizes(weights, "text_model.", image=False),
+        vocab_size=vocabulary,
+        max_position_embeddings=context,
+        projection_dim=shape(weights, "text_projection.weight")[0],
+        hidden_act=activation,
+        eos_token_id=2,  # their sign for "the highest id", which CLIP's end token is
+    )
+    return Tower(weights, lambda: CLIPTextModelWithProjection(config), "text_model.", str, TextTower)
+
+
+class Pooled(nn.Module):
+    """The pooled output of a transformers model."""
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model = model
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.model(inputs).pooler_output
+
+
+def siglip_image_size(weights: Weights) -> int:
+    """Raises ValueError for the kind of SigLIP2 that takes pictures of any shape."""
+    patches = shape(weights, "vision_model.embeddings.patch_embedding.weight")
+    if len(patches) == 2:
+        raise ValueError(
+            f"{weights.path.name} is a NaFlex SigLIP2, for pictures of any shape, which is not supported. Use one of a "
+            "fixed resolution, such as huggingface.co/google/siglip2-so400m-patch14-384."
+        )
+    positions = shape(weights, "vision_model.embeddings.position_embedding.weight")[0]
+    return image_size(weights, positions, patches[2])
+
+
+def siglip_image(weights: Weights, activation: str) -> Tower:
+    """Pixels (B, 3, size, size) to features (B, D)."""
+    from transformers import SiglipVisionConfig, SiglipVisionModel
+
+    config = SiglipVisionConfig(
+        **encoder_sizes(weights, "vision_model.", image=True),
+        image_size=siglip_image_size(weights),
+        patch_size=shape(weights, "vision_model.embeddings.patch_embedding.weight")[2],
+        hidden_act=activation,
+    )
+    return Tower(weights, lambda: SiglipVisionModel(config), "vision_model.", prefixed("vision_model."), Pooled)
+
+
+def siglip_text(weights: Weights, activation: str) -> Tower:
+    """Token ids (N, L) to features (N, D)."""
+    from transformers import SiglipTextConfig, SiglipTextModel
+
+    vocabulary, context = text_size(weights)
+    config = SiglipTextConfig(
+        **encoder_sizes(weights, "text_model.", image=True),  # its text towers have the heads of an image tower
+        vocab_size=vocabulary,
+        max_position_embeddings=context,
+        projection_size=shape(weights, "text_model.head.weight")[0],
+        hidden_act=activation,
+        bos_token_id=None,
+        eos_token_id=None,
+        pad_token_id=None,
+    )
+    return Tower(weights, lambda: SiglipTextModel(config), "text_model.", prefixed("text_model."), Pooled)

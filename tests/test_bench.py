@@ -1,0 +1,30 @@
+"""The benchmark scripts run, at toy size, and say what their readers look for."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def last_line(module: str, *arguments: str) -> dict:
+    command = [sys.executable, "-m", f"bench.{module}", *arguments]
+    done = subprocess.run(command, cwd=ROOT, env=os.environ, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_reward():
+    numbers = last_line("reward", "--size", "toy", "--dtype", "fp32", "--texts", "18", "--pixels", "64")
+    assert numbers["texts"] == 18 and numbers["texts_missing_on_next_start"] == 0
+    assert numbers["score_with_gradient_seconds"] > 0
+    assert numbers["peak_while_encoding_texts"] > numbers["image_tower_bytes"] > 0
+
+
+def test_our_preprocessing_is_that_of_the_models_own_pipelines():
+    """Within PIL's 8 bits, on what is no worst case."""
+    numbers = last_line("pixels")
+    for model, kinds in numbers.items():
+        assert kinds["gradient"]["largest"] < 1 / 255 and kinds["grain"]["mean"] < 0.5 / 255, model
