@@ -122,6 +122,13 @@ class LoadReward(io.ComfyNode):
                     default=False,
                     tooltip="Fetch what is missing from huggingface.co. Nothing is fetched unless this is ticked.",
                 ),
+                io.Combo.Input(
+                    "condition",
+                    options=["overall", "aesthetics", "quality", "semantic"],
+                    default="overall",
+                    optional=True,
+                    tooltip="For MPS alone: what of a picture it judges.",
+                ),
             ],
             outputs=[RewardModelType.Output(display_name="reward")],
         )
@@ -132,7 +139,7 @@ class LoadReward(io.ComfyNode):
         return next(filter(None, (problem(name, download) for name in wanted)), True)
 
     @classmethod
-    def execute(cls, file, dtype, family, activation, backbone, download) -> io.NodeOutput:
+    def execute(cls, file, dtype, family, activation, backbone, download, condition="overall") -> io.NodeOutput:
         from ..srpo_core.rewards.families import load_reward
         from .host.reward import managed
 
@@ -143,6 +150,7 @@ class LoadReward(io.ComfyNode):
             hps=FAMILIES[family],
             activation=activation,
             backbone=None if backbone == NONE else fetched(backbone),
+            condition=condition,
             features_folder=Path(folder_paths.get_output_directory()) / "srpo" / ".text_features",
         )
         reward.name = Path(file).stem

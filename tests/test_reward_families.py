@@ -32,7 +32,7 @@ from torch import nn
 from transformers import SiglipConfig, SiglipModel, SiglipTokenizer
 
 from srpo_core.rewards import CLIP_MEAN, CLIP_STD, Weights, detect, load_reward, towers
-from srpo_core.rewards.mps import CONDITION
+from srpo_core.rewards.mps import CONDITIONS
 from srpo_core.rewards.tokens import clip_tokenizer, siglip_tokenizer
 
 SIGLIP2_VOCABULARY = 256000
@@ -413,7 +413,7 @@ def gated(x):
     return x * gate * torch.sigmoid(gate)
 
 
-def mps_reference(state, model, image, text):
+def mps_reference(state, model, image, text, condition="overall"):
     """The score of one picture (3, H, W), by the published formulas: one head, one picture, one text at a time."""
 
     def text_tokens(text):
@@ -423,7 +423,7 @@ def mps_reference(state, model, image, text):
         return model.text_projection(model.text_model(input_ids=ids).last_hidden_state)[0], known.argmax()
 
     tokens, end = text_tokens(text)
-    likeness = torch.einsum("id,jd->ji", tokens, text_tokens(CONDITION)[0]).max(0).values
+    likeness = torch.einsum("id,jd->ji", tokens, text_tokens(CONDITIONS[condition])[0]).max(0).values
     mask = torch.where(likeness / likeness.max() > 0.01, 0.0, float("-inf"))
     assert mask.isinf().any() and not mask.isinf().all()
     hidden = model.vision_model(pixel_values=normalised(image[None])).last_hidden_state
@@ -448,23 +448,23 @@ def set_apart(model):
     """Make the words of the texts unlike those of the condition, so that the mask has something to leave out."""
     embedding = model.text_model.embeddings.token_embedding.weight
     away = SimpleTokenizer().encode(" ".join(TEXTS).replace(".", ""))
-    near = SimpleTokenizer().encode(CONDITION) + [49406, 49407]
+    near = SimpleTokenizer().encode(CONDITIONS["overall"]) + [49406, 49407]
     direction = 6 * torch.randn(WIDTH, generator=torch.Generator().manual_seed(5))
     embedding[away] -= direction
     embedding[near] += direction
 
 
-@pytest.mark.parametrize("prefix", ["", "mps."])
-def test_mps_is_its_published_formulas(tmp_path, prefix):
+@pytest.mark.parametrize("prefix, condition", [("", "overall"), ("mps.", "overall"), ("", "quality")])
+def test_mps_is_its_published_formulas(tmp_path, prefix, condition):
     model = clip_model("gelu")
     set_apart(model)
     state = mps_state(model)
     path = save({prefix + name: tensor for name, tensor in state.items()}, tmp_path / "MPS.pt")
 
     def reference(images, texts):
-        return torch.stack([torch.stack([mps_reference(state, model, i, t) for t in texts]) for i in images])
+        return torch.stack([torch.stack([mps_reference(state, model, i, t, condition) for t in texts]) for i in images])
 
-    check(load_reward(path), reference)
+    check(load_reward(path, condition=condition), reference)
 
 
 def test_mps_passes_the_images_through_clip_once(files):

@@ -95,6 +95,7 @@ def load_reward(
     hps: bool | None = None,
     activation: str = "auto",
     backbone: Path | None = None,
+    condition: str = "overall",
     features_folder: Path | None = None,
 ) -> Reward:
     """The reward that a file holds, its image tower in memory; the text tower is read when texts are new.
@@ -102,8 +103,8 @@ def load_reward(
     dtype: of the towers, float32 or bfloat16. hps: whether a CLIP is an HPS, scored by its bare cosine; None goes by
     the file's name, as nothing in the file tells. activation: "gelu" or "quick_gelu"; "auto" takes what a config.json
     (transformers) or open_clip_config.json of this model beside the file says, else what models of its layout and
-    size have. backbone: the file of the model that an aesthetic predictor sees through. features_folder: where texts
-    are remembered from start to start.
+    size have. backbone: the file of the model that an aesthetic predictor sees through. condition: what MPS judges, of
+    mps.CONDITIONS. features_folder: where texts are remembered from start to start.
     Raises ValueError, a sentence, for a file that can't be used; see also Weights.
     """
     if activation not in ACTIVATIONS:
@@ -113,7 +114,7 @@ def load_reward(
     if family in BACKBONES:
         return aesthetic(weights, family, backbone, activation, dtype)
     if family == MPS:
-        return mps(weights, activation, dtype)
+        return mps(weights, activation, dtype, condition)
     return two_towers(weights, family, hps, activation, dtype, features_folder)
 
 
@@ -238,7 +239,7 @@ def configuration(path: Path, name: str) -> dict:
         raise ValueError(f"{file} is not JSON ({error}): download it again or remove it.") from error
 
 
-def mps(weights: Weights, activation: str, dtype: torch.dtype) -> MPSReward:
+def mps(weights: Weights, activation: str, dtype: torch.dtype, condition: str) -> MPSReward:
     sign = next(name for name in weights.shapes if name.endswith(SIGNS[MPS]))
     prefix = sign.removesuffix(SIGNS[MPS])  # some files have one before all names
     path, weights = weights.path, weights.within(prefix)
@@ -252,6 +253,7 @@ def mps(weights: Weights, activation: str, dtype: torch.dtype) -> MPSReward:
         clip_tokenizer(context),
         Pixels(towers.clip_image_size(clip)),
         logit_scale(clip) / 20,
+        condition,
     )
 
 

@@ -13,10 +13,14 @@ from .pixels import Pixels
 from .towers import Tower, clip_image, clip_text, layers, shape
 from .weights import Weights
 
-CONDITION = (  # of the published overall score
-    "light, color, clarity, tone, style, ambiance, artistry, shape, face, hair, hands, limbs, structure, instance, "
-    "texture, quantity, attributes, position, number, location, word, things."
-)
+AESTHETICS = "light, color, clarity, tone, style, ambiance, artistry"
+QUALITY = "shape, face, hair, hands, limbs, structure, instance, texture"
+CONDITIONS = {  # what of a picture is judged, in the words of its training
+    "overall": f"{AESTHETICS}, {QUALITY}, quantity, attributes, position, number, location, word, things.",
+    "aesthetics": AESTHETICS,
+    "quality": QUALITY,
+    "semantic": "quantity, attributes, position, number, location",
+}
 LEAST = 0.01  # a text token is read when its likeness to the condition is this part of the most alike token's
 
 
@@ -145,6 +149,7 @@ class MPSReward:
 
     image_tower: frozen here. text_tower, tokenize, pixels and scale: as of DotProductReward, but text_tower's module
     gives all tokens (N, L, D). Texts are kept in memory alone: about 0.3 MB each in float32, half of it in bfloat16.
+    condition: one of CONDITIONS.
     """
 
     def __init__(
@@ -154,11 +159,13 @@ class MPSReward:
         tokenize: Callable[[list[str]], Tensor],
         pixels: Pixels,
         scale: float,
+        condition: str = "overall",
     ):
         self.image_tower = image_tower.eval().requires_grad_(False)
         self.text_tower, self.tokenize, self.pixels, self.scale = text_tower, tokenize, pixels, scale
         self._texts: dict[str, Text] = {}
-        self._condition: Tensor | None = None
+        self.condition = CONDITIONS[condition]
+        self._condition: Tensor | None = None  # its tokens
 
     def score(self, images: Tensor, texts: list[str]) -> Tensor:
         """See Reward."""
@@ -189,7 +196,7 @@ class MPSReward:
         tower = self.text_tower().eval()
         device = self.place(tower)
         if self._condition is None:
-            self._condition = tower(self.tokenize([CONDITION]).to(device))[0].cpu()
+            self._condition = tower(self.tokenize([self.condition]).to(device))[0].cpu()
         for start in range(0, len(missing), TEXTS_AT_ONCE):
             batch = missing[start : start + TEXTS_AT_ONCE]
             ids = self.tokenize(batch)
