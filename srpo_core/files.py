@@ -7,7 +7,14 @@ from typing import Any
 
 
 def write_whole(path: Path, write: Callable[[Path], Any]):
-    """Let `write` fill a temporary file beside `path`, then rename: readers see the old file or the new one."""
+    """Let `write` fill a temporary file beside `path`, then rename: readers see the old file or the new one.
+
+    Raises what `write` raises, such as OSError on a full disk; nothing is left of the temporary file then.
+    """
     temporary = path.with_name(path.name + ".tmp")
-    write(temporary)
-    os.replace(temporary, path)
+    try:
+        write(temporary)
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise

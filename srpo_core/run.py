@@ -3,7 +3,8 @@
 import json
 import logging
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -12,26 +13,37 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import Parameter
+from torch.optim import Optimizer
 
 from .files import write_whole
+from .optimizers import learning_rate_factor, make_optimizer
 from .step import Score, describe
 from .terms import Spread
 
 log = logging.getLogger(__name__)
 
+VERSION = 1  # of what a state file holds
 STATE = "state.safetensors"
 COUNTS = ("updates", "skipped", "skipped_in_a_row")  # saved in the state's header
+CHOSEN = ("params", "lr", "weight_decay")  # of an optimiser's groups: these follow from the settings
 MAX_SKIPPED = 10  # updates in a row without a finite gradient, before the run gives up
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How a run steps. Defaults as published, but for the learning rate, which is a LoRA's."""
+    """How a run steps. Defaults as published, but for the learning rate, which is a LoRA's.
+
+    warmup, cosine_to: see learning_rate_factor. ema: decay of the parameters' moving average; 0 keeps none.
+    """
 
     learning_rate: float = 1e-4
     weight_decay: float = 1e-4
     max_gradient_norm: float = 0.1
     save_every: int = 5  # updates between two saved states
+    optimizer: str = "AdamW"
+    warmup: int = 0  # updates
+    cosine_to: int = 0  # the update after which the learning rate is 0; 0: constant
+    ema: float = 0.0
 
 
 class Run:
@@ -39,7 +51,8 @@ class Run:
 
     Opening a folder that holds a run continues it; the state on disk is always that of a whole update.
     identity: what a run can't change and go on, by name, such as {"rank": "16"}; settings may change.
-    Raises ValueError when the folder's run has another identity or trained other parameters.
+    Raises ValueError when the folder's run has another identity or optimiser, trained other parameters, or was
+    written by a newer version.
     """
 
     def __init__(
@@ -52,10 +65,11 @@ class Run:
         self.folder = Path(folder)
         self.parameters = parameters
         self.settings = settings
-        self.identity = identity or {}
-        self.optimizer = torch.optim.AdamW(
-            parameters.values(), lr=settings.learning_rate, betas=(0.9, 0.999), weight_decay=settings.weight_decay
+        self.identity = {**(identity or {}), "optimizer": settings.optimizer}
+        self.optimizer = make_optimizer(
+            settings.optimizer, parameters.values(), settings.learning_rate, settings.weight_decay
         )
+        self.ema = {name: p.detach().clone() for name, p in parameters.items()} if settings.ema else {}
         self.updates = 0  # finished, skipped ones included
         self.saved = 0  # how many of them are on disk
         self.skipped = 0
@@ -72,6 +86,7 @@ class Run:
         Whatever is raised on the way leaves parameters and optimiser as they were. A loss or gradient
         that is not finite skips the step; raises RuntimeError after MAX_SKIPPED of them in a row.
         """
+        kept, finite = self._to_training_point(), False
         try:
             pulled = []
             for score in scores:
@@ -80,12 +95,49 @@ class Run:
             norm = torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.settings.max_gradient_norm).item()
             metrics = {"update": self.updates + 1, **describe(pulled), "gradient_norm": norm}
             if finite := math.isfinite(norm) and math.isfinite(metrics["loss"]):
-                self.optimizer.step()
+                self._step()
                 self._remember(pulled)
         finally:
             self.optimizer.zero_grad(set_to_none=True)
+            self._from_training_point(kept, stepped=finite)
         self._finish(metrics, finite)
         return metrics
+
+    def _to_training_point(self) -> dict[str, Tensor]:
+        """Schedule-free optimisers take gradients at another point than the one that is their result, which is kept."""
+        if not hasattr(self.optimizer, "train"):
+            return {}
+        kept = {name: p.detach().clone() for name, p in self.parameters.items()}
+        self.optimizer.train()
+        return kept
+
+    def _from_training_point(self, kept: dict[str, Tensor], stepped: bool):
+        if kept:
+            self.optimizer.eval()
+            self._put({} if stepped else kept)  # going there and back rounds
+
+    def _step(self):
+        factor = learning_rate_factor(self.updates + 1, self.settings.warmup, self.settings.cosine_to)
+        for group in self.optimizer.param_groups:
+            group["lr"] = factor * self.settings.learning_rate
+        self.optimizer.step()
+        for name, average in self.ema.items():
+            average.lerp_(self.parameters[name].detach().to(average), 1 - self.settings.ema)
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Inside, the parameters are their moving average, if there is one: for samples and files."""
+        kept = {name: self.parameters[name].detach().clone() for name in self.ema}
+        self._put(self.ema)
+        try:
+            yield
+        finally:
+            self._put(kept)
+
+    @torch.no_grad()
+    def _put(self, values: dict[str, Tensor]):
+        for name, value in values.items():
+            self.parameters[name].copy_(value)
 
     def _remember(self, scores: list[Score]):
         for answer in (answer for score in scores for answer in score.answers):
@@ -117,10 +169,10 @@ class Run:
         if self.updates == self.saved:
             return
         tensors = {f"adapter.{name}": p.detach() for name, p in self.parameters.items()}
-        names = list(self.parameters)
-        for i, slots in self.optimizer.state_dict()["state"].items():
-            tensors |= {f"optimizer.{slot}.{names[i]}": value for slot, value in slots.items()}
-        header = {name: str(getattr(self, name)) for name in COUNTS} | self.identity
+        tensors |= {f"ema.{name}": average for name, average in self.ema.items()}
+        header = {name: str(getattr(self, name)) for name in COUNTS} | self.identity | {"version": str(VERSION)}
+        slots, header["numbers"] = optimizer_state(self.optimizer, list(self.parameters))
+        tensors |= slots
         header["spreads"] = json.dumps({name: asdict(spread) for name, spread in self.spreads.items()})
         self.folder.mkdir(parents=True, exist_ok=True)
         write_whole(self.folder / "metrics.jsonl", lambda path: path.write_text(self._metrics_text()))
@@ -145,16 +197,9 @@ class Run:
             header = file.metadata()
             tensors = {key: file.get_tensor(key) for key in file.keys()}
         self._check_fits(header, tensors)
-        names = list(self.parameters)
-        state: dict[int, dict[str, Tensor]] = {}
-        with torch.no_grad():
-            for key, value in tensors.items():
-                if key.startswith("adapter."):
-                    self.parameters[key.removeprefix("adapter.")].copy_(value)
-                else:
-                    _, slot, name = key.split(".", 2)
-                    state.setdefault(names.index(name), {})[slot] = value
-        self.optimizer.load_state_dict({"state": state, "param_groups": self.optimizer.state_dict()["param_groups"]})
+        self._put({key.removeprefix("adapter."): v for key, v in tensors.items() if key.startswith("adapter.")})
+        self.ema = {name: tensors.get(f"ema.{name}", self.parameters[name].detach().clone()) for name in self.ema}
+        restore_optimizer(self.optimizer, list(self.parameters), tensors, header["numbers"])
         for name in COUNTS:
             setattr(self, name, int(header[name]))
         self.spreads = {name: Spread(**spread) for name, spread in json.loads(header["spreads"]).items()}
@@ -164,6 +209,11 @@ class Run:
         self.history = [{k: math.nan if v is None else v for k, v in metrics.items()} for metrics in kept]
 
     def _check_fits(self, header: dict[str, str], tensors: dict[str, Tensor]):
+        if int(header["version"]) > VERSION:
+            raise ValueError(
+                f'The run "{self.folder.name}" was written by a newer version of this pack (format '
+                f"{header['version']}, this one knows {VERSION}): update the pack, or give this run a new name."
+            )
         other = [
             f"{name} {header.get(name)}, not {value}"
             for name, value in self.identity.items()
@@ -177,6 +227,30 @@ class Run:
                 f'The run "{self.folder.name}" was made with {" and ".join(other)}: '
                 "give this one a new name, or go back to what it was made with."
             )
+
+
+def optimizer_state(optimizer: Optimizer, names: list[str]) -> tuple[dict[str, Tensor], str]:
+    """An optimiser's tensors, as "optimizer.<slot>.<parameter>", and all that are plain numbers, as JSON."""
+    state = optimizer.state_dict()
+    slots = [(slot, names[i], value) for i, held in state["state"].items() for slot, value in held.items()]
+    tensors = {f"optimizer.{slot}.{name}": value for slot, name, value in slots if isinstance(value, Tensor)}
+    numbers = [(slot, name, value) for slot, name, value in slots if not isinstance(value, Tensor)]
+    groups = [{k: v for k, v in group.items() if k not in CHOSEN} for group in state["param_groups"]]
+    return tensors, json.dumps({"state": numbers, "groups": groups})
+
+
+def restore_optimizer(optimizer: Optimizer, names: list[str], tensors: dict[str, Tensor], numbers: str):
+    """The other way; what the settings choose stays as it is."""
+    saved = json.loads(numbers)
+    state: dict[int, dict] = {}
+    for key, value in tensors.items():
+        if key.startswith("optimizer."):
+            _, slot, name = key.split(".", 2)
+            state.setdefault(names.index(name), {})[slot] = value
+    for slot, name, value in saved["state"]:
+        state.setdefault(names.index(name), {})[slot] = value
+    groups = [group | old for group, old in zip(optimizer.state_dict()["param_groups"], saved["groups"])]
+    optimizer.load_state_dict({"state": state, "param_groups": groups})
 
 
 def saved_updates(folder: Path) -> int:
