@@ -20,6 +20,7 @@ from srpo_core.objective import Objective, Strength, parse_words
 from srpo_core.run import Run, Settings
 from srpo_core.schedule import Window
 from srpo_core.terms import Term
+from srpo_core.toy.models import load_clip, load_tokenizer
 from srpo_core.toy.pictures import Scene, caption
 
 # Workflow 1 in the form the host takes; a test holds the two together.
@@ -146,7 +147,7 @@ class DiffusersWorld:
 
     def _sample(self, captions: list[str], trained: bool) -> torch.Tensor:
         """(N, 3, H, W) in [0, 1], with the adapter or without."""
-        dataset = ClipPrompts(captions, self.reward.model, self.reward.tokenizer)
+        dataset = ClipPrompts(captions, load_clip(), load_tokenizer())
         images = []
         with contextlib.nullcontext() if trained else self.flow.without_adapter():
             for numbers in torch.arange(len(captions)).split(AT_ONCE):

@@ -3,6 +3,7 @@
 import json
 import logging
 import math
+import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -24,6 +25,9 @@ log = logging.getLogger(__name__)
 
 VERSION = 1  # of what a state file holds
 STATE = "state.safetensors"
+METRICS = "metrics.jsonl"
+SNAPSHOTS = "snapshots"
+RECENT = 8  # updates, whose mean words-gap is a snapshot's merit
 COUNTS = ("updates", "skipped", "skipped_in_a_row")  # saved in the state's header
 CHOSEN = ("params", "lr", "weight_decay")  # of an optimiser's groups: these follow from the settings
 MAX_SKIPPED = 10  # updates in a row without a finite gradient, before the run gives up
@@ -34,6 +38,7 @@ class Settings:
     """How a run steps. Defaults as published, but for the learning rate, which is a LoRA's.
 
     warmup, cosine_to: see learning_rate_factor. ema: decay of the parameters' moving average; 0 keeps none.
+    snapshot_every: updates between two snapshots, 0 for none; the last `keep_snapshots` and the best one are kept.
     """
 
     learning_rate: float = 1e-4
@@ -44,6 +49,8 @@ class Settings:
     warmup: int = 0  # updates
     cosine_to: int = 0  # the update after which the learning rate is 0; 0: constant
     ema: float = 0.0
+    snapshot_every: int = 0
+    keep_snapshots: int = 3
 
 
 class Run:
@@ -76,6 +83,8 @@ class Run:
         self.skipped_in_a_row = 0
         self.history: list[dict[str, float]] = []
         self.spreads: dict[str, Spread] = {}  # of what each reward has said, by its name
+        for unfinished in self.folder.glob("**/*.tmp"):  # of a process that was killed
+            unfinished.unlink()
         if self.state_file.exists():
             self._load()
 
@@ -150,8 +159,11 @@ class Run:
             self.skipped += 1
             log.warning("Update %d skipped: its loss or gradient is not finite.", self.updates)
         self.history.append(metrics)
-        if self.updates % self.settings.save_every == 0:
+        every = self.settings.snapshot_every
+        if self.updates % self.settings.save_every == 0 or (every and self.updates % every == 0):
             self.save()
+        if every and self.updates % every == 0:
+            self._snapshot()
         if self.skipped_in_a_row >= MAX_SKIPPED:
             self.save()
             raise RuntimeError(
@@ -175,10 +187,25 @@ class Run:
         tensors |= slots
         header["spreads"] = json.dumps({name: asdict(spread) for name, spread in self.spreads.items()})
         self.folder.mkdir(parents=True, exist_ok=True)
-        write_whole(self.folder / "metrics.jsonl", lambda path: path.write_text(self._metrics_text()))
+        write_whole(self.folder / METRICS, lambda path: path.write_text(self._metrics_text()))
         write_whole(self.folder / "run.json", lambda path: path.write_text(self._about()))
         write_whole(self.state_file, lambda path: save_file(tensors, path, header))
         self.saved = self.updates
+
+    def _snapshot(self):
+        """Keep the state of this moment under its number, and of the earlier ones the last few and the best."""
+        folder = self.folder / SNAPSHOTS
+        folder.mkdir(exist_ok=True)
+        write_whole(snapshot_file(self.folder, self.updates), lambda path: shutil.copyfile(self.state_file, path))
+        numbers = sorted(int(file.stem) for file in folder.glob("*.safetensors"))
+        kept = {*numbers[-self.settings.keep_snapshots :], max(numbers, key=self.recent_words_gap)}
+        for number in set(numbers) - kept:
+            snapshot_file(self.folder, number).unlink()
+
+    def recent_words_gap(self, update: int) -> float:
+        """The mean words-gap of the RECENT updates up to this one; -inf where none was finite."""
+        recent = [m["words_gap"] for m in self.history[:update][-RECENT:] if math.isfinite(m["words_gap"])]
+        return sum(recent) / len(recent) if recent else -math.inf
 
     def _metrics_text(self) -> str:
         # JSON knows no NaN, which a skipped update may have.
@@ -204,7 +231,7 @@ class Run:
             setattr(self, name, int(header[name]))
         self.spreads = {name: Spread(**spread) for name, spread in json.loads(header["spreads"]).items()}
         self.saved = self.updates
-        lines = (self.folder / "metrics.jsonl").read_text().splitlines()
+        lines = (self.folder / METRICS).read_text().splitlines()
         kept = [json.loads(line) for line in lines[: self.updates]]
         self.history = [{k: math.nan if v is None else v for k, v in metrics.items()} for metrics in kept]
 
@@ -251,6 +278,25 @@ def restore_optimizer(optimizer: Optimizer, names: list[str], tensors: dict[str,
         state.setdefault(names.index(name), {})[slot] = value
     groups = [group | old for group, old in zip(optimizer.state_dict()["param_groups"], saved["groups"])]
     optimizer.load_state_dict({"state": state, "param_groups": groups})
+
+
+def snapshot_file(folder: Path, update: int) -> Path:
+    return folder / SNAPSHOTS / f"{update:06d}.safetensors"
+
+
+def branch(source: Path, update: int | None, target: Path):
+    """Let a new run in the folder `target` begin where the run in `source` was at `update`; None: where it is now.
+
+    Raises ValueError when there is no such run or snapshot.
+    """
+    state = source / STATE if update is None else snapshot_file(source, update)
+    if not state.exists():
+        there = ", ".join(str(int(f.stem)) for f in sorted((source / SNAPSHOTS).glob("*.safetensors"))) or "none"
+        what = "run" if update is None else f"snapshot of update {update}"
+        raise ValueError(f'There is no {what} to start from in "{source.name}"; its snapshots: {there}.')
+    target.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(source / METRICS, target / METRICS)  # the state says how many of its lines count
+    write_whole(target / STATE, lambda path: shutil.copyfile(state, path))
 
 
 def saved_updates(folder: Path) -> int:

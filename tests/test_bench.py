@@ -28,3 +28,9 @@ def test_our_preprocessing_is_that_of_the_models_own_pipelines():
     numbers = last_line("pixels")
     for model, kinds in numbers.items():
         assert kinds["gradient"]["largest"] < 1 / 255 and kinds["grain"]["mean"] < 0.5 / 255, model
+
+
+def test_torture():
+    numbers = last_line("torture", "--kills", "3")
+    assert numbers["kills"] == numbers["resumed"] == 3 and numbers["half_written"] == 0
+    assert 0 <= numbers["updates_lost_max"] <= numbers["save_every"] and numbers["updates"] > 0

@@ -11,7 +11,7 @@ from torch.nn import Parameter
 from srpo_core import run as run_module
 from srpo_core.loop import Schedule, draw_noise, prompt_index, sample_scores, train
 from srpo_core.objective import Objective
-from srpo_core.run import MAX_SKIPPED, Run, Settings, saved_updates
+from srpo_core.run import MAX_SKIPPED, Run, Settings, branch, saved_updates
 from srpo_core.schedule import Window
 from srpo_core.terms import Term
 
@@ -354,3 +354,66 @@ def test_the_noise_prior_is_the_rollouts_own_noise(tmp_path):
     assert len(list(sample_scores(run, schedule=Schedule(SHAPE, batch=2, at_once=2, seed=5), **parts))) == 2
     assert torch.equal(seen["noise"], draw_noise([5, 6], SHAPE))
     assert not torch.equal(numbers(5, *SHAPE), seen["noise"][0])
+
+
+# Snapshots
+
+
+def snapshots(folder):
+    return [int(file.stem) for file in sorted((folder / "snapshots").iterdir())]
+
+
+def test_snapshots_keep_the_last_and_the_best(tmp_path, monkeypatch):
+    merits = {2: 0.1, 4: 0.9, 6: 0.2, 8: 0.3, 10: 0.4}
+    monkeypatch.setattr(Run, "recent_words_gap", lambda self, update: merits[update])
+    go(tmp_path, 10, settings=Settings(snapshot_every=2, keep_snapshots=2, save_every=100))
+    assert snapshots(tmp_path) == [4, 8, 10]
+
+
+def test_a_snapshot_s_merit_is_the_mean_of_the_updates_before_it(tmp_path):
+    run = go(tmp_path, 12)
+    gaps = [metrics["words_gap"] for metrics in run.history]
+    assert run.recent_words_gap(10) == pytest.approx(sum(gaps[2:10]) / 8)
+    assert run.recent_words_gap(3) == pytest.approx(sum(gaps[:3]) / 3)
+
+
+@pytest.mark.parametrize("update", [4, None])
+def test_a_branch_is_the_run_as_it_was(tmp_path, update):
+    settings = Settings(learning_rate=1e-2, snapshot_every=2)
+    go(tmp_path / "source", 6, settings=settings)
+    branch(tmp_path / "source", update, tmp_path / "branch")
+    branched = go(tmp_path / "branch", 3, settings=settings)
+    straight = go(tmp_path / "straight", (update or 6) + 3, settings=settings)
+    assert same(state(branched), state(straight)) and branched.history == straight.history
+
+
+def test_a_branch_from_nowhere_is_refused(tmp_path):
+    go(tmp_path / "source", 4, settings=Settings(snapshot_every=2))
+    with pytest.raises(ValueError, match="no snapshot of update 3 to start from in .*; its snapshots: 2, 4"):
+        branch(tmp_path / "source", 3, tmp_path / "branch")
+    with pytest.raises(ValueError, match="no run to start from"):
+        branch(tmp_path / "nothing", None, tmp_path / "branch")
+
+
+def test_a_full_disk_leaves_the_last_state_and_no_half_of_a_new_one(tmp_path, monkeypatch):
+    go(tmp_path, 2, settings=Settings(save_every=1))
+    before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
+
+    def full(tensors, path, header):
+        Path(path).write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(run_module, "save_file", full)
+    with pytest.raises(OSError, match="No space left"):
+        go(tmp_path, 1, settings=Settings(save_every=1))
+    monkeypatch.undo()
+    assert (tmp_path / "state.safetensors").read_bytes() == before["state.safetensors"]
+    assert {file.name for file in tmp_path.iterdir()} == set(before)
+    assert opened(tmp_path).updates == 2 and len(opened(tmp_path).history) == 2
+
+
+def test_what_a_killed_process_left_is_cleared_away(tmp_path):
+    go(tmp_path, 2)
+    (tmp_path / "state.safetensors.tmp").write_bytes(b"half")
+    opened(tmp_path)
+    assert not list(tmp_path.glob("*.tmp"))

@@ -1,0 +1,121 @@
+"""Kill a toy run again and again, with kill -9, and see that it goes on.
+
+    python -m bench.torture --kills 30
+
+Each time a process trains the toy (diffusers' FLUX) in one folder until it is killed at a random moment. The last
+line is one JSON object: `kills`; `resumed`, how many of the processes after a kill went on where the folder said;
+`updates_lost_max`, finished updates that were not on disk; `half_written`, files that could not be read.
+"""
+
+import argparse
+import json
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+
+from srpo_core.run import Run, Settings, saved_updates
+
+SETTINGS = Settings(save_every=3, snapshot_every=6, keep_snapshots=2, ema=0.9)
+LONGEST = 8.0  # seconds of training before a kill
+
+
+def child(folder: Path):
+    """Train for ever; a line on the standard output for each finished update."""
+    import torch
+
+    from srpo_core.headless.toy import toy_world
+    from srpo_core.loop import Schedule, train
+    from srpo_core.objective import Objective
+    from srpo_core.schedule import Window
+    from srpo_core.terms import Term
+
+    torch.set_num_threads(1)
+    flow, decoder, reward, dataset = toy_world(["a red circle on grass", "a blue square on sand"], rank=4, steps=2)
+    run = Run(folder, flow.parameters, SETTINGS)
+    print(f"from {run.updates}", flush=True)
+    world = dict(flow=flow, decoder=decoder, window=Window())
+    train(run, 10**6, Schedule((16, 8, 8)), [Term(reward, Objective())], dataset, report, **world)
+
+
+def report(metrics: dict):
+    print(metrics["update"], flush=True)
+
+
+def train_and_kill(folder: Path, seconds: float) -> tuple[int, int]:
+    """The update a process began after, and the last one it finished, when it is killed `seconds` into training."""
+    command = [sys.executable, "-m", "bench.torture", "--child", str(folder)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    first = process.stdout.readline()
+    if not first.startswith("from "):
+        raise RuntimeError(f"The run in {folder} did not open: {first or 'see above'}")
+    time.sleep(seconds)
+    process.send_signal(signal.SIGKILL)
+    finished = [int(line) for line in process.stdout.read().splitlines() if line.isdigit()]
+    process.wait()
+    began = int(first.split()[1])
+    return began, max(finished, default=began)
+
+
+def half_written(folder: Path) -> int:
+    """How many files can't be read; those on their way (.tmp) are nobody's yet."""
+    spoilt = 0
+    for file in (f for f in folder.rglob("*") if f.is_file() and f.suffix != ".tmp"):
+        try:
+            read(file)
+        except (SafetensorError, ValueError, EOFError):
+            spoilt += 1
+    return spoilt
+
+
+def read(file: Path):
+    if file.suffix == ".safetensors":
+        with safe_open(file, "pt") as tensors:
+            for key in tensors.keys():
+                tensors.get_tensor(key)
+    elif file.suffix == ".json":
+        json.loads(file.read_text())
+    elif file.suffix == ".jsonl":
+        for line in file.read_text().splitlines():
+            json.loads(line)
+
+
+def torture(kills: int, folder: Path, seed: int = 0) -> dict:
+    """What `kills` kills at random moments did to one run."""
+    moments, resumed, lost, spoilt, saved = random.Random(seed), 0, [], 0, 0
+    for _ in range(kills):
+        began, finished = train_and_kill(folder, moments.uniform(0, LONGEST))
+        resumed += began == saved
+        saved = saved_updates(folder)
+        lost.append(finished - saved)
+        spoilt += half_written(folder)
+    return {
+        "kills": kills,
+        "resumed": resumed,
+        "updates_lost_max": max(lost),
+        "half_written": spoilt,
+        "updates": saved,
+        "save_every": SETTINGS.save_every,
+    }
+
+
+def main():
+    parser = argparse.ArgumentParser(prog="python -m bench.torture", description=__doc__.splitlines()[0])
+    parser.add_argument("--kills", type=int, default=30)
+    parser.add_argument("--seed", type=int, default=0, help="of the moments")
+    parser.add_argument("--child", type=Path, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.child:
+        return child(options.child)
+    with tempfile.TemporaryDirectory(prefix="srpo-torture-") as folder:
+        result = torture(options.kills, Path(folder) / "run", options.seed)
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()
