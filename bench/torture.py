@@ -22,7 +22,7 @@ from safetensors import SafetensorError, safe_open
 from srpo_core.run import Run, Settings, saved_updates
 
 SETTINGS = Settings(save_every=3, snapshot_every=6, keep_snapshots=2, ema=0.9)
-LONGEST = 8.0  # seconds of training before a kill
+LONGEST = 5.0  # seconds of training before a kill
 
 
 def child(folder: Path):
@@ -40,7 +40,7 @@ def child(folder: Path):
     run = Run(folder, flow.parameters, SETTINGS)
     print(f"from {run.updates}", flush=True)
     world = dict(flow=flow, decoder=decoder, window=Window())
-    train(run, 10**6, Schedule((16, 8, 8)), [Term(reward, Objective())], dataset, report, **world)
+    train(run, 10_000, Schedule((16, 8, 8)), [Term(reward, Objective())], dataset, report, **world)
 
 
 def report(metrics: dict):

@@ -21,17 +21,21 @@ PREVIEW_SEED = 2**32  # previews start from noise that training never draws
 
 
 class Previews:
-    """Fixed-seed samples of the first prompts, before training and now; each (count, H, W, 3) in [0, 1], on the CPU."""
+    """Fixed-seed samples of the first prompts, before training and now, each (count, H, W, 3) in [0, 1], on the CPU.
+
+    Those of now are of the run's moving average, if it has one.
+    """
 
     def __init__(self, trainer, dataset, vae, sampling, schedule: Schedule, count: int):
         from .host.flow_model import HostFlow
 
-        self.flow, self.dataset, self.vae = HostFlow(trainer.model, sampling), dataset, vae
+        self.flow, self.run, self.dataset, self.vae = HostFlow(trainer.model, sampling), trainer.run, dataset, vae
         self.schedule, self.count = schedule, count
         self.before = self._sample(HostFlow(trainer.base, sampling))
 
     def now(self) -> torch.Tensor:
-        return self._sample(self.flow)
+        with self.run.averaged():
+            return self._sample(self.flow)
 
     def _sample(self, flow) -> torch.Tensor:
         images = []
@@ -180,6 +184,9 @@ class TrainNode(io.ComfyNode):
 
         def on_update(metrics: dict):
             comfy.model_management.throw_exception_if_processing_interrupted()
+            every = run.settings.snapshot_every
+            if every and metrics["update"] % every == 0:
+                trainer.save_lora()
             due = metrics["update"] % preview_every == 0 and metrics["update"] < first + updates
             bar.update_absolute(
                 metrics["update"] - first, updates, ("JPEG", card(samples.now()), None) if due else None

@@ -12,13 +12,17 @@ from comfy_execution.utils import get_executing_context
 from filelock import FileLock, Timeout
 
 from ..srpo_core.files import write_whole
-from ..srpo_core.run import Run, Settings, saved_updates
+from ..srpo_core.optimizers import OPTIMIZERS
+from ..srpo_core.run import Run, Settings, branch, saved_updates
 from .kinds import CATEGORY, TrainerType
 
 log = logging.getLogger(__name__)
 
 KINDS = ["LoRA", "LoKr"]  # The host's LoHa has no trainable forward; its OFT also turns biases, which its files can't.
 RESERVED = {"con", "prn", "aux", "nul", *(f"{port}{i}" for port in ("com", "lpt") for i in range(10))}
+
+
+DEFAULT = Settings()
 
 
 @dataclass(frozen=True)
@@ -58,12 +62,21 @@ class Trainer:
         self.lock.release()
 
     def save_lora(self) -> Path:
-        """Write the adapter as it is now to where the host's LoRA loaders look; returns the file."""
+        """Write the adapter as it is now to where the host's LoRA loaders look; returns the file.
+
+        With a moving average that is written too, beside it.
+        """
         file = lora_folder(self.name) / f"{self.name}_{self.run.updates:06d}.safetensors"
         file.parent.mkdir(parents=True, exist_ok=True)
+        self._write_lora(file)
+        if self.run.ema:
+            with self.run.averaged():
+                self._write_lora(file.with_stem(f"{file.stem}_ema"))
+        return file
+
+    def _write_lora(self, file: Path):
         metadata = {"srpo_updates": str(self.run.updates)}
         write_whole(file, lambda path: comfy.utils.save_torch_file(self.adapter.state_dict(), str(path), metadata))
-        return file
 
 
 @dataclass
@@ -96,6 +109,22 @@ def open_trainer(name: str, base, adapter: AdapterSettings, settings: Settings) 
     trainer = _open[name].trainer if name in _open else Trainer(name, base, adapter, settings)
     _open[name] = _Open(trainer, context.prompt_id, context.node_id)
     return trainer
+
+
+def begin_at(name: str, start_from: str):
+    """Let a run that is new begin where another is, or was: "its name", or "its name@update" for a snapshot.
+
+    Raises ValueError for a run or snapshot that does not exist. A run that has begun goes on instead.
+    """
+    if not start_from.strip() or name in _open or saved_updates(run_folder(name)):
+        return
+    source, _, update = (part.strip() for part in start_from.partition("@"))
+    check_run_name(source)
+    if update and not update.isdigit():
+        raise ValueError(f'"{start_from}" names no snapshot: write the run\'s name, "@" and an update, as in "toy@30".')
+    if source in _open:
+        _open[source].trainer.run.save()
+    branch(run_folder(source), int(update) if update else None, run_folder(name))
 
 
 def trainer_of(model) -> Trainer | None:
@@ -206,6 +235,63 @@ class TrainerNode(io.ComfyNode):
                     max=1000,
                     tooltip="Updates between two saves of the run and, with Train Step, of its LoRA.",
                 ),
+                io.Combo.Input(
+                    "optimizer",
+                    options=list(OPTIMIZERS),
+                    default=DEFAULT.optimizer,
+                    optional=True,
+                    tooltip="AdamW as published. The others need a package each; for Prodigy the learning rate is 1.",
+                ),
+                io.Int.Input(
+                    "warmup",
+                    default=DEFAULT.warmup,
+                    min=0,
+                    max=10000,
+                    optional=True,
+                    tooltip="Updates over which the learning rate rises from 0.",
+                ),
+                io.Int.Input(
+                    "cosine_to",
+                    default=DEFAULT.cosine_to,
+                    min=0,
+                    max=100000,
+                    optional=True,
+                    tooltip="The update at which the learning rate has fallen to 0, along a cosine. 0: it stays, as "
+                    "published.",
+                ),
+                io.Float.Input(
+                    "ema",
+                    default=DEFAULT.ema,
+                    min=0.0,
+                    max=0.9999,
+                    step=0.0001,
+                    round=False,
+                    optional=True,
+                    tooltip="Decay of a moving average of the adapter, which the previews and a second LoRA then show. "
+                    "0: none. 0.9 suits short runs.",
+                ),
+                io.Int.Input(
+                    "snapshot_every",
+                    default=DEFAULT.snapshot_every,
+                    min=0,
+                    max=10000,
+                    optional=True,
+                    tooltip="Updates between two snapshots to start other runs from, each with its LoRA. 0: none.",
+                ),
+                io.Int.Input(
+                    "keep_snapshots",
+                    default=DEFAULT.keep_snapshots,
+                    min=1,
+                    max=1000,
+                    optional=True,
+                    tooltip="How many of the last snapshots are kept, beside the one with the best words-gap.",
+                ),
+                io.String.Input(
+                    "start_from",
+                    default="",
+                    optional=True,
+                    tooltip='For a new run: another run to begin at, as in "toy", or one of its snapshots, "toy@30".',
+                ),
             ],
             outputs=[
                 TrainerType.Output(display_name="trainer"),
@@ -242,8 +328,27 @@ class TrainerNode(io.ComfyNode):
         max_gradient_norm,
         seed,
         save_every,
+        optimizer=DEFAULT.optimizer,
+        warmup=DEFAULT.warmup,
+        cosine_to=DEFAULT.cosine_to,
+        ema=DEFAULT.ema,
+        snapshot_every=DEFAULT.snapshot_every,
+        keep_snapshots=DEFAULT.keep_snapshots,
+        start_from="",
     ) -> io.NodeOutput:
-        settings = Settings(learning_rate, weight_decay, max_gradient_norm, save_every)
+        settings = Settings(
+            learning_rate,
+            weight_decay,
+            max_gradient_norm,
+            save_every,
+            optimizer,
+            warmup,
+            cosine_to,
+            ema,
+            snapshot_every,
+            keep_snapshots,
+        )
+        begin_at(run_name, start_from)
         trainer = open_trainer(run_name, model, AdapterSettings(adapter, rank, alpha, seed), settings)
         if trainer.run.updates:
             log.info('The run "%s" goes on after update %d.', run_name, trainer.run.updates)

@@ -22,6 +22,8 @@ ENLARGED = 256  # up to which small pictures are enlarged
 NARROWEST = 104  # pixels that a picture's caption needs
 LEAST_WIDTH = 560  # of the sheet
 WIDE = 1.25  # from this width / height on, after stands under before
+WITHIN, BETWEEN = 6, 28  # pixels between the pictures of a pair, and between pairs
+HEAD, NOTE, SEEDS, LINE = 88, 18, 46, 22  # heights of title and means, a line of the note, the seeds, a heading's line
 ARROW = "\u2192"
 
 
@@ -88,11 +90,8 @@ def score(
     asked = [ask_for(reward, prompt, *words) for prompt in comparison.prompts]
     if hasattr(reward, "prepare"):  # all texts at once: the table below finds them known
         reward.prepare(list(dict.fromkeys(column.text for columns in asked for column in columns)))
-    pairs = torch.stack([comparison.before, comparison.after]).unflatten(1, (len(asked), -1))
-    tables = [
-        score_table(reward, pairs[:, row].flatten(0, 1), columns, device, on_progress)
-        for row, columns in enumerate(asked)
-    ]
+    rows = zip(*(images.tensor_split(len(asked)) for images in (comparison.before, comparison.after)))
+    tables = [score_table(reward, torch.cat(row), columns, device, on_progress) for row, columns in zip(rows, asked)]
     values, name = torch.cat([table.merit.unflatten(0, (2, -1)) for table in tables], 1), name_of(reward)
     if tables[0].has_gap:
         words = [plural(len(objective.positive), "word"), plural(len(objective.negative), "negative word")]
@@ -113,18 +112,17 @@ def draw_comparison(comparison: Comparison, note: str = "") -> Image.Image:
 
 
 class _Layout:
-    """Where everything goes, in pixels. Text grows with the sheet, so that it stays readable when seen whole."""
+    """Where everything goes, in pixels. Text grows with the sheet by `scale`, to be readable when seen whole."""
 
     def __init__(self, comparison: Comparison, note: str):
         self.comparison = comparison
-        self.columns, self.rows = len(comparison.seeds), len(comparison.prompts)
+        self.columns = len(comparison.seeds)
         height, width = comparison.before.shape[1:3]
         self.beside = width < WIDE * height
         self.size = _size(comparison.before, self.columns * (2 if self.beside else 1))
         self.place = max(NARROWEST, self.size[1])  # width that a picture with its caption takes
-        self.within, self.between = 6, 28  # two pictures of a pair; two pairs
-        self.pair = self.place * (2 if self.beside else 1) + self.within * self.beside
-        row = self.columns * (self.pair + self.between) - self.between
+        self.pair = 2 * self.place + WITHIN if self.beside else self.place
+        row = self.columns * (self.pair + BETWEEN) - BETWEEN
         self.width = max(LEAST_WIDTH, 2 * MARGIN + row)
         self.scale = min(max(self.width / 1000, 1.0), 1.8)
         notes = [note, comparison.scores.note if comparison.scores else ""]
@@ -147,14 +145,11 @@ class _Layout:
 
     def _top(self) -> float:
         """Where the first row begins."""
-        return MARGIN + (34 + 54 + 18 * len(self.note) + 46) * self.scale
+        return MARGIN + (HEAD + NOTE * len(self.note) + SEEDS) * self.scale
 
     def _row_height(self, heading: list[str]) -> float:
-        return (22 * len(heading) + 16) * self.scale + self._cell_height() + 16 * self.scale
-
-    def _cell_height(self) -> float:
-        """Of a pair with its captions."""
-        return (self.size[0] + self._caption()) * (1 if self.beside else 2) + self.within * (not self.beside)
+        picture = self.size[0] + self._caption()
+        return (LINE * len(heading) + 32) * self.scale + (picture if self.beside else 2 * picture + WITHIN)
 
     def _caption(self) -> float:
         """Height of the line under a picture."""
@@ -174,7 +169,7 @@ class _Layout:
             sheet.text(x + room + 6 * s, y + 33 * s, ARROW, 13 * s, FAINT)
             sheet.text(x + room + 32 * s, y + 33 * s, after, 13 * s, COLOURS[1], weight="bold")
         for line, text in enumerate(self.note):
-            sheet.text(MARGIN, MARGIN + (34 + 54 + 9 + 18 * line) * s, text, 9 * s, FAINT)
+            sheet.text(MARGIN, MARGIN + (HEAD + NOTE * (line + 0.5)) * s, text, 9 * s, FAINT)
 
     def _draw_seeds(self, y: float):
         for column, seed in enumerate(self.comparison.seeds):
@@ -182,14 +177,14 @@ class _Layout:
             self.sheet.text(x, y, f"seed {seed}", 9 * self.scale, FAINT, room=self.pair, weight="bold")
 
     def _left(self, column: int) -> int:
-        return MARGIN + column * (self.pair + self.between)
+        return MARGIN + column * (self.pair + BETWEEN)
 
     def _draw_row(self, row: int, y: float):
         s = self.scale
         self.sheet.box(MARGIN, y - 8 * s, self.width - 2 * MARGIN, max(1, s), TRACK)
         for line, text in enumerate(self.headings[row]):
-            self.sheet.text(MARGIN, y + (14 + 22 * line) * s, text, 11 * s, INK, weight="bold")
-        top = round(y + (22 * len(self.headings[row]) + 12) * s)
+            self.sheet.text(MARGIN, y + (14 + LINE * line) * s, text, 11 * s, INK, weight="bold")
+        top = round(y + (LINE * len(self.headings[row]) + 12) * s)
         for column in range(self.columns):
             for which in range(2):
                 self._draw_picture(which, row, column, top)
@@ -199,9 +194,9 @@ class _Layout:
         (height, width), points, colour = self.size, self._points(), COLOURS[which]
         x, y = self._left(column), top
         if self.beside:
-            x += which * (self.place + self.within)
+            x += which * (self.place + WITHIN)
         else:
-            y += round(which * (height + self._caption() + self.within))
+            y += round(which * (height + self._caption() + WITHIN))
         i, left, line = row * self.columns + column, x + (self.place - width) // 2, y + height + 4 + 1.1 * points
         images, scores = (self.comparison.before, self.comparison.after)[which], self.comparison.scores
         self.sheet.paste(left, y, thumbnail(images[i], self.size))

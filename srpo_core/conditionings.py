@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from .files import write_whole
 
-Conditioning = list  # [context (B, T, D), {"pooled_output": (B, P) or None, ...}], as in ComfyUI
+Conditioning = list  # [context (B, T, D), {"pooled_output": (B, P) or None, ...}], as in ComfyUI's CONDITIONING
 CONTEXT, EXTRA = "context", "with."  # names of tensors in a file
 
 
@@ -53,11 +54,27 @@ class Conditionings:
         return self.folder / f"{key}.safetensors"
 
     def _readable(self, key: str) -> bool:
-        try:
-            with self.folder and safe_open(self._file(key), "pt") as file:
-                return CONTEXT in file.keys()
-        except (AttributeError, OSError, SafetensorError):
+        if self.folder is None:
             return False
+        try:
+            with safe_open(self._file(key), "pt") as file:
+                return CONTEXT in file.keys()
+        except (OSError, SafetensorError):
+            return False
+
+
+@dataclass(frozen=True)
+class Listed:
+    """Conditionings as a sequence: item i is the CONDITIONING (a list of one pair) of keys[i], read when asked for."""
+
+    keys: list[str]
+    known: Conditionings
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def __getitem__(self, index: int) -> list[Conditioning]:
+        return [self.known.get(self.keys[index])]
 
 
 def _storable(conditioning: Conditioning) -> bool:

@@ -3,6 +3,7 @@
 import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Protocol
 
 import torch
@@ -31,9 +32,14 @@ def draw_noise(seeds: list[int], shape: tuple[int, ...]) -> Tensor:
 
 def prompt_index(seed: int, number: int, prompts: int) -> int:
     """Which prompt draw `number` (from 0) uses: each once per round, every round in another order."""
+    return round_order(seed, number // prompts, prompts)[number % prompts]
+
+
+@lru_cache(maxsize=4)
+def round_order(seed: int, number: int, prompts: int) -> list[int]:
     order = list(range(prompts))
-    random.Random(f"{seed} {number // prompts}").shuffle(order)
-    return order[number % prompts]
+    random.Random(f"{seed} {number}").shuffle(order)
+    return order
 
 
 @dataclass(frozen=True)

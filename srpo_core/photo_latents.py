@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from .files import write_whole
-from .photos import Photo, Size, Unusable, check_covers, cropped, nearest_shape, upright_size
+from .photos import Photo, Size, Unusable, check_covers, cropped, nearest_shape, readable, upright_size
 
 log = logging.getLogger(__name__)
 
@@ -93,7 +93,7 @@ def encode_all(
         try:
             done.append(store.encoded(photo, sizes))
         except Unusable as why:
-            left_out.append(f"{photo.file} {why}.")
+            left_out.append(f"{readable(photo.file)} {why}.")
     if not done:
         raise ValueError("None of the photos can be used:\n" + shortened(left_out))
     if left_out:

@@ -46,12 +46,12 @@ def scan(folder: Path, default_caption: str = "") -> list[Photo]:
 
 
 def walk(folder: Path) -> Iterator[Path]:
-    """All files that are not hidden and lie in the folder, not merely link out of it."""
+    """All files that are not hidden and lie in the folder: no links out of it, none to other folders."""
     root = folder.resolve()
     for place, folders, names in os.walk(folder):
         folders[:] = [name for name in folders if not name.startswith(".")]
         files = (Path(place) / name for name in names if not name.startswith("."))
-        yield from (file for file in files if file.resolve().is_relative_to(root))
+        yield from (file for file in files if file.is_file() and file.resolve().is_relative_to(root))
 
 
 def caption_in(file: Path) -> str:
@@ -59,12 +59,17 @@ def caption_in(file: Path) -> str:
     try:
         return " ".join(file.read_text("utf-8-sig").split())
     except UnicodeDecodeError:
-        raise ValueError(f"The caption {file} is not UTF-8: save it as UTF-8.") from None
+        raise ValueError(f"The caption {readable(file)} is not UTF-8: save it as UTF-8.") from None
 
 
 def named(picture: Path) -> str:
     """What a picture's name says."""
-    return " ".join(picture.stem.replace("_", " ").replace("-", " ").split())
+    return " ".join(readable(picture.stem).replace("_", " ").replace("-", " ").split())
+
+
+def readable(name: str | Path) -> str:
+    """A file's name as text that can be written: names from other systems' archives need not be UTF-8."""
+    return os.fsencode(name).decode("utf-8", "replace")
 
 
 def sizes_of_area(width: int, height: int, multiple: int) -> list[Size]:

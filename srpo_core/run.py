@@ -62,6 +62,7 @@ class Run:
     written by a newer version.
     """
 
+    @torch.inference_mode(False)  # ComfyUI runs nodes in it; all state of a run shall be ordinary tensors
     def __init__(
         self,
         folder: Path,
@@ -88,7 +89,7 @@ class Run:
         if self.state_file.exists():
             self._load()
 
-    @torch.inference_mode(False)  # ComfyUI runs nodes in it; the optimiser's state shall be ordinary tensors
+    @torch.inference_mode(False)
     def update(self, scores: Iterable[Score], prompts: int) -> dict[str, float]:
         """One optimiser step from the scores of `prompts` prompts; their gradients are averaged.
 
@@ -143,6 +144,7 @@ class Run:
         finally:
             self._put(kept)
 
+    @torch.inference_mode(False)
     @torch.no_grad()
     def _put(self, values: dict[str, Tensor]):
         for name, value in values.items():

@@ -130,3 +130,30 @@ def wait_until(condition, seconds: float = 120):
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.02)
+
+
+def test_a_branch_from_a_snapshot_goes_the_same_way(host):
+    settings = {"snapshot_every": 2, "ema": 0.5, "learning_rate": 1e-2}
+    host.run(prompts.train("trunk", 4, settings))
+    host.run(prompts.train("twig", 2, settings | {"start_from": "trunk@2"}))
+    assert same(state(host, "twig"), state(host, "trunk")) and updates(host, "twig") == 4
+    loras = host.base / "output/loras/srpo"
+    assert {file.stem for file in (loras / "trunk").iterdir()} == {
+        f"trunk_{update:06d}{end}" for update in (2, 4) for end in ("", "_ema")
+    }
+    now, average = (load_file(loras / f"trunk/trunk_000004{end}.safetensors") for end in ("", "_ema"))
+    assert now.keys() == average.keys() and not same(now, average)
+    with pytest.raises(HostError, match='no snapshot of update 3 to start from in "trunk"; its snapshots: 2, 4'):
+        host.run(prompts.train("another twig", 1, settings | {"start_from": "trunk@3"}))
+
+
+def test_another_optimizer_trains_through_the_host(host):
+    host.run(
+        prompts.train("schedule-free", 3, {"optimizer": "schedule-free AdamW", "warmup": 1, "learning_rate": 1e-2})
+    )
+    host.run(
+        prompts.train("schedule-free", 1, {"optimizer": "schedule-free AdamW", "warmup": 1, "learning_rate": 1e-2})
+    )
+    assert updates(host, "schedule-free") == 4
+    with pytest.raises(HostError, match="made with optimizer schedule-free AdamW, not AdamW"):
+        host.run(prompts.train("schedule-free", 1))
