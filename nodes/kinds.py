@@ -8,7 +8,7 @@ from ..srpo_core.models import Pullback
 from ..srpo_core.step import Noised, Score
 
 TrainerType = io.Custom("SRPO_TRAINER")  # trainer.Trainer
-DatasetType = io.Custom("SRPO_DATASET")  # prompts.Prompts
+DatasetType = io.Custom("SRPO_DATASET")  # prompts.Prompts or srpo_core.photo_latents.Photos
 ObjectiveType = io.Custom("SRPO_OBJECTIVE")  # srpo_core.objective.Objective
 RewardModelType = io.Custom("SRPO_REWARD_MODEL")  # srpo_core.rewards.Reward
 NoisedType = io.Custom("SRPO_NOISED")  # srpo_core.step.Noised

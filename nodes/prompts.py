@@ -1,6 +1,7 @@
 """SRPO_Prompts: what the model is to be trained on."""
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import folder_paths
 import torch
 from comfy_api.latest import io
 
+from ..srpo_core.prompt_text import parse_prompts, read_prompts
 from .kinds import CATEGORY, DatasetType
 
 NO_FILE = "none"
@@ -15,10 +17,10 @@ NO_FILE = "none"
 
 @dataclass(frozen=True)
 class Prompts:
-    """Prompts and their CONDITIONING, as the core's Dataset."""
+    """Prompts and the CONDITIONING of each, as the core's Dataset."""
 
     prompts: list[str]
-    conditioning: list[list]
+    conditioning: Sequence[list]
 
     def cond(self, indices: list[int]) -> list:
         """One CONDITIONING for the batch of these prompts."""
@@ -27,18 +29,24 @@ class Prompts:
             raise ValueError(
                 "These prompts have different token lengths, so they can't share a forward: set at_once to 1."
             )
-        together = parts[0][1].copy()
-        if together.get("pooled_output") is not None:
-            together["pooled_output"] = torch.cat([part[1]["pooled_output"] for part in parts])
+        together = {
+            name: torch.cat([part[1][name] for part in parts]) if isinstance(value, torch.Tensor) else value
+            for name, value in parts[0][1].items()
+        }
         return [[torch.cat([part[0] for part in parts]), together]]
 
 
-def parse_prompts(text: str) -> list[str]:
-    """One prompt per line; blank lines and lines that begin with # are left out. Raises ValueError if none is left."""
-    prompts = [line.strip() for line in text.splitlines() if line.strip() and not line.lstrip().startswith("#")]
-    if not prompts:
-        raise ValueError("There are no prompts: write at least one, one per line.")
-    return prompts
+def choose(text: Sequence[str], file: str, texts: Sequence[str] | None = None) -> list[str]:
+    """The prompts: texts, each as it is, where they are given; else of the file, if one is chosen; else of the text.
+
+    Raises ValueError if there are none, and for lines or a file that can't be read.
+    """
+    if texts is not None:
+        prompts = [caption.strip() for caption in texts if caption.strip()]
+        if not prompts:
+            raise ValueError(f"There are no prompts: of {len(texts)} texts, none has a word.")
+        return prompts
+    return parse_prompts("\n".join(text)) if file == NO_FILE else read_prompts(_input_file(file))
 
 
 def text_files() -> list[str]:
@@ -54,13 +62,14 @@ class PromptsNode(io.ComfyNode):
             display_name="SRPO Prompts",
             category=CATEGORY,
             description="The prompts to train on. The model makes its own pictures of them; none are needed.",
+            is_input_list=True,  # for texts: the core's dataset nodes give lists
             inputs=[
                 io.Clip.Input("clip", tooltip="The text encoders that belong to the model."),
                 io.String.Input(
                     "text",
                     multiline=True,
                     default="a portrait of a woman in a cafe\na street in the rain",
-                    tooltip="One prompt per line. Lines that begin with # are left out.",
+                    tooltip="One prompt per line. Lines that begin with # are left out. {a|b} stands for both.",
                 ),
                 io.Combo.Input(
                     "file",
@@ -68,27 +77,37 @@ class PromptsNode(io.ComfyNode):
                     default=NO_FILE,
                     tooltip="Take the prompts from a .txt file in ComfyUI's input folder instead, one per line.",
                 ),
+                io.String.Input(
+                    "texts",
+                    optional=True,
+                    force_input=True,
+                    tooltip="A list of captions, from the core's dataset nodes, used instead of text and file.",
+                ),
             ],
             outputs=[DatasetType.Output(display_name="dataset")],
         )
 
     @classmethod
-    def validate_inputs(cls, text=None, file=None):
-        if text is not None and file == NO_FILE:
-            try:
-                parse_prompts(text)
-            except ValueError as error:
-                return str(error)
+    def validate_inputs(cls, text=(None,), file=(NO_FILE,), texts=None):
+        if texts or (text[0] is None and file[0] == NO_FILE):  # linked, so not known yet
+            return True
+        try:
+            choose(text, file[0])
+        except ValueError as error:
+            return str(error)
         return True
 
     @classmethod
-    def fingerprint_inputs(cls, file=NO_FILE, **_):
-        return None if file == NO_FILE else os.path.getmtime(_input_file(file))
+    def fingerprint_inputs(cls, file=(NO_FILE,), **_):
+        return None if file[0] == NO_FILE else os.path.getmtime(_input_file(file[0]))
 
     @classmethod
-    def execute(cls, clip, text, file) -> io.NodeOutput:
-        prompts = parse_prompts(text if file == NO_FILE else _input_file(file).read_text("utf-8-sig"))
-        return io.NodeOutput(Prompts(prompts, [clip.encode_from_tokens_scheduled(clip.tokenize(p)) for p in prompts]))
+    def execute(cls, clip, text, file, texts=None) -> io.NodeOutput:
+        from .host.text_encoder import encode
+
+        prompts = choose(text, file[0], texts)
+        folder = Path(folder_paths.get_output_directory()) / "srpo" / ".prompts"
+        return io.NodeOutput(Prompts(prompts, encode(clip[0], prompts, folder)))
 
 
 def _input_file(name: str) -> Path:
