@@ -3,8 +3,10 @@
 from comfy_api.latest import ComfyExtension
 
 from .add_reward import AddReward
+from .compare import Compare
 from .load_reward import LoadReward
 from .objective import ObjectiveNode
+from .photos import PhotosNode
 from .prompts import PromptsNode
 from .reward_table import RewardTable
 from .steps import NoisePriorInject, OneStepRecover, RewardNode, TrainStep
@@ -20,6 +22,7 @@ class SRPOExtension(ComfyExtension):
             TrainNode,
             ObjectiveNode,
             PromptsNode,
+            PhotosNode,
             NoisePriorInject,
             OneStepRecover,
             RewardNode,
@@ -27,6 +30,7 @@ class SRPOExtension(ComfyExtension):
             AddReward,
             TrainStep,
             RewardTable,
+            Compare,
             ToyModels,
         ]
 

@@ -11,10 +11,11 @@ from comfy_api.latest import io, ui
 from server import PromptServer
 
 from ..srpo_core.card import draw_card
-from ..srpo_core.loop import Schedule, draw_noise, train
+from ..srpo_core.loop import Schedule, train
 from ..srpo_core.schedule import Window
 from ..srpo_core.terms import Term, combine
 from .kinds import CATEGORY, DatasetType, ObjectiveType, RewardModelType, RewardsType, TrainerType
+from .photos import for_model
 from .steps import check_window, window_inputs
 
 PREVIEW_SEED = 2**32  # previews start from noise that training never draws
@@ -27,25 +28,22 @@ class Previews:
     """
 
     def __init__(self, trainer, dataset, vae, sampling, schedule: Schedule, count: int):
-        from .host.flow_model import HostFlow
+        from .host.samples import Plan
 
-        self.flow, self.run, self.dataset, self.vae = HostFlow(trainer.model, sampling), trainer.run, dataset, vae
-        self.schedule, self.count = schedule, count
-        self.before = self._sample(HostFlow(trainer.base, sampling))
+        indices = [i % len(dataset.prompts) for i in range(count)]
+        seeds = [PREVIEW_SEED + i for i in range(count)]
+        self.plan = Plan(dataset, sampling, schedule.shape, indices, seeds, schedule.at_once)
+        self.trainer, self.vae = trainer, vae
+        self.before = self._sample(trainer.base)
 
     def now(self) -> torch.Tensor:
-        with self.run.averaged():
-            return self._sample(self.flow)
+        with self.trainer.run.averaged():
+            return self._sample(self.trainer.model)
 
-    def _sample(self, flow) -> torch.Tensor:
-        images = []
-        for start in range(0, self.count, self.schedule.at_once):
-            numbers = range(start, min(start + self.schedule.at_once, self.count))
-            cond = self.dataset.cond([i % len(self.dataset.prompts) for i in numbers])
-            seeds = [PREVIEW_SEED + i for i in numbers]
-            latent = flow.rollout(draw_noise(seeds, self.schedule.shape), cond, seeds[0])
-            images.append(self.vae.decode(flow.patcher.model.process_latent_out(latent)).cpu())
-        return torch.cat(images)
+    def _sample(self, model) -> torch.Tensor:
+        from .host.samples import decode
+
+        return decode(self.vae, self.plan.sample(model))
 
 
 class TrainNode(io.ComfyNode):
@@ -55,15 +53,17 @@ class TrainNode(io.ComfyNode):
             node_id="SRPO_Train",
             display_name="SRPO Train",
             category=CATEGORY,
-            description="Trains: the model makes pictures of the prompts, the reward scores what one step from noisy "
-            "versions of them leads to, and the adapter learns from it. Queue again to go on; cancel keeps the last "
-            "finished update.",
+            description="Trains: the model makes pictures of the prompts, or takes your photos; the reward scores what "
+            "one step from noisy versions of them leads to, and the adapter learns from it. Queue again to go on; "
+            "cancel keeps the last finished update.",
             is_output_node=True,
             not_idempotent=True,
             hidden=[io.Hidden.unique_id],
             inputs=[
                 TrainerType.Input("trainer", tooltip="The run to train."),
-                DatasetType.Input("dataset", tooltip="The prompts."),
+                DatasetType.Input(
+                    "dataset", tooltip="From SRPO Prompts, or from SRPO Photos to train without rollouts."
+                ),
                 io.Vae.Input("vae", tooltip="The VAE that belongs to the model."),
                 RewardModelType.Input("reward", tooltip="The reward model."),
                 ObjectiveType.Input("objective", tooltip="Words and strengths."),
@@ -167,7 +167,7 @@ class TrainNode(io.ComfyNode):
         from .host.decoder import HostDecoder
         from .host.flow_model import HostFlow, Sampling, latent_shape
 
-        terms = combine([Term(reward, objective), *more_rewards])
+        terms, dataset = combine([Term(reward, objective), *more_rewards]), for_model(dataset, trainer.model)
         flow = HostFlow(trainer.model, Sampling(sampler_name, scheduler, steps, rollout_guidance), guidance)
         schedule = Schedule(latent_shape(trainer.model, width, height), batch, min(at_once, batch), seed)
         decoder = HostDecoder(vae, trainer.model)

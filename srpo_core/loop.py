@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from .models import Decoder, FlowModel
+from .photo_latents import of_one_shape
 from .run import Run
 from .schedule import Window, draw_position
 from .step import Noised, Score, one_step_recover, score_recovered
@@ -17,7 +18,10 @@ from .terms import Term
 
 
 class Dataset(Protocol):
-    """Prompts and what the flow model needs of each."""
+    """Prompts and what the flow model needs of each.
+
+    One of photos also has `shape(index)`, (C, H, W), and `latents(indices)`, (B, C, H, W), the photos as x0.
+    """
 
     prompts: list[str]
 
@@ -61,16 +65,24 @@ def sample_scores(
     dataset: Dataset,
     schedule: Schedule,
 ) -> Iterator[Score]:
-    """The scores of the run's next update, each computed when it is asked for."""
+    """The scores of the run's next update, each computed when it is asked for.
+
+    Photos stand in for rollouts (offline). Those that share a forward are of one shape; each sample keeps the noise
+    and the noise level of its number, so how many share one changes nothing.
+    """
+    photos = hasattr(dataset, "latents")
+    shape = dataset.shape if photos else lambda _: schedule.shape
     first = run.updates * schedule.batch
-    for start in range(first, first + schedule.batch, schedule.at_once):
-        numbers = range(start, min(start + schedule.at_once, first + schedule.batch))
-        indices = [prompt_index(schedule.seed, number, len(dataset.prompts)) for number in numbers]
+    numbers = range(first, first + schedule.batch)
+    draws = [(number, prompt_index(schedule.seed, number, len(dataset.prompts))) for number in numbers]
+    for group in of_one_shape(draws, shape, schedule.at_once):
+        numbers, indices = map(list, zip(*group))
         prompts, cond = [dataset.prompts[i] for i in indices], dataset.cond(indices)
         seeds = [(schedule.seed + number) % 2**64 for number in numbers]
-        noise = draw_noise(seeds, schedule.shape)
+        noise = draw_noise(seeds, shape(indices[0]))
         branches = window.branches([draw_position(seed) for seed in seeds])
-        noised = Noised(flow.rollout(noise, cond, seeds[0]), noise, branches)
+        x0 = dataset.latents(indices) if photos else flow.rollout(noise, cond, seeds[0])
+        noised = Noised(x0, noise, branches)
         for branch in noised.branches:
             asked = [term for term in terms if term.objective.trains(branch)]
             if any(term.weight for term in asked):

@@ -417,3 +417,30 @@ def test_what_a_killed_process_left_is_cleared_away(tmp_path):
     (tmp_path / "state.safetensors.tmp").write_bytes(b"half")
     opened(tmp_path)
     assert not list(tmp_path.glob("*.tmp"))
+
+
+# Photos
+
+
+class PhotoData(TinyData):
+    """Five photos of two shapes."""
+
+    def shape(self, index):
+        return (2, 4, 4) if index % 2 else (2, 6, 4)
+
+    def latents(self, indices):
+        assert len({self.shape(i) for i in indices}) == 1
+        return torch.stack([numbers(100 + i, *self.shape(i), dtype=torch.float32) for i in indices])
+
+
+@pytest.mark.parametrize("at_once", [1, 2, 5])
+def test_photos_take_the_place_of_rollouts(tmp_path, at_once):
+    parts = world() | {"dataset": PhotoData()}
+    parts["flow"].rollout = None
+    run = Run(tmp_path / "run", parts["flow"].parameters, SETTINGS)
+    train(run, 3, Schedule(SHAPE, batch=5, at_once=at_once), **parts)
+    alone = world() | {"dataset": PhotoData()}
+    one = Run(tmp_path / "one", alone["flow"].parameters, SETTINGS)
+    train(one, 3, Schedule(SHAPE, batch=5), **alone)
+    for name, parameter in one.parameters.items():
+        torch.testing.assert_close(run.parameters[name], parameter, rtol=0, atol=1e-6)

@@ -1,0 +1,42 @@
+"""Pictures of prompts from fixed seeds, by any MODEL: what previews and comparisons are made of."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ...srpo_core.loop import Dataset, draw_noise
+from .flow_model import HostFlow, Sampling
+
+
+@dataclass(frozen=True)
+class Plan:
+    """N pictures: of which prompt each is and from which seed; latents of `shape` (C, H, W), `at_once` together."""
+
+    dataset: Dataset
+    sampling: Sampling
+    shape: tuple[int, int, int]
+    indices: list[int]
+    seeds: list[int]
+    at_once: int
+
+    def sample(self, model, on_progress: Callable[[int], None] = lambda pictures: None) -> list[Tensor]:
+        """Latents (B, C, H, W) of each part, as the VAE takes them. on_progress: told the pictures of every part."""
+        flow, latents = HostFlow(model, self.sampling), []
+        for start in range(0, len(self.seeds), self.at_once):
+            part = slice(start, start + self.at_once)
+            noise = draw_noise(self.seeds[part], self.shape)
+            latent = flow.rollout(noise, self.dataset.cond(self.indices[part]), self.seeds[start])
+            latents.append(model.model.process_latent_out(latent))
+            on_progress(len(noise))
+        return latents
+
+
+def decode(vae, latents: list[Tensor], on_progress: Callable[[int], None] = lambda pictures: None) -> Tensor:
+    """(N, H, W, 3) in [0, 1], on the CPU."""
+    images = []
+    for latent in latents:
+        images.append(vae.decode(latent).cpu())
+        on_progress(len(latent))
+    return torch.cat(images)

@@ -1,0 +1,142 @@
+"""SRPO_Photos: photos to train on, in place of the model's own pictures."""
+
+import hashlib
+from dataclasses import replace
+from pathlib import Path
+
+import comfy.model_management
+import comfy.utils
+import folder_paths
+from comfy_api.latest import io
+from server import PromptServer
+
+from ..srpo_core.digest import digest
+from ..srpo_core.photo_latents import Encoded, Photos, Store, encode_all
+from ..srpo_core.photos import scan, sizes_of_area, walk
+from .kinds import CATEGORY, DatasetType
+from .prompts import Prompts
+
+
+def for_model(dataset, model):
+    """The dataset with its photos' latents, if it has any, in the space of this MODEL, as its rollouts are.
+
+    Raises ValueError if they are not for this model.
+    """
+    from .host.flow_model import check_latent
+
+    if not isinstance(dataset, Photos):
+        return dataset
+    check_latent(model, dataset.latents([0]))
+    return replace(dataset, to_model=model.get_model_object("latent_format").process_in)
+
+
+def store_of(vae) -> Store:
+    """Where latents of this VAE are kept. Raises ValueError for none, and for a VAE of anything but pictures."""
+    if vae is None:
+        raise ValueError("There is no VAE: the file that vae comes from has none. Use Load VAE.")
+    vae.throw_exception_if_invalid()
+    if vae.latent_dim != 2:
+        raise ValueError(
+            f"This VAE has latents of {vae.latent_dim} dimensions, and pictures have 2: load the VAE of the model that "
+            "you train, such as ae.safetensors for FLUX."
+        )
+    return Store(kept(".photos"), lambda image: vae.encode(image.movedim(1, -1)), digest([vae.vae_dtype, vae.get_sd()]))
+
+
+def kept(name: str) -> Path:
+    """A folder for what need not be computed twice."""
+    return Path(folder_paths.get_output_directory()) / "srpo" / name
+
+
+def photo_folder(name: str) -> Path:
+    """A folder inside the input folder. Raises ValueError for anything else."""
+    folder = Path(folder_paths.get_input_directory()) / name
+    inside = folder_paths.is_within_directory(folder_paths.get_input_directory(), str(folder))
+    if name not in folder_paths.get_input_subfolders() or not inside:
+        raise ValueError(
+            f'There is no folder "{name}" in the input folder {folder_paths.get_input_directory()}: put your photos '
+            "into a folder there and press R."
+        )
+    return folder
+
+
+class Progress:
+    """A progress bar that also stops where the user pressed Cancel."""
+
+    def __init__(self, total: int):
+        self.bar = comfy.utils.ProgressBar(total)
+
+    def __call__(self):
+        comfy.model_management.throw_exception_if_processing_interrupted()
+        self.bar.update(1)
+
+
+def summary(photos: list[Encoded], left_out: list[str]) -> str:
+    """What the dataset is, for the node to show."""
+    text = f"{len(photos)} photos in {len({photo.shape for photo in photos})} sizes."
+    return text + (f" {len(left_out)} left out, see the log: {left_out[0]}" if left_out else "")
+
+
+class PhotosNode(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="SRPO_Photos",
+            display_name="SRPO Photos",
+            category=CATEGORY,
+            description="Photos to train on: steps begin from them, and the model makes no pictures of its own. "
+            "Encoded once and kept on disk.",
+            search_aliases=["srpo", "offline", "dataset", "image folder"],
+            hidden=[io.Hidden.unique_id],
+            inputs=[
+                io.Clip.Input("clip", tooltip="The text encoders that belong to the model."),
+                io.Vae.Input("vae", tooltip="The VAE that belongs to the model."),
+                io.Combo.Input(
+                    "folder",
+                    options=folder_paths.get_input_subfolders(),
+                    tooltip="A folder in ComfyUI's input folder. A caption is in the .txt beside its picture.",
+                ),
+                io.Int.Input(
+                    "width",
+                    default=720,
+                    min=16,
+                    max=4096,
+                    step=16,
+                    tooltip="With height, the area that photos are shrunk to; each keeps about its own shape.",
+                ),
+                io.Int.Input("height", default=720, min=16, max=4096, step=16, tooltip="See width."),
+                io.String.Input(
+                    "default_caption",
+                    default="",
+                    tooltip="Of photos without a caption. Empty: the file's name, with spaces for _ and -.",
+                ),
+            ],
+            outputs=[DatasetType.Output(display_name="dataset")],
+        )
+
+    @classmethod
+    def validate_inputs(cls, folder=None):
+        try:
+            if folder is not None:
+                scan(photo_folder(folder))
+        except ValueError as error:
+            return str(error)
+        return True
+
+    @classmethod
+    def fingerprint_inputs(cls, folder="", **_):
+        """Changes with each file that comes, goes or is written to."""
+        stats = [(str(file), file.stat()) for file in sorted(walk(photo_folder(folder)))]
+        return hashlib.sha256(repr([(n, s.st_size, s.st_mtime_ns) for n, s in stats]).encode()).hexdigest()
+
+    @classmethod
+    def execute(cls, clip, vae, folder, width, height, default_caption) -> io.NodeOutput:
+        from .host.text_encoder import encode
+
+        photos, store = scan(photo_folder(folder), default_caption), store_of(vae)
+        sizes = sizes_of_area(width, height, 2 * vae.spacial_compression_encode())  # a token of the model is 2x2
+        encoded, left_out = encode_all(photos, sizes, store, Progress(len(photos)))
+        captions = [photo.caption for photo in encoded]
+        prompts = Prompts(captions, encode(clip, captions, kept(".prompts")))
+        PromptServer.instance.send_progress_text(summary(encoded, left_out), cls.hidden.unique_id)
+        return io.NodeOutput(Photos(encoded, prompts.cond))
