@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from .events import events
 from .models import Decoder, FlowModel
 from .photo_latents import of_one_shape
 from .run import Run
@@ -117,8 +118,11 @@ def train(
     """
     prepare(run, updates, terms, dataset, schedule)
     try:
-        for _ in range(updates):
-            scores = sample_scores(run, terms=terms, dataset=dataset, schedule=schedule, **world)
-            on_update(run.update(scores, schedule.batch))
+        with events(run.folder / "events", run.updates) as write:
+            for _ in range(updates):
+                scores = sample_scores(run, terms=terms, dataset=dataset, schedule=schedule, **world)
+                metrics = run.update(scores, schedule.batch)
+                write(metrics)
+                on_update(metrics)
     finally:
         run.save()

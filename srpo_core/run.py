@@ -187,6 +187,7 @@ class Run:
         header = {name: str(getattr(self, name)) for name in COUNTS} | self.identity | {"version": str(VERSION)}
         slots, header["numbers"] = optimizer_state(self.optimizer, list(self.parameters))
         tensors |= slots
+        header["settings"] = json.dumps(asdict(self.settings))
         header["spreads"] = json.dumps({name: asdict(spread) for name, spread in self.spreads.items()})
         self.folder.mkdir(parents=True, exist_ok=True)
         write_whole(self.folder / METRICS, lambda path: path.write_text(self._metrics_text()))
@@ -231,6 +232,9 @@ class Run:
         restore_optimizer(self.optimizer, list(self.parameters), tensors, header["numbers"])
         for name in COUNTS:
             setattr(self, name, int(header[name]))
+        before, now = json.loads(header["settings"]), asdict(self.settings)
+        if changed := [f"{name} {before.get(name)} -> {now[name]}" for name in now if before.get(name) != now[name]]:
+            log.info('The run "%s" goes on with other settings: %s.', self.folder.name, ", ".join(changed))
         self.spreads = {name: Spread(**spread) for name, spread in json.loads(header["spreads"]).items()}
         self.saved = self.updates
         lines = (self.folder / METRICS).read_text().splitlines()

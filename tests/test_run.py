@@ -1,6 +1,7 @@
 """A training run: what it computes, what it leaves on disk, and what a failure leaves behind."""
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -397,7 +398,7 @@ def test_a_branch_from_nowhere_is_refused(tmp_path):
 
 def test_a_full_disk_leaves_the_last_state_and_no_half_of_a_new_one(tmp_path, monkeypatch):
     go(tmp_path, 2, settings=Settings(save_every=1))
-    before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
+    before = {file.name: file.read_bytes() for file in tmp_path.iterdir() if file.is_file()}
 
     def full(tensors, path, header):
         Path(path).write_bytes(b"half")
@@ -408,7 +409,7 @@ def test_a_full_disk_leaves_the_last_state_and_no_half_of_a_new_one(tmp_path, mo
         go(tmp_path, 1, settings=Settings(save_every=1))
     monkeypatch.undo()
     assert (tmp_path / "state.safetensors").read_bytes() == before["state.safetensors"]
-    assert {file.name for file in tmp_path.iterdir()} == set(before)
+    assert {file.name for file in tmp_path.iterdir() if file.is_file()} == set(before)
     assert opened(tmp_path).updates == 2 and len(opened(tmp_path).history) == 2
 
 
@@ -444,3 +445,38 @@ def test_photos_take_the_place_of_rollouts(tmp_path, at_once):
     train(one, 3, Schedule(SHAPE, batch=5), **alone)
     for name, parameter in one.parameters.items():
         torch.testing.assert_close(run.parameters[name], parameter, rtol=0, atol=1e-6)
+
+
+# What a run tells
+
+
+def scalars(folder):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    written = EventAccumulator(str(folder / "events")).Reload()
+    return {name: [(e.step, e.value) for e in written.Scalars(name)] for name in written.Tags()["scalars"]}
+
+
+def test_tensorboard_shows_each_update_once(tmp_path):
+    settings = Settings(learning_rate=1e-2, save_every=2)
+    go(tmp_path, 2, settings=settings)
+    parts = world()
+    lost = Run(tmp_path, parts["flow"].parameters, settings)
+    lost.save = lambda: None  # as in a process that dies
+    train(lost, 1, TWO, **parts)
+    run = go(tmp_path, 2, settings=settings)
+    shown = scalars(tmp_path)
+    for name in ("loss", "words_gap", "gradient_norm"):
+        assert shown[name] == [(m["update"], pytest.approx(m[name], rel=1e-6)) for m in run.history]
+
+
+def test_without_tensorboard_a_run_trains_all_the_same(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    assert go(tmp_path, 1).updates == 1 and not (tmp_path / "events").exists()
+
+
+def test_changed_settings_are_named(tmp_path, caplog):
+    go(tmp_path, 2)
+    with caplog.at_level("INFO"):
+        go(tmp_path, 1, settings=Settings(learning_rate=5e-3, ema=0.9))
+    assert "goes on with other settings: learning_rate 0.01 -> 0.005, ema 0.0 -> 0.9." in caplog.text
