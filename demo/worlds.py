@@ -121,7 +121,7 @@ class DiffusersWorld:
         trainer, options = self.inputs["SRPO_Trainer"], self.inputs["SRPO_Train"]
         names = ("learning_rate", "weight_decay", "max_gradient_norm", "save_every")
         run = Run(out / "run", self.flow.parameters, Settings(**{name: trainer[name] for name in names}))
-        schedule = Schedule(self.shape, options["batch"], options["at_once"], options["seed"])
+        schedule = Schedule(self.shape, options["batch"], options["at_once"], options["seed"], options["pairs"])
         shown = [self.prompts[i % len(self.prompts)] for i in range(options["previews"])]
         self.flow.steps = options["steps"]
         before = self._sample(shown, trained=False)

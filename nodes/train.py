@@ -126,6 +126,15 @@ class TrainNode(io.ComfyNode):
                 RewardsType.Input(
                     "more_rewards", optional=True, tooltip="From Add Reward: others that train too, or only watch."
                 ),
+                io.Int.Input(
+                    "pairs",
+                    default=1,
+                    min=1,
+                    max=64,
+                    optional=True,
+                    tooltip="Pairs of branches that one rollout serves, each at a noise level of its own. 1 as "
+                    "published; more learn more from each rollout, which costs far more than a branch.",
+                ),
             ],
             outputs=[
                 TrainerType.Output(display_name="trainer"),
@@ -163,13 +172,14 @@ class TrainNode(io.ComfyNode):
         preview_every,
         previews,
         more_rewards=(),
+        pairs=1,
     ) -> io.NodeOutput:
         from .host.decoder import HostDecoder
         from .host.flow_model import HostFlow, Sampling, latent_shape
 
         terms, dataset = combine([Term(reward, objective), *more_rewards]), for_model(dataset, trainer.model)
         flow = HostFlow(trainer.model, Sampling(sampler_name, scheduler, steps, rollout_guidance), guidance)
-        schedule = Schedule(latent_shape(trainer.model, width, height), batch, min(at_once, batch), seed)
+        schedule = Schedule(latent_shape(trainer.model, width, height), batch, min(at_once, batch), seed, pairs)
         decoder = HostDecoder(vae, trainer.model)
         sampling = Sampling(sampler_name, scheduler, steps, guidance)
         samples = Previews(trainer, dataset, vae, sampling, schedule, previews)

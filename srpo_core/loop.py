@@ -49,12 +49,16 @@ def round_order(seed: int, number: int, prompts: int) -> list[int]:
 
 @dataclass(frozen=True)
 class Schedule:
-    """What one update gathers: `batch` prompts, `at_once` of them in one forward; latents of `shape` (C, H, W)."""
+    """What one update gathers: `batch` prompts, `at_once` of them in one forward; latents of `shape` (C, H, W).
+
+    pairs: of branches that one rollout serves, each at a noise level of its own; 1 as published.
+    """
 
     shape: tuple[int, int, int]
     batch: int = 1
     at_once: int = 1
     seed: int = 0
+    pairs: int = 1
 
 
 def sample_scores(
@@ -81,14 +85,14 @@ def sample_scores(
         prompts, cond = [dataset.prompts[i] for i in indices], dataset.cond(indices)
         seeds = [(schedule.seed + number) % 2**64 for number in numbers]
         noise = draw_noise(seeds, shape(indices[0]))
-        branches = window.branches([draw_position(seed) for seed in seeds])
         x0 = dataset.latents(indices) if photos else flow.rollout(noise, cond, seeds[0])
-        noised = Noised(x0, noise, branches)
-        for branch in noised.branches:
-            asked = [term for term in terms if term.objective.trains(branch)]
-            if any(term.weight for term in asked):
-                recovered = one_step_recover(flow, cond, noised, branch)
-                yield score_recovered(recovered, branch, decoder, asked, prompts, run.updates + 1, run.spreads)
+        for pair in range(schedule.pairs):
+            noised = Noised(x0, noise, window.branches([draw_position(seed, pair) for seed in seeds]))
+            for branch in noised.branches:
+                asked = [term for term in terms if term.objective.trains(branch)]
+                if any(term.weight for term in asked):
+                    recovered = one_step_recover(flow, cond, noised, branch)
+                    yield score_recovered(recovered, branch, decoder, asked, prompts, run.updates + 1, run.spreads)
 
 
 def prepare(run: Run, updates: int, terms: Sequence[Term], dataset: Dataset, schedule: Schedule):
@@ -121,7 +125,7 @@ def train(
         with events(run.folder / "events", run.updates) as write:
             for _ in range(updates):
                 scores = sample_scores(run, terms=terms, dataset=dataset, schedule=schedule, **world)
-                metrics = run.update(scores, schedule.batch)
+                metrics = run.update(scores, schedule.batch * schedule.pairs)
                 write(metrics)
                 on_update(metrics)
     finally:

@@ -91,7 +91,7 @@ class Run:
 
     @torch.inference_mode(False)
     def update(self, scores: Iterable[Score], prompts: int) -> dict[str, float]:
-        """One optimiser step from the scores of `prompts` prompts; their gradients are averaged.
+        """One optimiser step from the scores of `prompts` prompts (once per pair of branches), averaged.
 
         Whatever is raised on the way leaves parameters and optimiser as they were. A loss or gradient
         that is not finite skips the step; raises RuntimeError after MAX_SKIPPED of them in a row.

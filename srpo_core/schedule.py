@@ -81,6 +81,7 @@ class Window:
         return denoise, inversion
 
 
-def draw_position(seed: int) -> int:
-    """A position in the window, uniform in MARGIN..GRID-MARGIN, the same for the same seed."""
-    return random.Random(seed).randint(MARGIN, GRID - MARGIN)
+def draw_position(seed: int, pair: int = 0) -> int:
+    """A position in the window, uniform in MARGIN..GRID-MARGIN, the same for the same seed and pair of branches."""
+    draw = random.Random(seed)
+    return [draw.randint(MARGIN, GRID - MARGIN) for _ in range(pair + 1)][pair]

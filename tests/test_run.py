@@ -480,3 +480,35 @@ def test_changed_settings_are_named(tmp_path, caplog):
     with caplog.at_level("INFO"):
         go(tmp_path, 1, settings=Settings(learning_rate=5e-3, ema=0.9))
     assert "goes on with other settings: learning_rate 0.01 -> 0.005, ema 0.0 -> 0.9." in caplog.text
+
+
+# Several pairs of branches of one rollout
+
+
+def test_pairs_share_a_rollout_and_have_their_own_noise_levels(tmp_path):
+    parts = world()
+    rollout, rolled = parts["flow"].rollout, []
+    parts["flow"].rollout = lambda *arguments: rolled.append(1) or rollout(*arguments)
+    run = Run(tmp_path, parts["flow"].parameters, SETTINGS)
+    scores = list(sample_scores(run, schedule=Schedule(SHAPE, batch=2, pairs=3), **parts))
+    assert len(rolled) == 2 and len(scores) == 2 * 3 * 2
+    levels = {score.branch.sigma_out.item() for score in scores if score.branch.name == "denoise"}
+    assert len(levels) == 6
+    first = list(sample_scores(run, schedule=Schedule(SHAPE, batch=2), **parts))
+    assert [s.branch.sigma_out.item() for s in scores[:2]] == [s.branch.sigma_out.item() for s in first[:2]]
+
+
+def test_the_gradient_of_pairs_is_their_mean(tmp_path):
+    parts = world(dtype=torch.float64)
+    run = Run(tmp_path, parts["flow"].parameters, Settings(max_gradient_norm=1e9))
+    norms = []
+    for pairs in (1, 2):
+        scores = list(sample_scores(run, schedule=Schedule(SHAPE, batch=1, pairs=pairs), **parts))
+        for score in scores:
+            score.pull(1 / pairs)
+        norms.append({name: p.grad.clone() for name, p in parts["flow"].parameters.items()})
+        run.optimizer.zero_grad()
+    with_pairs = go(tmp_path / "pairs", 1, Schedule(SHAPE, batch=1, pairs=2), dtype=torch.float64)
+    expected = torch.cat([g.flatten() for g in norms[1].values()]).norm().item()
+    assert with_pairs.history[0]["gradient_norm"] == pytest.approx(expected, rel=1e-9)
+    assert norms[0]["mix"].ne(norms[1]["mix"]).any()
