@@ -249,9 +249,8 @@ class TrainStep(io.ComfyNode):
         metrics = trainer.run.update(scores, sum(pictures.values()))
         if metrics["update"] % trainer.run.settings.save_every == 0:
             trainer.save_lora()
-        text = (
-            f"Update {metrics['update']} of {trainer.name}: words-gap {metrics['words_gap']:+.3f}, "
-            f"gradient norm {metrics['gradient_norm']:.3g}"
-        )
+        gaps = [f"{name.replace('_', '-')} {gap:+.3f}" for name, gap in metrics.items() if name.startswith("words_gap")]
+        text = f"Update {metrics['update']} of {trainer.name}: {', '.join(gaps)}, "
+        text += f"gradient norm {metrics['gradient_norm']:.3g}"
         PromptServer.instance.send_progress_text(text, cls.hidden.unique_id)
         return io.NodeOutput(trainer, metrics["loss"], ui=ui.PreviewText(text))

@@ -1,10 +1,12 @@
 """Optimisers and learning-rate schedules. All optimisers are libraries'; optional ones are imported when chosen."""
 
 import importlib
+import json
 import math
 from collections.abc import Iterable
 
 import torch
+from torch import Tensor
 from torch.nn import Parameter
 from torch.optim import Optimizer
 
@@ -15,6 +17,7 @@ OPTIONAL = {  # module, class, the package to install, what else it is told
     "schedule-free AdamW": ("schedulefree", "AdamWScheduleFree", "schedulefree", {}),
 }
 OPTIMIZERS = ("AdamW", *OPTIONAL)
+CHOSEN = ("params", "lr", "weight_decay")  # of an optimiser's groups: these follow from the settings
 
 
 def make_optimizer(name: str, parameters: Iterable[Parameter], learning_rate: float, weight_decay: float) -> Optimizer:
@@ -46,3 +49,27 @@ def learning_rate_factor(update: int, warmup: int, cosine_to: int) -> float:
         return 1.0
     progress = min(1.0, (update - 1 - warmup) / max(1, cosine_to - warmup))
     return 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def optimizer_state(optimizer: Optimizer, names: list[str]) -> tuple[dict[str, Tensor], str]:
+    """An optimiser's tensors, as "optimizer.<slot>.<parameter>", and all that are plain numbers, as JSON."""
+    state = optimizer.state_dict()
+    slots = [(slot, names[i], value) for i, held in state["state"].items() for slot, value in held.items()]
+    tensors = {f"optimizer.{slot}.{name}": value for slot, name, value in slots if isinstance(value, Tensor)}
+    numbers = [(slot, name, value) for slot, name, value in slots if not isinstance(value, Tensor)]
+    groups = [{k: v for k, v in group.items() if k not in CHOSEN} for group in state["param_groups"]]
+    return tensors, json.dumps({"state": numbers, "groups": groups})
+
+
+def restore_optimizer(optimizer: Optimizer, names: list[str], tensors: dict[str, Tensor], numbers: str):
+    """The other way; what the settings choose stays as it is."""
+    saved = json.loads(numbers)
+    state: dict[int, dict] = {}
+    for key, value in tensors.items():
+        if key.startswith("optimizer."):
+            _, slot, name = key.split(".", 2)
+            state.setdefault(names.index(name), {})[slot] = value
+    for slot, name, value in saved["state"]:
+        state.setdefault(names.index(name), {})[slot] = value
+    groups = [group | old for group, old in zip(optimizer.state_dict()["param_groups"], saved["groups"])]
+    optimizer.load_state_dict({"state": state, "param_groups": groups})

@@ -14,10 +14,9 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import Parameter
-from torch.optim import Optimizer
 
 from .files import write_whole
-from .optimizers import learning_rate_factor, make_optimizer
+from .optimizers import learning_rate_factor, make_optimizer, optimizer_state, restore_optimizer
 from .step import Score, describe
 from .terms import Spread
 
@@ -29,7 +28,6 @@ METRICS = "metrics.jsonl"
 SNAPSHOTS = "snapshots"
 RECENT = 8  # updates, whose mean words-gap is a snapshot's merit
 COUNTS = ("updates", "skipped", "skipped_in_a_row")  # saved in the state's header
-CHOSEN = ("params", "lr", "weight_decay")  # of an optimiser's groups: these follow from the settings
 MAX_SKIPPED = 10  # updates in a row without a finite gradient, before the run gives up
 
 
@@ -110,6 +108,8 @@ class Run:
         finally:
             self.optimizer.zero_grad(set_to_none=True)
             self._from_training_point(kept, stepped=finite)
+        if finite:
+            self._average()
         self._finish(metrics, finite)
         return metrics
 
@@ -131,6 +131,8 @@ class Run:
         for group in self.optimizer.param_groups:
             group["lr"] = factor * self.settings.learning_rate
         self.optimizer.step()
+
+    def _average(self):
         for name, average in self.ema.items():
             average.lerp_(self.parameters[name].detach().to(average), 1 - self.settings.ema)
 
@@ -207,8 +209,9 @@ class Run:
 
     def recent_words_gap(self, update: int) -> float:
         """The mean words-gap of the RECENT updates up to this one; -inf where none was finite."""
-        recent = [m["words_gap"] for m in self.history[:update][-RECENT:] if math.isfinite(m["words_gap"])]
-        return sum(recent) / len(recent) if recent else -math.inf
+        recent = [metrics.get("words_gap", math.nan) for metrics in self.history[:update][-RECENT:]]
+        finite = [gap for gap in recent if math.isfinite(gap)]
+        return sum(finite) / len(finite) if finite else -math.inf
 
     def _metrics_text(self) -> str:
         # JSON knows no NaN, which a skipped update may have.
@@ -260,30 +263,6 @@ class Run:
                 f'The run "{self.folder.name}" was made with {" and ".join(other)}: '
                 "give this one a new name, or go back to what it was made with."
             )
-
-
-def optimizer_state(optimizer: Optimizer, names: list[str]) -> tuple[dict[str, Tensor], str]:
-    """An optimiser's tensors, as "optimizer.<slot>.<parameter>", and all that are plain numbers, as JSON."""
-    state = optimizer.state_dict()
-    slots = [(slot, names[i], value) for i, held in state["state"].items() for slot, value in held.items()]
-    tensors = {f"optimizer.{slot}.{name}": value for slot, name, value in slots if isinstance(value, Tensor)}
-    numbers = [(slot, name, value) for slot, name, value in slots if not isinstance(value, Tensor)]
-    groups = [{k: v for k, v in group.items() if k not in CHOSEN} for group in state["param_groups"]]
-    return tensors, json.dumps({"state": numbers, "groups": groups})
-
-
-def restore_optimizer(optimizer: Optimizer, names: list[str], tensors: dict[str, Tensor], numbers: str):
-    """The other way; what the settings choose stays as it is."""
-    saved = json.loads(numbers)
-    state: dict[int, dict] = {}
-    for key, value in tensors.items():
-        if key.startswith("optimizer."):
-            _, slot, name = key.split(".", 2)
-            state.setdefault(names.index(name), {})[slot] = value
-    for slot, name, value in saved["state"]:
-        state.setdefault(names.index(name), {})[slot] = value
-    groups = [group | old for group, old in zip(optimizer.state_dict()["param_groups"], saved["groups"])]
-    optimizer.load_state_dict({"state": state, "param_groups": groups})
 
 
 def snapshot_file(folder: Path, update: int) -> Path:
