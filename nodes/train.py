@@ -14,6 +14,7 @@ from ..srpo_core.card import draw_card
 from ..srpo_core.loop import Schedule, train
 from ..srpo_core.schedule import Window
 from ..srpo_core.terms import Term, combine
+from ..srpo_core.watch import Limits, crossed
 from .kinds import CATEGORY, DatasetType, ObjectiveType, RewardModelType, RewardsType, TrainerType
 from .photos import for_model
 from .steps import check_window, window_inputs
@@ -44,6 +45,11 @@ class Previews:
         from .host.samples import decode
 
         return decode(self.vae, self.plan.sample(model))
+
+
+def limit_input(name: str, tooltip: str):
+    tooltip = f"{tooltip} 0: no limit."
+    return io.Float.Input(name, default=0.0, min=0.0, max=100.0, step=0.01, optional=True, tooltip=tooltip)
 
 
 class TrainNode(io.ComfyNode):
@@ -135,6 +141,21 @@ class TrainNode(io.ComfyNode):
                     tooltip="Pairs of branches that one rollout serves, each at a noise level of its own. 1 as "
                     "published; more learn more from each rollout, which costs far more than a branch.",
                 ),
+                limit_input("words_gap_limit", "The words-gap has risen by this much since the run began: far enough."),
+                limit_input(
+                    "saturation_limit", "Saturation has risen by this share, 0.1 being 10 %: a sign of hacking."
+                ),
+                limit_input(
+                    "watching_limit",
+                    "A reward that only watches has fallen by so many of its standard deviations: a sign of hacking.",
+                ),
+                io.Combo.Input(
+                    "at_limit",
+                    options=["warn", "stop"],
+                    default="warn",
+                    optional=True,
+                    tooltip="What to do at one of the three limits: say so, or end the training there.",
+                ),
             ],
             outputs=[
                 TrainerType.Output(display_name="trainer"),
@@ -173,6 +194,10 @@ class TrainNode(io.ComfyNode):
         previews,
         more_rewards=(),
         pairs=1,
+        words_gap_limit=0.0,
+        saturation_limit=0.0,
+        watching_limit=0.0,
+        at_limit="warn",
     ) -> io.NodeOutput:
         from .host.decoder import HostDecoder
         from .host.flow_model import HostFlow, Sampling, latent_shape
@@ -192,7 +217,10 @@ class TrainNode(io.ComfyNode):
             picture.save(folder / f"{run.updates:06d}.png")
             return picture
 
-        def on_update(metrics: dict):
+        limits = Limits(words_gap_limit, saturation_limit, watching_limit)
+        watching = [term.name for term in terms if not term.weight]
+
+        def on_update(metrics: dict) -> bool:
             comfy.model_management.throw_exception_if_processing_interrupted()
             every = run.settings.snapshot_every
             if every and metrics["update"] % every == 0:
@@ -201,6 +229,10 @@ class TrainNode(io.ComfyNode):
             bar.update_absolute(
                 metrics["update"] - first, updates, ("JPEG", card(samples.now()), None) if due else None
             )
+            reached = crossed(run.history, limits, watching, run.spreads)
+            if reached:
+                PromptServer.instance.send_progress_text(warning(run.updates, reached), cls.hidden.unique_id)
+            return bool(reached) and at_limit == "stop"
 
         try:
             train(
@@ -220,8 +252,10 @@ class TrainNode(io.ComfyNode):
         after = samples.now()
         picture = card(after)
         bar.update_absolute(updates, updates, ("JPEG", picture, None))  # else the node goes on to show the last preview
-        seconds = time.monotonic() - started
-        PromptServer.instance.send_progress_text(summary(trainer, updates, seconds, lora), cls.hidden.unique_id)
+        text = summary(trainer, run.updates - first, time.monotonic() - started, lora)
+        if reached := crossed(run.history, limits, watching, run.spreads):
+            text += " " + warning(run.updates, reached)
+        PromptServer.instance.send_progress_text(text, cls.hidden.unique_id)
         return io.NodeOutput(
             trainer,
             trainer.adapter.state_dict(),
@@ -229,6 +263,10 @@ class TrainNode(io.ComfyNode):
             torch.cat([samples.before, after]),
             ui=ui.PreviewImage(torch.from_numpy(np.asarray(picture) / np.float32(255))[None], cls=cls),
         )
+
+
+def warning(update: int, reached: dict[str, str]) -> str:
+    return f"At update {update} {'; '.join(reached.values())}. Look at the pictures."
 
 
 def summary(trainer, updates: int, seconds: float, lora) -> str:

@@ -118,6 +118,7 @@ def train(
 ):
     """Make `updates` more updates; `world` is what else `sample_scores` asks for.
 
+    on_update: called with the metrics of each; what is true ends the loop.
     The state of the last finished update is saved, whatever ends the loop.
     """
     prepare(run, updates, terms, dataset, schedule)
@@ -127,6 +128,7 @@ def train(
                 scores = sample_scores(run, terms=terms, dataset=dataset, schedule=schedule, **world)
                 metrics = run.update(scores, schedule.batch * schedule.pairs)
                 write(metrics)
-                on_update(metrics)
+                if on_update(metrics):
+                    break
     finally:
         run.save()

@@ -75,3 +75,14 @@ def test_the_reward_of_the_documentation_works_as_written(comfyui, tmp_path):
         light = [ImageStat.Stat(server.picture(entry).convert("L")).mean[0] / 255 for entry in entries]
     before, after = sum(light[:4]) / 4, sum(light[4:]) / 4
     assert after > before + 0.03, light
+
+
+def test_training_stops_at_a_limit_and_says_why(host):
+    settings = {"words_gap_limit": 0.001, "at_limit": "stop", "seed": 3}
+    host.run(prompts.train("limited", 60, {"learning_rate": 3e-3}, **settings))
+    numbers = metrics(host, "limited")
+    assert 8 <= len(numbers) < 60
+    first, last = (sum(n["words_gap"] for n in part) / 4 for part in (numbers[:4], numbers[-4:]))
+    assert last - first > 0.001
+    (said,) = [message for kind, message in host.messages if kind == "preview" and b"has risen by" in message][-1:]
+    assert b"(limit 0.001). Look at the pictures." in said
