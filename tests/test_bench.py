@@ -34,3 +34,10 @@ def test_torture():
     numbers = last_line("torture", "--kills", "3")
     assert numbers["kills"] == numbers["resumed"] == 3 and numbers["half_written"] == 0
     assert 0 <= numbers["updates_lost_max"] <= numbers["save_every"] and numbers["updates"] > 0
+
+
+def test_queues(comfyui):
+    """As many as show what a queue leaves behind; the limit of 50 MB is for 200 of them."""
+    numbers = last_line("queues", "--queues", "15")
+    assert numbers["updates"] == 15 and numbers["files_elsewhere"] == []
+    assert numbers["ram_growth"] < 50e6

@@ -32,8 +32,8 @@ def test_realism_rises_and_little_is_lost(comfyui, demo, tmp_path, monkeypatch):
     report = json.loads((tmp_path / "report.json").read_text())
     assert report["host"].startswith("ComfyUI") and report["seconds"] > 0 and report["updates"] > 0
     # Looser than what the README reports of three seeds: another CPU or thread count is another seed.
-    assert report["realism_after"] >= 1.3 * report["realism_before"], report
-    assert report["alignment_after"] >= report["alignment_before"] - 0.20, report
+    assert report["realism_after"] >= 1.8 * report["realism_before"], report
+    assert report["alignment_after"] >= report["alignment_before"] - 0.12, report
     assert report["saturation_after"] <= 1.05 * report["saturation_before"], report
     assert report["words_gap_after"] > report["words_gap_before"], report
 

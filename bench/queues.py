@@ -1,0 +1,76 @@
+"""Queue the toy again and again on a real ComfyUI, and see what grows.
+
+    python -m bench.queues --queues 200
+
+Each queue trains one update of one run with SRPO Train. The last line is one JSON object: `ram_growth`, bytes that the
+host's process holds more than after the first ten queues; `files_elsewhere`, files that came to be outside the run's
+folders after the first ten.
+"""
+
+import argparse
+import json
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.append(str(ROOT / "demo"))
+
+from host_server import HostServer  # noqa: E402
+
+from srpo_core.find_host import find_host  # noqa: E402
+
+WARM = 10
+RUN = "queues"
+OURS = (f"output/srpo/{RUN}", f"output/loras/srpo/{RUN}")
+PASSING = ("temp", "host.log", "user")  # the host's own: pictures of previews, its log
+
+
+def workflow() -> dict:
+    """Workflow 1 with one update of one prompt."""
+    prompt = json.loads((ROOT / "demo/toy_in_one_minute.json").read_text("utf-8"))
+    for entry in prompt.values():
+        if entry["class_type"] == "SRPO_Trainer":
+            entry["inputs"]["run_name"] = RUN
+        if entry["class_type"] == "SRPO_Train":
+            entry["inputs"] |= {"updates": 1, "batch": 1, "at_once": 1, "steps": 2, "previews": 1}
+    return {key: entry for key, entry in prompt.items() if entry["class_type"] != "LossGraphNode"}
+
+
+def elsewhere(base: Path) -> set[str]:
+    """Files that are neither a run's nor the host's own."""
+    files = (file.relative_to(base).as_posix() for file in base.rglob("*") if file.is_file())
+    return {file for file in files if not file.startswith((*OURS, *PASSING)) and "__pycache__" not in file}
+
+
+def measure(queues: int, base: Path) -> dict:
+    host = find_host()
+    if host is None:
+        raise SystemExit("There is no ComfyUI to measure on: set COMFYUI_PATH.")
+    with HostServer(host, base) as server:
+        memory = []
+        for number in range(queues):
+            server.run(workflow())
+            memory.append(server.memory())
+            if number + 1 == min(WARM, queues):
+                files = elsewhere(base)
+        grown = sorted(elsewhere(base) - files)
+        updates = json.loads((base / OURS[0] / "run.json").read_text())["updates"]
+    return {
+        "queues": queues,
+        "updates": updates,
+        "ram_after_first": memory[min(WARM, queues) - 1],
+        "ram_growth": memory[-1] - memory[min(WARM, queues) - 1],
+        "files_elsewhere": grown,
+    }
+
+
+def main():
+    parser = argparse.ArgumentParser(prog="python -m bench.queues", description=__doc__.splitlines()[0])
+    parser.add_argument("--queues", type=int, default=200)
+    with tempfile.TemporaryDirectory(prefix="srpo-queues-") as folder:
+        print(json.dumps(measure(parser.parse_args().queues, Path(folder))))
+
+
+if __name__ == "__main__":
+    main()
