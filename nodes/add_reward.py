@@ -3,8 +3,8 @@
 from comfy_api.latest import io
 
 from ..srpo_core.terms import Term
+from .inputs import weighing_inputs
 from .kinds import CATEGORY, ObjectiveType, RewardModelType, RewardsType
-from .steps import weighing_inputs
 
 
 class AddReward(io.ComfyNode):

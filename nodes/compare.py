@@ -3,7 +3,6 @@
 from dataclasses import replace
 
 import comfy.model_management
-import comfy.samplers
 import comfy.utils
 import numpy as np
 import torch
@@ -11,7 +10,9 @@ from comfy_api.latest import io, ui
 from server import PromptServer
 
 from ..srpo_core.compare import Comparison, draw_comparison, plural, score
+from .inputs import sampler_inputs, size_inputs
 from .kinds import CATEGORY, DatasetType, ObjectiveType, RewardModelType
+from .progress import Progress
 
 
 def check_models(before, after, vae):
@@ -47,8 +48,7 @@ class Compare(io.ComfyNode):
                 io.Model.Input("model_after", tooltip="The same with what was trained, for instance a LoRA."),
                 DatasetType.Input("dataset", tooltip="The prompts; one row of pictures for each."),
                 io.Vae.Input("vae", tooltip="The VAE that belongs to the models."),
-                io.Int.Input("width", default=720, min=16, max=4096, step=16, tooltip="Width of the pictures."),
-                io.Int.Input("height", default=720, min=16, max=4096, step=16, tooltip="Height of the pictures."),
+                *size_inputs(),
                 io.Int.Input(
                     "prompts", default=4, min=1, max=32, tooltip="How many of the dataset's prompts, from the first."
                 ),
@@ -61,13 +61,7 @@ class Compare(io.ComfyNode):
                     control_after_generate=False,
                     tooltip="Of the first picture of each prompt; the next one has the next seed.",
                 ),
-                io.Combo.Input(
-                    "sampler_name", options=comfy.samplers.SAMPLER_NAMES, default="euler", tooltip="Makes the pictures."
-                ),
-                io.Combo.Input(
-                    "scheduler", options=comfy.samplers.SCHEDULER_NAMES, default="simple", tooltip="Of the sampler."
-                ),
-                io.Int.Input("steps", default=25, min=1, max=1000, tooltip="Sampler steps of a picture."),
+                *sampler_inputs(),
                 io.Float.Input(
                     "guidance",
                     default=3.5,
@@ -127,11 +121,7 @@ class Compare(io.ComfyNode):
         texts, numbers = dataset.prompts[:prompts], [seed + i for i in range(seeds)]
         indices = [i for i in range(len(texts)) for _ in numbers]
         plan = Plan(dataset, sampling, shape, indices, numbers * len(texts), at_once)
-        bar = comfy.utils.ProgressBar(len(indices) * (4 if reward is None else 6))
-
-        def on_progress(pictures: int):
-            comfy.model_management.throw_exception_if_processing_interrupted()
-            bar.update(pictures)
+        on_progress = Progress(len(indices) * (4 if reward is None else 6))
 
         latents = [plan.sample(model, on_progress) for model in (model_before, model_after)]
         before, after = (decode(vae, latent, on_progress) for latent in latents)

@@ -7,6 +7,7 @@ import folder_paths
 import torch
 from comfy_api.latest import io
 
+from .folders import cache_folder
 from .kinds import CATEGORY, RewardModelType
 
 NONE = "none"
@@ -151,7 +152,7 @@ class LoadReward(io.ComfyNode):
             activation=activation,
             backbone=None if backbone == NONE else fetched(backbone),
             condition=condition,
-            features_folder=Path(folder_paths.get_output_directory()) / "srpo" / ".text_features",
+            features_folder=cache_folder("text_features"),
         )
         reward.name = Path(file).stem
         return io.NodeOutput(managed(reward))

@@ -4,8 +4,6 @@ import hashlib
 from dataclasses import replace
 from pathlib import Path
 
-import comfy.model_management
-import comfy.utils
 import folder_paths
 from comfy_api.latest import io
 from server import PromptServer
@@ -13,7 +11,9 @@ from server import PromptServer
 from ..srpo_core.digest import digest
 from ..srpo_core.photo_latents import Encoded, Photos, Store, encode_all
 from ..srpo_core.photos import scan, sizes_of_area, walk
+from .folders import cache_folder
 from .kinds import CATEGORY, DatasetType
+from .progress import Progress
 from .prompts import Prompts
 
 
@@ -40,12 +40,9 @@ def store_of(vae) -> Store:
             f"This VAE has latents of {vae.latent_dim} dimensions, and pictures have 2: load the VAE of the model that "
             "you train, such as ae.safetensors for FLUX."
         )
-    return Store(kept(".photos"), lambda image: vae.encode(image.movedim(1, -1)), digest([vae.vae_dtype, vae.get_sd()]))
-
-
-def kept(name: str) -> Path:
-    """A folder for what need not be computed twice."""
-    return Path(folder_paths.get_output_directory()) / "srpo" / name
+    return Store(
+        cache_folder("photos"), lambda image: vae.encode(image.movedim(1, -1)), digest([vae.vae_dtype, vae.get_sd()])
+    )
 
 
 def photo_folder(name: str) -> Path:
@@ -58,17 +55,6 @@ def photo_folder(name: str) -> Path:
             "into a folder there and press R."
         )
     return folder
-
-
-class Progress:
-    """A progress bar that also stops where the user pressed Cancel."""
-
-    def __init__(self, total: int):
-        self.bar = comfy.utils.ProgressBar(total)
-
-    def __call__(self):
-        comfy.model_management.throw_exception_if_processing_interrupted()
-        self.bar.update(1)
 
 
 def summary(photos: list[Encoded], left_out: list[str]) -> str:
@@ -137,6 +123,6 @@ class PhotosNode(io.ComfyNode):
         sizes = sizes_of_area(width, height, 2 * vae.spacial_compression_encode())  # a token of the model is 2x2
         encoded, left_out = encode_all(photos, sizes, store, Progress(len(photos)))
         captions = [photo.caption for photo in encoded]
-        prompts = Prompts(captions, encode(clip, captions, kept(".prompts")))
+        prompts = Prompts(captions, encode(clip, captions, cache_folder("prompts")))
         PromptServer.instance.send_progress_text(summary(encoded, left_out), cls.hidden.unique_id)
         return io.NodeOutput(Photos(encoded, prompts.cond))

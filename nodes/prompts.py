@@ -10,6 +10,7 @@ import torch
 from comfy_api.latest import io
 
 from ..srpo_core.prompt_text import parse_prompts, read_prompts
+from .folders import cache_folder
 from .kinds import CATEGORY, DatasetType
 
 NO_FILE = "none"
@@ -106,8 +107,7 @@ class PromptsNode(io.ComfyNode):
         from .host.text_encoder import encode
 
         prompts = choose(text, file[0], texts)
-        folder = Path(folder_paths.get_output_directory()) / "srpo" / ".prompts"
-        return io.NodeOutput(Prompts(prompts, encode(clip[0], prompts, folder)))
+        return io.NodeOutput(Prompts(prompts, encode(clip[0], prompts, cache_folder("prompts"))))
 
 
 def _input_file(name: str) -> Path:

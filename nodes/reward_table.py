@@ -14,6 +14,7 @@ from ..srpo_core.reward_table import MAPPED, ask_for, check_words, find_looks, s
 from ..srpo_core.rewards import name_of
 from ..srpo_core.table_picture import LARGE, ROWS, draw_table, thumbnail_size
 from .kinds import CATEGORY, RewardModelType
+from .progress import Progress
 
 log = logging.getLogger(__name__)
 
@@ -89,11 +90,7 @@ class RewardTable(io.ComfyNode):
         device = comfy.model_management.get_torch_device()
         columns = ask_for(reward, prompt, parse_words(words), parse_words(negative))
         maps = min(MAPPED, len(images)) * len(columns) if show_gradients else 0
-        bar = comfy.utils.ProgressBar(len(images) + maps)
-
-        def on_progress(done: int):
-            comfy.model_management.throw_exception_if_processing_interrupted()
-            bar.update(done)
+        on_progress = Progress(len(images) + maps)
 
         table, looks = score_table(reward, images, columns, device, on_progress), {}
         if show_gradients:

@@ -8,6 +8,7 @@ from ..srpo_core.direct_align import inject
 from ..srpo_core.schedule import GRID, Window, draw_position
 from ..srpo_core.step import Noised, one_step_recover, score_recovered
 from ..srpo_core.terms import Term
+from .inputs import check_window, weighing_inputs, window_inputs
 from .kinds import (
     CATEGORY,
     NoisedType,
@@ -19,62 +20,7 @@ from .kinds import (
     RewardType,
     TrainerType,
 )
-from .trainer import trainer_of
-
-WINDOW = Window()
-
-
-def window_inputs() -> list:
-    return [
-        io.Float.Input(
-            "sigma_max",
-            default=round(WINDOW.sigma_max, 4),
-            min=0.0,
-            max=1.0,
-            step=0.0001,
-            round=False,
-            tooltip="The noisiest level that is trained, below 1. High noise decides layout and look.",
-        ),
-        io.Float.Input(
-            "sigma_min",
-            default=WINDOW.sigma_min,
-            min=0.0,
-            max=1.0,
-            step=0.0001,
-            round=False,
-            tooltip="The least noisy level that is trained. Low noise decides colour and detail, and is easily hacked.",
-        ),
-    ]
-
-
-def weighing_inputs() -> list:
-    return [
-        io.Float.Input(
-            "weight",
-            default=1.0,
-            min=0.0,
-            max=100.0,
-            step=0.01,
-            optional=True,
-            tooltip="How much this reward counts beside others. 0 watches: it is logged and trains nothing.",
-        ),
-        io.String.Input(
-            "name",
-            default="",
-            optional=True,
-            tooltip="Tells its numbers from those of other rewards, as in words_gap/name.",
-        ),
-    ]
-
-
-def check_window(sigma_max=None, sigma_min=None):
-    """For `validate_inputs`: True, or the sentence that says what is wrong with the window."""
-    if sigma_max is not None and sigma_min is not None:
-        try:
-            Window(sigma_max, sigma_min)
-        except ValueError as error:
-            return str(error)
-    return True
+from .runs import trainer_of
 
 
 class NoisePriorInject(io.ComfyNode):

@@ -3,7 +3,6 @@
 import time
 
 import comfy.model_management
-import comfy.samplers
 import comfy.utils
 import numpy as np
 import torch
@@ -15,9 +14,9 @@ from ..srpo_core.loop import Schedule, train
 from ..srpo_core.schedule import Window
 from ..srpo_core.terms import Term, combine
 from ..srpo_core.watch import Limits, crossed
+from .inputs import check_window, sampler_inputs, size_inputs, window_inputs
 from .kinds import CATEGORY, DatasetType, ObjectiveType, RewardModelType, RewardsType, TrainerType
 from .photos import for_model
-from .steps import check_window, window_inputs
 
 PREVIEW_SEED = 2**32  # previews start from noise that training never draws
 
@@ -81,8 +80,7 @@ class TrainNode(io.ComfyNode):
                     tooltip="How many updates to make now. 10 to 20 "
                     "were enough for FLUX at the published batch; more can spoil a model.",
                 ),
-                io.Int.Input("width", default=720, min=16, max=4096, step=16, tooltip="Width of the pictures."),
-                io.Int.Input("height", default=720, min=16, max=4096, step=16, tooltip="Height of the pictures."),
+                *size_inputs(),
                 io.Int.Input("batch", default=8, min=1, max=1024, tooltip="Prompts in one update."),
                 io.Int.Input(
                     "at_once",
@@ -91,13 +89,7 @@ class TrainNode(io.ComfyNode):
                     max=1024,
                     tooltip="How many of them share a forward; more needs more memory and gives the same result.",
                 ),
-                io.Combo.Input(
-                    "sampler_name", options=comfy.samplers.SAMPLER_NAMES, default="euler", tooltip="Samples rollouts."
-                ),
-                io.Combo.Input(
-                    "scheduler", options=comfy.samplers.SCHEDULER_NAMES, default="simple", tooltip="Of the rollouts."
-                ),
-                io.Int.Input("steps", default=25, min=1, max=1000, tooltip="Sampler steps of a rollout."),
+                *sampler_inputs(),
                 io.Float.Input(
                     "rollout_guidance",
                     default=1.0,

@@ -1,5 +1,6 @@
 """Writing files so that a crash leaves the old one or the new one, never half of one."""
 
+import hashlib
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -18,3 +19,12 @@ def write_whole(path: Path, write: Callable[[Path], Any]):
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def file_digest(path: Path, algorithm: str) -> str:
+    """Hex digest of a file's bytes, by any algorithm that hashlib knows."""
+    digest = hashlib.new(algorithm)
+    with path.open("rb") as file:
+        while part := file.read(2**20):
+            digest.update(part)
+    return digest.hexdigest()

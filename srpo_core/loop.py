@@ -11,7 +11,6 @@ from torch import Tensor
 
 from .events import events
 from .models import Decoder, FlowModel
-from .photo_latents import of_one_shape
 from .run import Run
 from .schedule import Window, draw_position
 from .step import Noised, Score, one_step_recover, score_recovered
@@ -93,6 +92,17 @@ def sample_scores(
                 if any(term.weight for term in asked):
                     recovered = one_step_recover(flow, cond, noised, branch)
                     yield score_recovered(recovered, branch, decoder, asked, prompts, run.updates + 1, run.spreads)
+
+
+def of_one_shape(draws: Sequence[tuple[int, int]], shape: Callable[[int], Any], at_most: int) -> list[list[tuple]]:
+    """The draws (number, index) of an update, in groups of one shape and at most `at_most`, which share a forward.
+
+    Keeps the order within a shape; where all shapes are the same, the order of all.
+    """
+    by_shape: dict[Any, list[tuple]] = {}
+    for draw in draws:
+        by_shape.setdefault(shape(draw[1]), []).append(draw)
+    return [same[i : i + at_most] for same in by_shape.values() for i in range(0, len(same), at_most)]
 
 
 def prepare(run: Run, updates: int, terms: Sequence[Term], dataset: Dataset, schedule: Schedule):

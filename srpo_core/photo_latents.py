@@ -2,7 +2,7 @@
 
 import hashlib
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from .files import write_whole
+from .files import file_digest, write_whole
 from .photos import Photo, Size, Unusable, check_covers, cropped, nearest_shape, readable, upright_size
 
 log = logging.getLogger(__name__)
@@ -43,7 +43,7 @@ class Store:
     identity: str
 
     def file(self, picture: Path, size: Size) -> Path:
-        parts = (VERSION, digest_of(picture), f"{size[0]}x{size[1]}", self.identity)
+        parts = (VERSION, file_digest(picture, "blake2b"), f"{size[0]}x{size[1]}", self.identity)
         return self.folder / f"{hashlib.blake2b(' '.join(parts).encode(), digest_size=16).hexdigest()}.safetensors"
 
     def encoded(self, photo: Photo, sizes: list[Size]) -> Encoded:
@@ -61,14 +61,6 @@ class Store:
             write_whole(file, lambda path: save_file({"latent": latent}, path))
             shape = tuple(latent.shape)
         return Encoded(photo.caption, file, shape)
-
-
-def digest_of(file: Path) -> str:
-    digest = hashlib.blake2b(digest_size=16)
-    with file.open("rb") as stream:
-        while part := stream.read(2**20):
-            digest.update(part)
-    return digest.hexdigest()
 
 
 def stored_shape(file: Path) -> Shape | None:
@@ -141,14 +133,3 @@ class Photos:
                 f"The latent of a photo, {file}, can't be read any more ({error}): clear ComfyUI's execution cache or "
                 "restart it, and queue again. The photo is then encoded anew."
             ) from error
-
-
-def of_one_shape(draws: Sequence[tuple[int, int]], shape: Callable[[int], Any], at_most: int) -> list[list[tuple]]:
-    """The draws (number, index) of an update, in groups of one shape and at most `at_most`, which share a forward.
-
-    Keeps the order within a shape; where all shapes are the same, the order of all.
-    """
-    by_shape: dict[Any, list[tuple]] = {}
-    for draw in draws:
-        by_shape.setdefault(shape(draw[1]), []).append(draw)
-    return [same[i : i + at_most] for same in by_shape.values() for i in range(0, len(same), at_most)]

@@ -15,7 +15,8 @@ import pytest
 import torch
 from PIL import Image
 
-from srpo_core.photo_latents import Photos, Store, encode_all, of_one_shape
+from srpo_core.loop import of_one_shape
+from srpo_core.photo_latents import Photos, Store, encode_all
 from srpo_core.photos import Unusable, cropped, nearest_shape, scan, sizes_of_area, upright_size
 
 SIZES = sizes_of_area(64, 64, 16)

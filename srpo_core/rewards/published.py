@@ -1,11 +1,12 @@
 """The reward models that their authors published: where each is, how large, and where it goes."""
 
-import hashlib
 import logging
 import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+
+from ..files import file_digest
 
 log = logging.getLogger(__name__)
 
@@ -155,13 +156,5 @@ def check_whole(path: Path, size: int | None, etag: str | None):
     """etag: the hub's, the SHA-256 of a large file, something shorter for a small one. Raises ValueError."""
     if size is not None and path.stat().st_size != size:
         raise ValueError(f"{path.stat().st_size} bytes arrived of {size}")
-    if etag and len(etag) == 64 and sha256(path) != etag:
+    if etag and len(etag) == 64 and file_digest(path, "sha256") != etag:
         raise ValueError("what arrived is not what the hub has: its SHA-256 differs")
-
-
-def sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 22):
-            digest.update(block)
-    return digest.hexdigest()

@@ -1,0 +1,145 @@
+"""The runs that are open in this ComfyUI, by name: each an adapter on a MODEL and the core's Run."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import comfy.utils
+from comfy_execution.utils import get_executing_context
+from filelock import FileLock, Timeout
+
+from ..srpo_core.files import write_whole
+from ..srpo_core.run import Run, Settings, branch, saved_updates
+from .folders import check_run_name, lora_folder, run_folder
+
+
+@dataclass(frozen=True)
+class AdapterSettings:
+    kind: str
+    rank: int
+    alpha: float
+    seed: int
+
+
+class Trainer:
+    """An open run on a MODEL.
+
+    base, model: the MODEL without and with the adapter. run: the core's Run.
+    """
+
+    def __init__(self, name: str, base, adapter: AdapterSettings, settings: Settings):
+        from .host.adapter import Adapter
+
+        self.name, self.base, self.adapter_settings = name, base, adapter
+        self.adapter = Adapter(base, adapter.kind, adapter.rank, adapter.alpha, adapter.seed)
+        self.lock = _lock(name)
+        try:
+            identity = {"adapter": adapter.kind, "rank": str(adapter.rank), "alpha": str(adapter.alpha)}
+            self.run = Run(run_folder(name), self.adapter.parameters, settings, identity)
+        except BaseException:
+            self.lock.release()
+            raise
+        self.model = self.adapter.attach(base)
+
+    def made_with(self, base, adapter: AdapterSettings, settings: Settings) -> bool:
+        same_model = self.base.model is base.model and self.base.patches_uuid == base.patches_uuid
+        return same_model and self.adapter_settings == adapter and self.run.settings == settings
+
+    def close(self):
+        self.run.save()
+        self.lock.release()
+
+    def save_lora(self) -> Path:
+        """Write the adapter as it is now to where the host's LoRA loaders look; returns the file.
+
+        With a moving average that is written too, beside it.
+        """
+        file = lora_folder(self.name) / f"{self.name}_{self.run.updates:06d}.safetensors"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        self._write_lora(file)
+        if self.run.ema:
+            with self.run.averaged():
+                self._write_lora(file.with_stem(f"{file.stem}_ema"))
+        return file
+
+    def _write_lora(self, file: Path):
+        metadata = {"srpo_updates": str(self.run.updates)}
+        write_whole(file, lambda path: comfy.utils.save_torch_file(self.adapter.state_dict(), str(path), metadata))
+
+
+@dataclass
+class _Open:
+    trainer: Trainer
+    prompt: str  # which queued prompt, and which node of it, has the run
+    node: str
+
+
+_open: dict[str, _Open] = {}
+
+
+def open_trainer(name: str, base, adapter: AdapterSettings, settings: Settings) -> Trainer:
+    """The run of this name: as it is open already, else from its folder, else new.
+
+    Runs that only earlier prompts used are saved and closed: each holds memory.
+    Raises ValueError for a name that is taken by another node of this prompt or by another ComfyUI.
+    """
+    check_run_name(name)
+    context = get_executing_context()
+    held = _open.get(name)
+    if held and held.prompt == context.prompt_id and held.node != context.node_id:
+        raise ValueError(
+            f'Two SRPO Trainers of this workflow train the run "{name}" at once: give one of them another run name.'
+        )
+    for other in [n for n, o in _open.items() if n != name and o.prompt != context.prompt_id]:
+        close_trainer(other)
+    if held and not held.trainer.made_with(base, adapter, settings):
+        close_trainer(name)
+    trainer = _open[name].trainer if name in _open else Trainer(name, base, adapter, settings)
+    _open[name] = _Open(trainer, context.prompt_id, context.node_id)
+    return trainer
+
+
+def begin_at(name: str, start_from: str):
+    """Let a run that is new begin where another is, or was: "its name", or "its name@update" for a snapshot.
+
+    Raises ValueError for a run or snapshot that does not exist. A run that has begun goes on instead.
+    """
+    if not start_from.strip() or name in _open or saved_updates(run_folder(name)):
+        return
+    source, _, update = (part.strip() for part in start_from.partition("@"))
+    check_run_name(source)
+    if update and not update.isdigit():
+        raise ValueError(f'"{start_from}" names no snapshot: write the run\'s name, "@" and an update, as in "toy@30".')
+    if source in _open:
+        _open[source].trainer.run.save()
+    branch(run_folder(source), int(update) if update else None, run_folder(name))
+
+
+def trainer_of(model) -> Trainer | None:
+    """The open trainer whose adapter this MODEL carries."""
+    from .host.adapter import adapter_of
+
+    adapter = adapter_of(model)
+    return next((held.trainer for held in _open.values() if held.trainer.adapter is adapter), None)
+
+
+def close_trainer(name: str):
+    _open.pop(name).trainer.close()
+
+
+def updates_of(name: str) -> tuple[bool, int]:
+    """Whether the run of this name is open, and how many updates it has made."""
+    held = _open.get(name)
+    return (held is not None, held.trainer.run.updates if held else saved_updates(run_folder(name)))
+
+
+def _lock(name: str) -> FileLock:
+    folder = run_folder(name)
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / "lock", thread_local=False)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise ValueError(
+            f'The run "{name}" is open in another ComfyUI: close that one, or choose another run name.'
+        ) from None
+    return lock

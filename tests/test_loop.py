@@ -1,0 +1,154 @@
+"""The loop: which prompts, photos, noise and noise levels an update takes."""
+
+import pytest
+import torch
+from tiny_run import SETTINGS, TWO, go, world
+from tiny_world import SHAPE, TinyData, TinyReward, numbers
+
+from srpo_core.loop import Schedule, draw_noise, prompt_index, sample_scores, train
+from srpo_core.objective import Objective
+from srpo_core.run import Run, Settings
+
+
+@pytest.mark.parametrize("at_once", [4, 3])
+def test_many_at_once_is_one_by_one_accumulated(tmp_path, at_once):
+    one = go(tmp_path / "one", 3, Schedule(SHAPE, batch=4, at_once=1), dtype=torch.float64)
+    many = go(tmp_path / "many", 3, Schedule(SHAPE, batch=4, at_once=at_once), dtype=torch.float64)
+    for name, parameter in one.parameters.items():
+        torch.testing.assert_close(many.parameters[name], parameter, rtol=0, atol=1e-6)
+    for metrics, expected in zip(many.history, one.history):
+        assert metrics == pytest.approx(expected, abs=1e-6)
+
+
+def test_the_first_update_is_number_one(tmp_path):
+    reward = TinyReward()
+    run = go(tmp_path, 2, Schedule(SHAPE), reward=reward)
+    words = [(positive[0].split(".")[0], negative[0].split(".")[0]) for positive, negative in reward.asked]
+    assert words == [("Detail", "Painting")] * 2 + [("Detailed", "Anime")] * 2
+    assert [metrics["update"] for metrics in run.history] == [1, 2] and run.updates == 2
+
+
+def test_draw_noise_is_what_the_host_draws():
+    noise = draw_noise([7, 8, 2**64 - 1], (16, 4, 6))
+    assert noise.dtype == torch.float32
+    for sample, seed in zip(noise, (7, 8, 2**64 - 1)):
+        torch.manual_seed(seed)
+        assert torch.equal(sample, torch.randn(1, 16, 4, 6)[0])
+
+
+def test_seeds_wrap_around_at_the_largest_of_the_host(tmp_path):
+    run = go(tmp_path, 2, Schedule(SHAPE, seed=2**64 - 1))
+    assert run.updates == 2
+
+
+def test_nothing_draws_from_the_global_random_state(tmp_path):
+    before = torch.get_rng_state()
+    go(tmp_path, 1)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("prompts", [1, 2, 7])
+def test_every_prompt_comes_once_per_round(prompts):
+    rounds = [[prompt_index(3, r * prompts + i, prompts) for i in range(prompts)] for r in range(20)]
+    assert all(sorted(order) == list(range(prompts)) for order in rounds)
+    if prompts == 7:
+        assert len(set(map(tuple, rounds))) > 15
+        assert rounds != [[prompt_index(4, r * 7 + i, 7) for i in range(7)] for r in range(20)]
+
+
+def test_rounds_run_on_through_updates_and_restarts(tmp_path):
+    asked = []
+    for updates in (2, 1, 2):
+        reward = TinyReward()
+        go(tmp_path, updates, TWO, reward=reward)
+        asked += [positive[0].split(". ")[1] for positive, _ in reward.asked[::2]]  # the denoise branch's
+    assert sorted(asked[:5]) == sorted(asked[5:]) == TinyData().prompts
+
+
+def test_a_branch_switched_off_is_not_scored(tmp_path):
+    parts = world(objective=Objective(branches="inversion"))
+    run = Run(tmp_path, parts["flow"].parameters, SETTINGS)
+    scores = list(sample_scores(run, schedule=Schedule(SHAPE, batch=3), **parts))
+    assert [score.branch.name for score in scores] == ["inversion"] * 3
+
+
+def test_the_noise_prior_is_the_rollouts_own_noise(tmp_path):
+    """Direct-Align recovers x0 with the noise it was rolled out from, each sample with its own."""
+    seen = {}
+    parts = world(dtype=torch.float64)
+    flow = parts["flow"]
+    rollout, velocity = flow.rollout, flow.velocity
+
+    def remember_rollout(noise, cond, *seed):
+        seen.update(noise=noise, x0=rollout(noise, cond, *seed))
+        return seen["x0"]
+
+    def remember_velocity(x, sigma, cond):
+        s = sigma.view(-1, 1, 1, 1)
+        torch.testing.assert_close(x, (1 - s) * seen["x0"] + s * seen["noise"], rtol=0, atol=1e-6)
+        return velocity(x, sigma, cond)
+
+    flow.rollout, flow.velocity = remember_rollout, remember_velocity
+    run = Run(tmp_path, flow.parameters, SETTINGS)
+    assert len(list(sample_scores(run, schedule=Schedule(SHAPE, batch=2, at_once=2, seed=5), **parts))) == 2
+    assert torch.equal(seen["noise"], draw_noise([5, 6], SHAPE))
+    assert not torch.equal(numbers(5, *SHAPE), seen["noise"][0])
+
+
+# Photos
+
+
+class PhotoData(TinyData):
+    """Five photos of two shapes."""
+
+    def shape(self, index):
+        return (2, 4, 4) if index % 2 else (2, 6, 4)
+
+    def latents(self, indices):
+        assert len({self.shape(i) for i in indices}) == 1
+        return torch.stack([numbers(100 + i, *self.shape(i), dtype=torch.float32) for i in indices])
+
+
+@pytest.mark.parametrize("at_once", [1, 2, 5])
+def test_photos_take_the_place_of_rollouts(tmp_path, at_once):
+    parts = world() | {"dataset": PhotoData()}
+    parts["flow"].rollout = None
+    run = Run(tmp_path / "run", parts["flow"].parameters, SETTINGS)
+    train(run, 3, Schedule(SHAPE, batch=5, at_once=at_once), **parts)
+    alone = world() | {"dataset": PhotoData()}
+    one = Run(tmp_path / "one", alone["flow"].parameters, SETTINGS)
+    train(one, 3, Schedule(SHAPE, batch=5), **alone)
+    for name, parameter in one.parameters.items():
+        torch.testing.assert_close(run.parameters[name], parameter, rtol=0, atol=1e-6)
+
+
+# Several pairs of branches of one rollout
+
+
+def test_pairs_share_a_rollout_and_have_their_own_noise_levels(tmp_path):
+    parts = world()
+    rollout, rolled = parts["flow"].rollout, []
+    parts["flow"].rollout = lambda *arguments: rolled.append(1) or rollout(*arguments)
+    run = Run(tmp_path, parts["flow"].parameters, SETTINGS)
+    scores = list(sample_scores(run, schedule=Schedule(SHAPE, batch=2, pairs=3), **parts))
+    assert len(rolled) == 2 and len(scores) == 2 * 3 * 2
+    levels = {score.branch.sigma_out.item() for score in scores if score.branch.name == "denoise"}
+    assert len(levels) == 6
+    first = list(sample_scores(run, schedule=Schedule(SHAPE, batch=2), **parts))
+    assert [s.branch.sigma_out.item() for s in scores[:2]] == [s.branch.sigma_out.item() for s in first[:2]]
+
+
+def test_the_gradient_of_pairs_is_their_mean(tmp_path):
+    parts = world(dtype=torch.float64)
+    run = Run(tmp_path, parts["flow"].parameters, Settings(max_gradient_norm=1e9))
+    norms = []
+    for pairs in (1, 2):
+        scores = list(sample_scores(run, schedule=Schedule(SHAPE, batch=1, pairs=pairs), **parts))
+        for score in scores:
+            score.pull(1 / pairs)
+        norms.append({name: p.grad.clone() for name, p in parts["flow"].parameters.items()})
+        run.optimizer.zero_grad()
+    with_pairs = go(tmp_path / "pairs", 1, Schedule(SHAPE, batch=1, pairs=2), dtype=torch.float64)
+    expected = torch.cat([g.flatten() for g in norms[1].values()]).norm().item()
+    assert with_pairs.history[0]["gradient_norm"] == pytest.approx(expected, rel=1e-9)
+    assert norms[0]["mix"].ne(norms[1]["mix"]).any()
