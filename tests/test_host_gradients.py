@@ -1,5 +1,8 @@
 """The host's FLUX, differentiated as it was loaded, against diffusers + peft: the same numbers."""
 
+import functools
+from collections import Counter
+
 import pytest
 import torch
 from oracle import Oracle, host_model, host_vae, random_clip, random_flux, random_vae, with_adapter
@@ -73,3 +76,70 @@ def test_gradient_equals_diffusers_and_peft(world, pack, checkpointing, batch, p
     assert relative(ours.gradient, theirs.gradient) < 1e-5
     errors = {n: relative(adapter.parameters[n].grad, g) for n, g in oracle.gradients(adapter).items()}
     assert max(errors.values()) < 1e-5, sorted(errors.items(), key=lambda e: -e[1])[:3]
+
+
+@pytest.fixture
+def work(pack, monkeypatch):
+    """How often the frozen layers ran, and how often a gradient went through them, by the layer."""
+    differentiable = pack("nodes.host.differentiable")
+    forwards, backwards, frozen = Counter(), Counter(), differentiable._frozen_forward
+    backward = differentiable._FrozenLinear.backward
+
+    def counted(module, forward):
+        return frozen(module, lambda *args, **kwargs: forwards.update([module]) or forward(*args, **kwargs))
+
+    def counted_backward(ctx, gradient):
+        backwards.update([ctx.module])
+        return backward(ctx, gradient)
+
+    monkeypatch.setattr(differentiable, "_frozen_forward", counted)
+    monkeypatch.setattr(differentiable._FrozenLinear, "backward", staticmethod(counted_backward))
+    return forwards, backwards
+
+
+def trained_step(pack, model, checkpointing=True, **adapter):
+    """One update's forward and backward with an adapter; its gradients."""
+    adapter = pack("nodes.host.adapter").Adapter(model, **adapter)
+    flow = pack("nodes.host.flow_model").HostFlow(adapter.attach(model), checkpointing=checkpointing)
+    _, context, pooled = sample(1, 500)
+    x = torch.randn(1, 16, 8, 8, generator=torch.Generator().manual_seed(3))
+    flow.velocity(x, torch.tensor([0.8]), [[context, {"pooled_output": pooled}]]).pull(torch.cos(x))
+    return [parameter.grad for parameter in adapter.parameters.values()]
+
+
+def linears(model):
+    return {n: m for n, m in model.model.diffusion_model.named_modules() if isinstance(m, torch.nn.Linear)}
+
+
+@pytest.mark.parametrize(
+    "target, first",
+    [("all", "double_blocks.0"), ("attention", "double_blocks.0"), ("single blocks", "single_blocks.0")],
+)
+@pytest.mark.parametrize("checkpointing", [True, False])
+def test_one_input_gradient_for_each_layer_after_the_first_adapter(pack, world, work, target, first, checkpointing):
+    base = world[0]
+    trained_step(pack, base, checkpointing, target=target)
+    forwards, backwards = work
+    layers = linears(base)
+    # The modulations' input is the same for all blocks and comes before any adapter. So does the input of the first
+    # block, and of its own first layers, unless an adapter on the modulation gets in between.
+    blocks = [n for n in layers if "blocks." in n and "mod" not in n and (first < n)]
+    if target == "attention":
+        blocks = [n for n in blocks if n not in (f"{first}.img_attn.qkv", f"{first}.txt_attn.qkv")]
+    assert backwards == Counter(layers[name] for name in [*blocks, "final_layer.linear"])
+    again = {n for n, layer in layers.items() if forwards[layer] == 2}
+    assert all(forwards[layer] <= 2 for layer in layers.values())
+    assert all("blocks." in n and first < n for n in again) and bool(again) == checkpointing
+
+
+@pytest.mark.parametrize("kept", [1, 3, 4, 9])
+def test_kept_blocks_do_not_run_again_and_change_nothing(pack, world, work, monkeypatch, kept):
+    base, flow_model = world[0], pack("nodes.host.flow_model")
+    expected = trained_step(pack, base)
+    work[0].clear()
+    monkeypatch.setattr(flow_model, "differentiable", functools.partial(flow_model.differentiable, kept=kept))
+    got = trained_step(pack, base)
+    assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
+    again = {".".join(n.split(".")[:2]) for n, layer in linears(base).items() if work[0][layer] == 2}
+    blocks = ["double_blocks.0", "double_blocks.1", "single_blocks.0", "single_blocks.1"]
+    assert again == set(blocks[: -min(kept, 4)])

@@ -4,6 +4,9 @@ The host's weights may be inference tensors (which autograd refuses to save), of
 quantised, and its blocks write into their inputs. So, for as long as a gradient is wanted:
 linear layers and convolutions save nothing and fetch their weight again for the backward; norms
 read a copy of their input; blocks are recomputed, from copies of their inputs.
+
+Where a layer quantises its input as well (int8, and fp8, nvfp4 and mxfp8 on cards that multiply
+them), the gradient is the straight-through one: that of the dequantised weight on the plain input.
 """
 
 import contextlib
@@ -13,6 +16,7 @@ import comfy.model_management
 import comfy.ops
 import torch
 import torch.nn.functional as F
+from comfy.quant_ops import QuantizedTensor
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
@@ -30,18 +34,20 @@ NORMS = {
 
 
 @contextlib.contextmanager
-def differentiable(patcher, root: nn.Module, checkpointing: bool = True) -> Iterator[None]:
+def differentiable(patcher, root: nn.Module, checkpointing: bool = True, kept: int = 0) -> Iterator[None]:
     """Everything under `root`, a part of the loaded `patcher`'s model, passes gradients while this is open.
 
+    checkpointing: blocks run again for the backward, but for the last `kept`, whose activations stay in memory.
     Adapters injected into the patcher stay active, on top. All is as before on leaving, also by an exception.
+    Raises ValueError, here or in the backward, at a layer of a kind that passes no gradient.
     """
     in_training, comfy.model_management.in_training = comfy.model_management.in_training, True
     try:
         with torch.inference_mode(False), torch.enable_grad(), patcher.use_ejected(), contextlib.ExitStack() as stack:
-            stack.enter_context(_forwards(frozen_forwards(root)))
+            stack.enter_context(replaced_forwards(frozen_forwards(root)))
             stack.enter_context(_own_parameters(root))
-            if checkpointing:
-                stack.enter_context(_forwards({block: _checkpointed(block.forward) for block in blocks(root)}))
+            recomputed = list(blocks(root))[: -kept or None] if checkpointing else []
+            stack.enter_context(replaced_forwards({block: _checkpointed(block.forward) for block in recomputed}))
             patcher.inject_model()
             stack.callback(patcher.eject_model)
             yield
@@ -60,6 +66,11 @@ def blocks(root: nn.Module) -> Iterator[nn.Module]:
             yield from blocks(child)
 
 
+def is_linear(module: nn.Module) -> bool:
+    """Whether it is a linear layer of whatever kind: the host's quantised ones are no nn.Linear."""
+    return hasattr(module, "in_features") and type(module).forward is not nn.Module.forward
+
+
 def frozen_forwards(root: nn.Module) -> dict[nn.Module, Callable]:
     """For each weight-bearing leaf (and each norm), the forward that passes gradients to its input alone."""
     forwards = {}
@@ -70,13 +81,21 @@ def frozen_forwards(root: nn.Module) -> dict[nn.Module, Callable]:
 
 
 def _frozen_forward(module: nn.Module, forward: Callable) -> Callable | None:
-    for kind, norm in NORMS.items():
-        if isinstance(module, kind):
-            return lambda x: _norm(module, norm, x) if x.requires_grad else forward(x)
-    if any(True for _ in module.children()) or not any(True for _ in module.parameters()):
+    norm = _kind_of(module, NORMS)
+    if norm and _is_known(module):
+        return lambda x: _norm(module, NORMS[norm], x) if _needs(x) else forward(x)
+    if any(True for _ in module.children()) or not (norm or any(True for _ in module.parameters())):
         return None
-    function = _FrozenLinear if _is_known(module) else _Recomputed
-    return lambda x, *args: function.apply(x, module, lambda y: forward(y, *args)) if _needs(x) else forward(x, *args)
+    function = _FrozenLinear if _is_known(module) and _is_linear_in_its_input(module) else _Recomputed
+
+    def frozen(x, *args, **kwargs):
+        if not _needs(x):
+            return forward(x, *args, **kwargs)
+        if any(map(_needs, (*args, *kwargs.values()))):
+            raise _no_gradient(module, "more than one of its inputs needs one")
+        return function.apply(x, module, lambda y: forward(y, *args, **kwargs))
+
+    return frozen
 
 
 def _needs(x) -> bool:
@@ -84,10 +103,20 @@ def _needs(x) -> bool:
 
 
 def _is_known(module: nn.Module) -> bool:
-    """Whether the host can hand us the layer's weight, and the layer is linear in its input with it."""
-    convolution = _kind_of(module, CONVOLUTIONS) is not None and module.padding_mode == "zeros"
-    convolution = convolution and not isinstance(module.padding, str)
-    return hasattr(module, "weight_function") and (isinstance(module, nn.Linear) or convolution)
+    """Whether its forward is torch's or the host's own, and so its weight what `weight_of` says."""
+    kind = type(module)
+    if getattr(module.forward, "__func__", None) is not kind.forward:
+        return False  # somebody replaced it
+    if hasattr(module, "cast_bias_weight"):
+        return True
+    sources = {kind.forward.__module__, getattr(kind, "forward_comfy_cast_weights", kind.forward).__module__}
+    return all(source == comfy.ops.__name__ or source.startswith("torch.nn.") for source in sources)
+
+
+def _is_linear_in_its_input(module: nn.Module) -> bool:
+    if _kind_of(module, CONVOLUTIONS):
+        return module.padding_mode == "zeros" and not isinstance(module.padding, str)
+    return is_linear(module)
 
 
 def _kind_of(module: nn.Module, kinds) -> type | None:
@@ -95,24 +124,33 @@ def _kind_of(module: nn.Module, kinds) -> type | None:
 
 
 @contextlib.contextmanager
-def _weight_of(module: nn.Module, like: Tensor) -> Iterator[tuple[Tensor | None, Tensor | None]]:
+def weight_of(module: nn.Module, like: Tensor) -> Iterator[tuple[Tensor | None, Tensor | None]]:
     """The layer's weight and bias as the host would use them on `like`, wherever and however they are stored."""
     if module.weight is None or not hasattr(module, "weight_function"):
         yield module.weight, getattr(module, "bias", None)
         return
+    if hasattr(module, "cast_bias_weight"):  # ComfyUI-GGUF's layers dequantise in a method of this name
+        yield module.cast_bias_weight(like)
+        return
     weight, bias, stream = comfy.ops.cast_bias_weight(module, like, offloadable=True)
     try:
-        yield weight, bias
+        # A quantised weight comes as it is stored when its nominal type is that of `like`.
+        yield weight.dequantize() if isinstance(weight, QuantizedTensor) else weight, bias
     finally:
         comfy.ops.uncast_bias_weight(module, weight, bias, stream)
+
+
+def _copy(tensor: Tensor) -> Tensor:
+    """A copy, also of ComfyUI-GGUF's kind of tensor, which returns itself for a clone and makes more of its kind."""
+    return torch.clone(tensor.as_subclass(Tensor))
 
 
 def _norm(module: nn.Module, norm: Callable, x: Tensor) -> Tensor:
     # Copies, because autograd saves all three: the block goes on to write into x, and parameters may be
     # inference tensors or cast buffers.
-    with _weight_of(module, x) as (weight, bias):
-        weight, bias = (None if p is None else p.clone() for p in (weight, bias))
-    return norm(module, x.clone(), weight, bias)
+    with weight_of(module, x) as (weight, bias):
+        weight, bias = (None if p is None else _copy(p) for p in (weight, bias))
+    return norm(module, _copy(x), weight, bias)
 
 
 class _FrozenLinear(torch.autograd.Function):
@@ -129,12 +167,14 @@ class _FrozenLinear(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, gradient):
         m = ctx.module
-        with _weight_of(m, gradient) as (weight, _):
+        with weight_of(m, gradient) as (weight, _):
             if kind := _kind_of(m, CONVOLUTIONS):
                 to_input = CONVOLUTIONS[kind]
                 gradient = to_input(ctx.shape, weight, gradient, m.stride, m.padding, m.dilation, m.groups)
             else:
                 gradient = gradient @ weight
+        if (scale := getattr(m, "pre_quant_scale", None)) is not None:  # of the input, with which it left the weight
+            gradient = gradient * scale.to(gradient)
         return gradient, None, None
 
 
@@ -143,7 +183,8 @@ class _Recomputed(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x, module, forward):
-        ctx.save_for_backward(x)
+        # The block may go on to write into x; where that matters, keep a copy.
+        ctx.save_for_backward(x if is_linear(module) else _copy(x))
         ctx.module, ctx.forward = module, forward
         return forward(x).clone()
 
@@ -152,12 +193,26 @@ class _Recomputed(torch.autograd.Function):
     def backward(ctx, gradient):
         with torch.enable_grad(), _own_parameters(ctx.module):
             x = ctx.saved_tensors[0].detach().requires_grad_()
-            return torch.autograd.grad(ctx.forward(x), x, gradient)[0], None, None
+            try:
+                return torch.autograd.grad(ctx.forward(x), x, gradient)[0], None, None
+            except torch.OutOfMemoryError:
+                raise
+            except RuntimeError as error:
+                raise _no_gradient(ctx.module, error) from error
+
+
+def _no_gradient(module: nn.Module, reason) -> ValueError:
+    kind = type(module)
+    return ValueError(
+        f"This model can't be trained as it was loaded: its layers of the kind {kind.__module__}.{kind.__qualname__} "
+        f"pass no gradient back ({reason}). Load it with ComfyUI's own Load Diffusion Model (bf16, fp16, fp8 and "
+        "ComfyUI's quantised files), or as GGUF."
+    )
 
 
 def _checkpointed(forward: Callable) -> Callable:
     def own(value):
-        return value.clone() if torch.is_tensor(value) else value
+        return _copy(value) if torch.is_tensor(value) else value
 
     def recomputable(*args, **kwargs):
         if not torch.is_grad_enabled():
@@ -175,7 +230,7 @@ def _checkpointed(forward: Callable) -> Callable:
 
 
 @contextlib.contextmanager
-def _forwards(forwards: dict[nn.Module, Callable]) -> Iterator[None]:
+def replaced_forwards(forwards: dict[nn.Module, Callable]) -> Iterator[None]:
     """Replace the modules' forwards, and put back what was there."""
     before = {module: module.__dict__.get("forward") for module in forwards}
     try:
