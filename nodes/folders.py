@@ -21,6 +21,10 @@ def lora_folder(name: str) -> Path:
     return Path(folder_paths.get_output_directory()) / "loras" / "srpo" / name
 
 
+def model_folder(name: str) -> Path:
+    return Path(folder_paths.get_output_directory()) / "diffusion_models" / "srpo" / name
+
+
 def check_run_name(name: str):
     """Raises ValueError unless the name can be a folder's on every system."""
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9 ._-]{0,63}", name) or name[-1] in " .":

@@ -4,20 +4,38 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import comfy.utils
+import folder_paths
 from comfy_execution.utils import get_executing_context
 from filelock import FileLock, Timeout
 
-from ..srpo_core.files import write_whole
+from ..srpo_core.files import check_writable, write_whole
 from ..srpo_core.run import Run, Settings, branch, saved_updates
-from .folders import check_run_name, lora_folder, run_folder
+from .folders import check_run_name, lora_folder, model_folder, run_folder
+
+NO_LORA = "none"
 
 
 @dataclass(frozen=True)
 class AdapterSettings:
+    """What is trained, by the inputs of SRPO Trainer. start_lora: a file of ComfyUI's "loras", for a new run."""
+
     kind: str
     rank: int
     alpha: float
     seed: int
+    target: str = "all"
+    start_lora: str = NO_LORA
+    precision: str = "fp32"
+
+    @property
+    def whole_layers(self) -> bool:
+        return self.kind == "full"
+
+    def identity(self) -> dict[str, str]:
+        """What a run can't change. Older runs name no target and no precision: theirs are the defaults."""
+        chosen = [choice for choice in (self.target, self.precision) if choice not in ("all", "fp32")]
+        kind = {"adapter": f"{self.kind} ({', '.join(chosen)})" if chosen else self.kind}
+        return kind if self.whole_layers else kind | {"rank": str(self.rank), "alpha": str(self.alpha)}
 
 
 class Trainer:
@@ -30,11 +48,14 @@ class Trainer:
         from .host.adapter import Adapter
 
         self.name, self.base, self.adapter_settings = name, base, adapter
-        self.adapter = Adapter(base, adapter.kind, adapter.rank, adapter.alpha, adapter.seed)
+        self.adapter = Adapter(
+            base, adapter.kind, adapter.rank, adapter.alpha, adapter.seed, adapter.target, adapter.precision
+        )
         self.lock = _lock(name)
         try:
-            identity = {"adapter": adapter.kind, "rank": str(adapter.rank), "alpha": str(adapter.alpha)}
-            self.run = Run(run_folder(name), self.adapter.parameters, settings, identity)
+            check_writable(self._folder)
+            self._start()
+            self.run = Run(run_folder(name), self.adapter.parameters, settings, adapter.identity())
         except BaseException:
             self.lock.release()
             raise
@@ -48,22 +69,44 @@ class Trainer:
         self.run.save()
         self.lock.release()
 
+    @property
+    def _folder(self) -> Path:
+        return model_folder(self.name) if self.adapter_settings.whole_layers else lora_folder(self.name)
+
+    def _start(self):
+        from .host.start_lora import start_at
+
+        name = self.adapter_settings.start_lora
+        if name != NO_LORA and not saved_updates(run_folder(self.name)):
+            start_at(self.adapter, self.base.model, Path(folder_paths.get_full_path_or_raise("loras", name)))
+
     def save_lora(self) -> Path:
         """Write the adapter as it is now to where the host's LoRA loaders look; returns the file.
 
+        Where whole layers are trained it is the model, for the host's model loader, and its older files are deleted.
         With a moving average that is written too, beside it.
         """
-        file = lora_folder(self.name) / f"{self.name}_{self.run.updates:06d}.safetensors"
-        file.parent.mkdir(parents=True, exist_ok=True)
-        self._write_lora(file)
+        file = self._folder / f"{self.name}_{self.run.updates:06d}.safetensors"
+        average = file.with_stem(f"{file.stem}_ema")
+        self._write(file)
         if self.run.ema:
             with self.run.averaged():
-                self._write_lora(file.with_stem(f"{file.stem}_ema"))
+                self._write(average)
+        if self.adapter_settings.whole_layers:
+            for older in set(self._folder.glob(f"{self.name}_[0-9]*.safetensors")) - {file, average}:
+                older.unlink()
         return file
 
-    def _write_lora(self, file: Path):
+    def _write(self, file: Path):
+        from .host.adapter import save_model
+
         metadata = {"srpo_updates": str(self.run.updates)}
-        write_whole(file, lambda path: comfy.utils.save_torch_file(self.adapter.state_dict(), str(path), metadata))
+        kept = self.run.kept()
+        if self.adapter_settings.whole_layers:
+            write_whole(file, lambda path: save_model(self.base, self.adapter, path, metadata), kept)
+        else:
+            state = self.adapter.state_dict()
+            write_whole(file, lambda path: comfy.utils.save_torch_file(state, str(path), metadata), kept)
 
 
 @dataclass
@@ -98,13 +141,19 @@ def open_trainer(name: str, base, adapter: AdapterSettings, settings: Settings) 
     return trainer
 
 
-def begin_at(name: str, start_from: str):
+def begin_at(name: str, start_from: str, start_lora: str):
     """Let a run that is new begin where another is, or was: "its name", or "its name@update" for a snapshot.
 
-    Raises ValueError for a run or snapshot that does not exist. A run that has begun goes on instead.
+    Raises ValueError for a run or snapshot that does not exist, and where it shall begin at a LoRA too. A run that
+    has begun goes on instead.
     """
     if not start_from.strip() or name in _open or saved_updates(run_folder(name)):
         return
+    if start_lora != NO_LORA:
+        raise ValueError(
+            f'The run "{name}" can\'t begin both at "{start_from}" and at "{start_lora}": empty start_from, or set '
+            f'start_lora to "{NO_LORA}".'
+        )
     source, _, update = (part.strip() for part in start_from.partition("@"))
     check_run_name(source)
     if update and not update.isdigit():
@@ -123,7 +172,8 @@ def trainer_of(model) -> Trainer | None:
 
 
 def close_trainer(name: str):
-    _open.pop(name).trainer.close()
+    _open[name].trainer.close()
+    del _open[name]  # one that could not be saved stays open
 
 
 def updates_of(name: str) -> tuple[bool, int]:
@@ -134,7 +184,7 @@ def updates_of(name: str) -> tuple[bool, int]:
 
 def _lock(name: str) -> FileLock:
     folder = run_folder(name)
-    folder.mkdir(parents=True, exist_ok=True)
+    check_writable(folder)
     lock = FileLock(folder / "lock", thread_local=False)
     try:
         lock.acquire(timeout=0)

@@ -2,17 +2,20 @@
 
 import logging
 
+import folder_paths
 from comfy_api.latest import io
 
 from ..srpo_core.optimizers import OPTIMIZERS
 from ..srpo_core.run import Settings
 from .folders import check_run_name
+from .host.targets import TARGETS
 from .kinds import CATEGORY, TrainerType
-from .runs import AdapterSettings, begin_at, open_trainer, updates_of
+from .runs import NO_LORA, AdapterSettings, begin_at, open_trainer, updates_of
 
 log = logging.getLogger(__name__)
 
-KINDS = ["LoRA", "LoKr"]  # The host's LoHa has no trainable forward; its OFT also turns biases, which its files can't.
+KINDS = ["LoRA", "LoKr", "LoHa", "OFT", "full"]
+PRECISIONS = ["fp32", "bf16"]
 DEFAULT = Settings()
 
 
@@ -37,7 +40,8 @@ class TrainerNode(io.ComfyNode):
                     "adapter",
                     options=KINDS,
                     default="LoRA",
-                    tooltip="What is trained; LoRA fits most. For LoKr the rank is its factor.",
+                    tooltip="What is trained; LoRA fits most. For LoKr the rank is its factor, for OFT its block size; "
+                    "full trains the whole layers.",
                 ),
                 io.Int.Input("rank", default=16, min=1, max=1024, tooltip="Size of the adapter; 16 suits SRPO."),
                 io.Float.Input(
@@ -137,6 +141,27 @@ class TrainerNode(io.ComfyNode):
                     optional=True,
                     tooltip='For a new run: another run to begin at, as in "toy", or one of its snapshots, "toy@30".',
                 ),
+                io.Combo.Input(
+                    "target",
+                    options=list(TARGETS),
+                    default="all",
+                    optional=True,
+                    tooltip="Which layers of the model are trained.",
+                ),
+                io.Combo.Input(
+                    "start_lora",
+                    options=[NO_LORA, *folder_paths.get_filename_list("loras")],
+                    default=NO_LORA,
+                    optional=True,
+                    tooltip="For a new run: a LoRA file to begin at.",
+                ),
+                io.Combo.Input(
+                    "precision",
+                    options=PRECISIONS,
+                    default="fp32",
+                    optional=True,
+                    tooltip="Of what is trained. bf16 takes half the memory, and wants the AdamW with Kahan sums.",
+                ),
             ],
             outputs=[
                 TrainerType.Output(display_name="trainer"),
@@ -179,6 +204,9 @@ class TrainerNode(io.ComfyNode):
         snapshot_every=DEFAULT.snapshot_every,
         keep_snapshots=DEFAULT.keep_snapshots,
         start_from="",
+        target="all",
+        start_lora=NO_LORA,
+        precision="fp32",
     ) -> io.NodeOutput:
         settings = Settings(
             learning_rate,
@@ -192,8 +220,9 @@ class TrainerNode(io.ComfyNode):
             snapshot_every,
             keep_snapshots,
         )
-        begin_at(run_name, start_from)
-        trainer = open_trainer(run_name, model, AdapterSettings(adapter, rank, alpha, seed), settings)
+        begin_at(run_name, start_from, start_lora)
+        trained = AdapterSettings(adapter, rank, alpha, seed, target, start_lora, precision)
+        trainer = open_trainer(run_name, model, trained, settings)
         if trainer.run.updates:
             log.info('The run "%s" goes on after update %d.', run_name, trainer.run.updates)
         return io.NodeOutput(trainer, trainer.model)

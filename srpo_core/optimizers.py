@@ -15,6 +15,9 @@ OPTIONAL = {  # module, class, the package to install, what else it is told
     "AdamW 8-bit": ("bitsandbytes.optim", "AdamW8bit", "bitsandbytes", {}),
     "Prodigy": ("prodigyopt", "Prodigy", "prodigyopt", {"use_bias_correction": True, "safeguard_warmup": True}),
     "schedule-free AdamW": ("schedulefree", "AdamWScheduleFree", "schedulefree", {}),
+    # For bf16: what rounding takes from an update is kept and added to a later one. eps is AdamW's, since clipped
+    # gradients are small beside optimi's own 1e-6; Triton would keep another state than the loops on a CPU.
+    "AdamW with Kahan sums": ("optimi", "AdamW", "torch-optimi", {"kahan_sum": True, "eps": 1e-8, "triton": False}),
 }
 OPTIMIZERS = ("AdamW", *OPTIONAL)
 CHOSEN = ("params", "lr", "weight_decay")  # of an optimiser's groups: these follow from the settings
@@ -52,12 +55,16 @@ def learning_rate_factor(update: int, warmup: int, cosine_to: int) -> float:
 
 
 def optimizer_state(optimizer: Optimizer, names: list[str]) -> tuple[dict[str, Tensor], str]:
-    """An optimiser's tensors, as "optimizer.<slot>.<parameter>", and all that are plain numbers, as JSON."""
+    """An optimiser's tensors, as "optimizer.<slot>.<parameter>" and, of its groups, "optimizer_group.<group>.<name>",
+    and all that are plain numbers, as JSON."""
     state = optimizer.state_dict()
     slots = [(slot, names[i], value) for i, held in state["state"].items() for slot, value in held.items()]
     tensors = {f"optimizer.{slot}.{name}": value for slot, name, value in slots if isinstance(value, Tensor)}
     numbers = [(slot, name, value) for slot, name, value in slots if not isinstance(value, Tensor)]
     groups = [{k: v for k, v in group.items() if k not in CHOSEN} for group in state["param_groups"]]
+    for i, group in enumerate(groups):
+        for name in [name for name, value in group.items() if isinstance(value, Tensor)]:
+            tensors[f"optimizer_group.{i}.{name}"] = group.pop(name)
     return tensors, json.dumps({"state": numbers, "groups": groups})
 
 
@@ -69,6 +76,9 @@ def restore_optimizer(optimizer: Optimizer, names: list[str], tensors: dict[str,
         if key.startswith("optimizer."):
             _, slot, name = key.split(".", 2)
             state.setdefault(names.index(name), {})[slot] = value
+        elif key.startswith("optimizer_group."):
+            _, i, name = key.split(".")
+            saved["groups"][int(i)][name] = value
     for slot, name, value in saved["state"]:
         state.setdefault(names.index(name), {})[slot] = value
     groups = [group | old for group, old in zip(optimizer.state_dict()["param_groups"], saved["groups"])]

@@ -44,7 +44,7 @@ def test_going_on_equals_one_go(host):
     assert same(state(host, "one go"), state(host, "two goes"))
 
 
-@pytest.mark.parametrize("kind", ["LoRA", "LoKr"])
+@pytest.mark.parametrize("kind", ["LoRA", "LoKr", "LoHa", "OFT"])
 def test_the_stock_loader_gives_the_picture_of_the_live_adapter(host, kind):
     trainer, name = {"learning_rate": 1e-2, "adapter": kind, "alpha": 8.0}, f"picture {kind}"
     host.run(prompts.train(name, 5, trainer))
@@ -60,6 +60,55 @@ def test_the_stock_loader_gives_the_picture_of_the_live_adapter(host, kind):
     assert (live - stock).abs().max() < 1e-5
     assert (live - plain).abs().max() > 1e-2
     assert "lora key not loaded" not in host.log[before:]
+
+
+def test_whole_layers_become_a_model_that_the_stock_loader_loads(host):
+    trainer = {"learning_rate": 1e-3, "adapter": "full"}
+    for updates in (2, 3):
+        host.run(prompts.train("whole layers", updates, trainer | {"snapshot_every": 2}))
+    folder = host.base / "output/diffusion_models/srpo/whole layers"
+    assert [file.name for file in folder.iterdir()] == ["whole layers_000005.safetensors"]
+    assert not (host.base / "output/loras/srpo/whole layers").exists()
+    live = prompts.base("whole layers", **trainer) | prompts.sample(["trainer", 1], 7)
+    host.run(live | prompts.save_latent(["sample", 0], "live full"))
+    name = "srpo/whole layers/whole layers_000005.safetensors"
+    toy = {"toy": prompts.node("SRPO_ToyModels")}
+    model = {"model": prompts.node("UNETLoader", unet_name=name, weight_dtype="default")}
+    host.run(toy | model | prompts.sample(["model", 0], 7) | prompts.save_latent(["sample", 0], "stock full"))
+    host.run(toy | prompts.sample(["toy", 0], 7) | prompts.save_latent(["sample", 0], "plain full"))
+    live, stock, plain = (latent(host, f"{name} full") for name in ("live", "stock", "plain"))
+    assert (live - stock).abs().max() < 1e-5
+    assert (live - plain).abs().max() > 1e-2
+
+
+def test_a_run_begins_at_a_lora_file(host):
+    trainer = {"learning_rate": 1e-2, "target": "attention"}
+    host.run(prompts.train("first", 3, trainer))
+    file = "srpo/first/first_000003.safetensors"
+    begun = {"start_lora": file, "rank": 6, "alpha": 3.0, "learning_rate": 0.0, "weight_decay": 0.0}
+    host.run(prompts.train("second", 1, begun))
+    host.run(prompts.base("second", **begun | {"start_lora": "none"}) | picture("second", ["trainer", 1]))
+    loader = {"lora": prompts.node("LoraLoaderModelOnly", model=["toy", 0], lora_name=file, strength_model=1.0)}
+    host.run({"toy": prompts.node("SRPO_ToyModels")} | loader | picture("stock", ["lora", 0]))
+    assert (latent(host, "second") - latent(host, "stock")).abs().max() < 1e-5
+    for wrong, sentence in [
+        ({"target": "MLP"}, "was made with adapter LoRA, not LoRA .MLP."),
+        ({"precision": "bf16"}, "was made with adapter LoRA, not LoRA .bf16."),
+    ]:
+        with pytest.raises(HostError, match=sentence):
+            host.run(prompts.train("second", 1, begun | wrong))
+    for wrong, sentence in [
+        ({"start_from": "first"}, 'can\'t begin both at "first" and at "srpo/first/first_000003.safetensors"'),
+        ({"target": "MLP"}, "layers that are not trained here"),
+        ({"rank": 3}, "it needs rank 4, and the rank is 3"),
+    ]:
+        with pytest.raises(HostError, match=sentence):
+            host.run(prompts.train("third", 1, begun | wrong))
+    host.run(prompts.train("third", 1, begun))  # nothing is left of what could not begin
+
+
+def picture(name, model):
+    return prompts.sample(model, 7) | prompts.save_latent(["sample", 0], name)
 
 
 def test_the_untouched_model_gives_the_bit_identical_picture(host):

@@ -10,7 +10,13 @@ from tiny_world import SHAPE, TinyData, TinyDecoder, TinyFlow, TinyReward
 
 from srpo_core.loop import Schedule, train
 from srpo_core.objective import Objective
-from srpo_core.optimizers import OPTIMIZERS, learning_rate_factor, make_optimizer
+from srpo_core.optimizers import (
+    OPTIMIZERS,
+    learning_rate_factor,
+    make_optimizer,
+    optimizer_state,
+    restore_optimizer,
+)
 from srpo_core.run import Run, Settings
 from srpo_core.schedule import Window
 from srpo_core.terms import Term
@@ -50,7 +56,9 @@ def state(run):
     slots = run.optimizer.state_dict()["state"]
     tensors = {f"{i}.{k}": v for i, held in slots.items() for k, v in held.items() if isinstance(v, torch.Tensor)}
     numbers = [{k: v for k, v in group.items() if k != "params"} for group in run.optimizer.param_groups]
-    return {k: v.detach().clone() for k, v in {**run.parameters, **tensors, **run.ema}.items()}, json.dumps(numbers)
+    return {k: v.detach().clone() for k, v in {**run.parameters, **tensors, **run.ema}.items()}, json.dumps(
+        numbers, default=float
+    )
 
 
 def same(first, second):
@@ -78,6 +86,78 @@ def test_a_failed_update_leaves_no_trace(tmp_path, name):
     with pytest.raises(torch.OutOfMemoryError):
         train(run, 1, Schedule(SHAPE, batch=2), **parts)
     assert same(state(run), before) and run.updates == 2
+
+
+def steps(optimizer, parameter, numbers):
+    """Steps on gradients that their numbers give, where schedule-free takes them; ends at its average."""
+    for number in numbers:
+        getattr(optimizer, "train", lambda: None)()
+        generator = torch.Generator().manual_seed(number)
+        parameter.grad = torch.randn(parameter.shape, generator=generator).to(parameter)
+        optimizer.step()
+        getattr(optimizer, "eval", lambda: None)()
+
+
+@pytest.mark.parametrize("name", INSTALLED)
+def test_resumed_equals_uninterrupted_in_bf16(name):
+    start = torch.linspace(-1e-4, 1e-4, 64, dtype=torch.bfloat16)  # so small that Prodigy's first steps count
+    parameters = [torch.nn.Parameter(start.clone()) for _ in range(2)]
+    straight, first = (make_optimizer(name, [p], RATE.get(name, 1e-2), 1e-2) for p in parameters)
+    steps(straight, parameters[0], range(6))
+    steps(first, parameters[1], range(3))
+    again = make_optimizer(name, [parameters[1]], RATE.get(name, 1e-2), 1e-2)
+    restore_optimizer(again, ["p"], *optimizer_state(first, ["p"]))
+    steps(again, parameters[1], range(3, 6))
+    assert torch.equal(*parameters) and not torch.equal(parameters[0], start)
+
+
+def after_steps(name, dtype, count=200, rate=1e-4, decay=0.0):
+    """Where a parameter of 1 is after `count` steps against a gradient of 1."""
+    parameter = torch.nn.Parameter(torch.ones(8, dtype=dtype))
+    optimizer = make_optimizer(name, [parameter], rate, decay)
+    for _ in range(count):
+        parameter.grad = torch.ones_like(parameter)
+        optimizer.step()
+    return parameter.detach()[0].item()
+
+
+def test_kahan_sums_keep_what_bf16_rounds_off():
+    """A step of 1e-4 is less than half of bf16's spacing below 1, 2^-8: without the sums none of them counts."""
+    exact, kept, lost = (
+        after_steps(name, dtype)
+        for name, dtype in [
+            ("AdamW", torch.float32),
+            ("AdamW with Kahan sums", torch.bfloat16),
+            ("AdamW", torch.bfloat16),
+        ]
+    )
+    assert exact == pytest.approx(0.98, abs=1e-4)
+    assert kept == pytest.approx(exact, abs=2**-8) and lost == 1
+
+
+def test_kahan_sums_are_adamw_in_fp32():
+    for decay in (0.0, 0.1):
+        ours, torchs = (after_steps(n, torch.float32, 50, 1e-2, decay) for n in ("AdamW with Kahan sums", "AdamW"))
+        assert ours == pytest.approx(torchs, abs=1e-6)
+
+
+def test_small_gradients_step_as_far():
+    """Clipping to the published norm leaves a large model gradients of 1e-6 and less for each parameter."""
+    parameter = torch.nn.Parameter(torch.zeros(8))
+    optimizer = make_optimizer("AdamW with Kahan sums", [parameter], 1e-3, 0.0)
+    parameter.grad = torch.full((8,), 1e-6)
+    optimizer.step()
+    assert parameter.detach().numpy() == pytest.approx(-1e-3, rel=0.02)
+
+
+def test_a_moving_average_of_bf16_parameters_is_exact(tmp_path):
+    """An average in bf16 would never leave 1: a hundredth of what it lacks is less than the spacing."""
+    parameters = {"p": torch.nn.Parameter(torch.ones(4, dtype=torch.bfloat16))}
+    run = Run(tmp_path, parameters, settings("AdamW", ema=0.99))
+    parameters["p"].data.fill_(1.125)
+    for _ in range(100):
+        run._average()
+    torch.testing.assert_close(run.ema["p"], torch.full((4,), 1.125 - 0.125 * 0.99**100))
 
 
 def test_schedule_free_is_judged_at_its_average(tmp_path):
