@@ -4,21 +4,20 @@ from dataclasses import dataclass
 
 from comfy_api.latest import io
 
-from ..srpo_core.models import Pullback
-from ..srpo_core.step import Noised, Score
+from ..srpo_core.step import Noised, Recovered, Score
 
 TrainerType = io.Custom("SRPO_TRAINER")  # trainer.Trainer
 DatasetType = io.Custom("SRPO_DATASET")  # prompts.Prompts or srpo_core.photo_latents.Photos
 ObjectiveType = io.Custom("SRPO_OBJECTIVE")  # srpo_core.objective.Objective
 RewardModelType = io.Custom("SRPO_REWARD_MODEL")  # srpo_core.rewards.Reward
 NoisedType = io.Custom("SRPO_NOISED")  # srpo_core.step.Noised
-RecoveredType = io.Custom("SRPO_RECOVERED")  # Recovered
+RecoveredType = io.Custom("SRPO_RECOVERED")  # BothRecovered
 RewardType = io.Custom("SRPO_REWARD")  # Rewarded
 RewardsType = io.Custom("SRPO_REWARDS")  # list of srpo_core.terms.Term
 
 
 @dataclass(frozen=True)
-class Recovered:
+class BothRecovered:
     """Both branches' recovered latents, and what the stages after need to know.
 
     update: the number of the update that this will be part of; it picks the control words.
@@ -26,7 +25,7 @@ class Recovered:
 
     model: object
     noised: Noised
-    branches: dict[str, Pullback]  # by the branch's name
+    branches: dict[str, Recovered]  # by the branch's name
     update: int
 
 

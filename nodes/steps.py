@@ -11,9 +11,9 @@ from ..srpo_core.terms import Term
 from .inputs import check_window, weighing_inputs, window_inputs
 from .kinds import (
     CATEGORY,
+    BothRecovered,
     NoisedType,
     ObjectiveType,
-    Recovered,
     RecoveredType,
     Rewarded,
     RewardModelType,
@@ -99,10 +99,10 @@ class OneStepRecover(io.ComfyNode):
         from .host.flow_model import HostFlow
 
         flow, trainer = HostFlow(model), trainer_of(model)
-        pullbacks = {branch.name: one_step_recover(flow, positive, noised, branch) for branch in noised.branches}
-        latents = [{"samples": model.model.process_latent_out(p.value)} for p in pullbacks.values()]
+        recovered = {branch.name: one_step_recover(flow, positive, noised, branch) for branch in noised.branches}
+        latents = [{"samples": model.model.process_latent_out(r.value)} for r in recovered.values()]
         update = trainer.run.updates + 1 if trainer else 1
-        return io.NodeOutput(Recovered(model, noised, pullbacks, update), *latents)
+        return io.NodeOutput(BothRecovered(model, noised, recovered, update), *latents)
 
 
 class RewardNode(io.ComfyNode):

@@ -10,6 +10,8 @@ from comfy_api.latest import io, ui
 from server import PromptServer
 
 from ..srpo_core.card import draw_card
+from ..srpo_core.files import write_whole
+from ..srpo_core.guard import Guard
 from ..srpo_core.loop import Schedule, train
 from ..srpo_core.schedule import Window
 from ..srpo_core.terms import Term, combine
@@ -17,38 +19,17 @@ from ..srpo_core.watch import Limits, crossed
 from .inputs import check_window, sampler_inputs, size_inputs, window_inputs
 from .kinds import CATEGORY, DatasetType, ObjectiveType, RewardModelType, RewardsType, TrainerType
 from .photos import for_model
-
-PREVIEW_SEED = 2**32  # previews start from noise that training never draws
-
-
-class Previews:
-    """Fixed-seed samples of the first prompts, before training and now, each (count, H, W, 3) in [0, 1], on the CPU.
-
-    Those of now are of the run's moving average, if it has one.
-    """
-
-    def __init__(self, trainer, dataset, vae, sampling, schedule: Schedule, count: int):
-        from .host.samples import Plan
-
-        indices = [i % len(dataset.prompts) for i in range(count)]
-        seeds = [PREVIEW_SEED + i for i in range(count)]
-        self.plan = Plan(dataset, sampling, schedule.shape, indices, seeds, schedule.at_once)
-        self.trainer, self.vae = trainer, vae
-        self.before = self._sample(trainer.base)
-
-    def now(self) -> torch.Tensor:
-        with self.trainer.run.averaged():
-            return self._sample(self.trainer.model)
-
-    def _sample(self, model) -> torch.Tensor:
-        from .host.samples import decode
-
-        return decode(self.vae, self.plan.sample(model))
+from .previews import Previews, parse_seeds
 
 
 def limit_input(name: str, tooltip: str):
     tooltip = f"{tooltip} 0: no limit."
     return io.Float.Input(name, default=0.0, min=0.0, max=100.0, step=0.01, optional=True, tooltip=tooltip)
+
+
+def guard_input(name: str, tooltip: str):
+    tooltip = f"{tooltip} One more forward for each trained step. 0: none."
+    return io.Float.Input(name, default=0.0, min=0.0, max=1000.0, step=0.01, optional=True, tooltip=tooltip)
 
 
 class TrainNode(io.ComfyNode):
@@ -146,7 +127,52 @@ class TrainNode(io.ComfyNode):
                     options=["warn", "stop"],
                     default="warn",
                     optional=True,
-                    tooltip="What to do at one of the three limits: say so, or end the training there.",
+                    tooltip="What to do at one of the limits: say so, or end the training there.",
+                ),
+                io.Int.Input(
+                    "reuse",
+                    default=1,
+                    min=1,
+                    max=64,
+                    optional=True,
+                    tooltip="Updates that the same prompts and their rollouts serve, at ever new noise levels. 1 as "
+                    "published; more saves rollouts, which age meanwhile.",
+                ),
+                DatasetType.Input(
+                    "photos",
+                    optional=True,
+                    tooltip="From SRPO Photos, to train on beside the prompts: in place of a part of them.",
+                ),
+                io.Float.Input(
+                    "photo_share",
+                    default=0.5,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    optional=True,
+                    tooltip="How much of each batch is photos instead of prompts, where photos are connected.",
+                ),
+                guard_input(
+                    "norm_guard", "NormGuard: a penalty for velocities of a larger norm than the frozen model's."
+                ),
+                guard_input(
+                    "frozen_pull", "Pulls the model back: a penalty for the squared distance to the frozen velocity."
+                ),
+                limit_input(
+                    "velocity_limit",
+                    "The velocity's norm over the frozen model's has risen by this share, 0.1 being 10 %: pictures "
+                    "soon get worse.",
+                ),
+                DatasetType.Input(
+                    "preview_dataset",
+                    optional=True,
+                    tooltip="Prompts to show instead of the first ones of the dataset: for validation.",
+                ),
+                io.String.Input(
+                    "preview_seeds",
+                    default="",
+                    optional=True,
+                    tooltip="Seeds of the samples, one after the other. Empty: some that training never draws.",
                 ),
             ],
             outputs=[
@@ -158,7 +184,11 @@ class TrainNode(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, sigma_max=None, sigma_min=None):
+    def validate_inputs(cls, sigma_max=None, sigma_min=None, preview_seeds=""):
+        try:
+            parse_seeds(preview_seeds or "")
+        except ValueError as error:
+            return str(error)
         return check_window(sigma_max, sigma_min)
 
     @classmethod
@@ -190,26 +220,36 @@ class TrainNode(io.ComfyNode):
         saturation_limit=0.0,
         watching_limit=0.0,
         at_limit="warn",
+        reuse=1,
+        photos=None,
+        photo_share=0.5,
+        norm_guard=0.0,
+        frozen_pull=0.0,
+        velocity_limit=0.0,
+        preview_dataset=None,
+        preview_seeds="",
     ) -> io.NodeOutput:
         from .host.decoder import HostDecoder
         from .host.flow_model import HostFlow, Sampling, latent_shape
 
-        terms, dataset = combine([Term(reward, objective), *more_rewards]), for_model(dataset, trainer.model)
+        terms = combine([Term(reward, objective), *more_rewards])
+        dataset, photos = (for_model(data, trainer.model) for data in (dataset, photos))
         flow = HostFlow(trainer.model, Sampling(sampler_name, scheduler, steps, rollout_guidance), guidance)
-        schedule = Schedule(latent_shape(trainer.model, width, height), batch, min(at_once, batch), seed, pairs)
+        shape = latent_shape(trainer.model, width, height)
+        schedule = Schedule(shape, batch, min(at_once, batch), seed, pairs, reuse, photo_share)
         decoder = HostDecoder(vae, trainer.model)
         sampling = Sampling(sampler_name, scheduler, steps, guidance)
-        samples = Previews(trainer, dataset, vae, sampling, schedule, previews)
+        seeds = parse_seeds(preview_seeds)
+        samples = Previews(trainer, preview_dataset or dataset, vae, sampling, schedule, previews, seeds)
         bar, run, started, first = comfy.utils.ProgressBar(updates), trainer.run, time.monotonic(), trainer.run.updates
 
         def card(now: torch.Tensor):
             picture = draw_card(samples.before, now, run.history, f"{trainer.name}, update {run.updates}")
-            folder = run.folder / "samples"
-            folder.mkdir(exist_ok=True)
-            picture.save(folder / f"{run.updates:06d}.png")
+            file, kept = run.folder / "samples" / f"{run.updates:06d}.png", run.kept()
+            write_whole(file, lambda path: picture.save(path, "PNG"), kept)
             return picture
 
-        limits = Limits(words_gap_limit, saturation_limit, watching_limit)
+        limits = Limits(words_gap_limit, saturation_limit, watching_limit, velocity_limit)
         watching = [term.name for term in terms if not term.weight]
 
         def on_update(metrics: dict) -> bool:
@@ -234,9 +274,11 @@ class TrainNode(io.ComfyNode):
                 terms,
                 dataset,
                 on_update,
+                photos,
                 flow=flow,
                 decoder=decoder,
                 window=Window(sigma_max, sigma_min),
+                guard=Guard(norm_guard, frozen_pull),
             )
         finally:
             if run.updates > first:
@@ -268,9 +310,10 @@ def summary(trainer, updates: int, seconds: float, lora) -> str:
     skipped = f", {run.skipped} of them skipped" if run.skipped else ""
     spreads = ", ".join(f"{spread.std:.3g} {name}".strip() for name, spread in run.spreads.items())
     scales = f" Spreads of the rewards: {spreads}." if len(run.spreads) > 1 else ""
+    kind = "Model" if trainer.adapter_settings.whole_layers else "LoRA"
     return (
         f"{updates} updates in {seconds / 60:.1f} minutes ({run.updates} in all{skipped}): words-gap "
         f"{recent[0]['words_gap']:+.3f} -> {recent[-1]['words_gap']:+.3f}, saturation {recent[0]['saturation']:.2f} -> "
-        f"{recent[-1]['saturation']:.2f}. LoRA: loras/srpo/{trainer.name}/{lora.name}; the run: srpo/{trainer.name}, "
+        f"{recent[-1]['saturation']:.2f}. {kind}: {'/'.join(lora.parts[-4:])}; the run: srpo/{trainer.name}, "
         f"both in the output folder.{scales}"
     )

@@ -1,7 +1,5 @@
 """The picture that a run shows of itself: fixed-seed samples before and now, and its curves."""
 
-import io
-
 import numpy as np
 from PIL import Image
 from torch import Tensor
@@ -12,6 +10,7 @@ CURVES = (  # title, the metrics in it
     ("saturation", ("saturation",)),
     ("clipped share", ("clipped",)),
     ("gradient norm", ("gradient_norm",)),
+    ("velocity norm / frozen", ("velocity_ratio",)),
 )
 COLOURS = ("#3b7dd8", "#d8703b", "#3f9b57", "#8a5fc7", "#b59a2c", "#777777")  # more curves than these are left out
 WIDTH = 10.0  # inches
@@ -32,6 +31,7 @@ def tile(images: Tensor, columns: int) -> np.ndarray:
 
 def draw_card(before: Tensor, now: Tensor, history: list[dict], title: str) -> Image.Image:
     """The card: both sample sets (N, H, W, 3) in [0, 1] side by side, under them one plot for each of CURVES."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     columns = max(1, round(len(before) ** 0.5))
@@ -46,9 +46,9 @@ def draw_card(before: Tensor, now: Tensor, history: list[dict], title: str) -> I
         axes.set_axis_off()
     for axes, (name, keys) in zip(curves.subplots(1, len(CURVES)), CURVES):
         _draw_curves(axes, name, keys, history)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
-    return Image.open(buffer).convert("RGB")
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()  # as savefig does, without its second pass and the detour through a PNG
+    return Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
 
 
 def _draw_curves(axes, name: str, keys: tuple[str, ...], history: list[dict]):

@@ -33,7 +33,6 @@ class Conditionings:
     def add(self, key: str, conditioning: Conditioning):
         """Keep it. On disk it is written whole or not at all."""
         if self.folder and _storable(conditioning):
-            self.folder.mkdir(parents=True, exist_ok=True)
             write_whole(self._file(key), lambda path: _save(path, conditioning))
         else:
             self._kept[key] = conditioning

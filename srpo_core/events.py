@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from .files import writing
+
 log = logging.getLogger(__name__)
 
 
@@ -24,8 +26,9 @@ def events(folder: Path, updates: int) -> Iterator[Callable[[dict], None]]:
     with SummaryWriter(str(folder), purge_step=updates + 1) as writer:
 
         def write(metrics: dict):
-            for name, value in metrics.items():
-                if name != "update" and math.isfinite(value):
-                    writer.add_scalar(name, value, metrics["update"])
+            with writing(folder):
+                for name, value in metrics.items():
+                    if name != "update" and math.isfinite(value):
+                        writer.add_scalar(name, value, metrics["update"])
 
         yield write

@@ -1,19 +1,22 @@
 """The loop: which prompts, noise and noise levels each update of a run takes, and what it makes of them."""
 
+import math
 import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
+from .digest import digest
 from .events import events
+from .guard import NO_GUARD, Guard
 from .models import Decoder, FlowModel
 from .run import Run
 from .schedule import Window, draw_position
-from .step import Noised, Score, one_step_recover, score_recovered
+from .step import Compared, Noised, Score, one_step_recover, score_recovered
 from .terms import Term
 
 
@@ -51,6 +54,8 @@ class Schedule:
     """What one update gathers: `batch` prompts, `at_once` of them in one forward; latents of `shape` (C, H, W).
 
     pairs: of branches that one rollout serves, each at a noise level of its own; 1 as published.
+    reuse: updates that the same prompts and their rollouts serve, at ever new noise levels; 1 as published.
+    photo_share: of the prompts, how many are photos instead, where there are both; spread evenly.
     """
 
     shape: tuple[int, int, int]
@@ -58,6 +63,31 @@ class Schedule:
     at_once: int = 1
     seed: int = 0
     pairs: int = 1
+    reuse: int = 1
+    photo_share: float = 0.0
+
+
+class Draw(NamedTuple):
+    """One prompt, or photo, of an update. number: of the draw, from 0 in a run; its noise follows from it."""
+
+    number: int
+    data: Dataset
+    index: int
+
+    @property
+    def is_photo(self) -> bool:
+        return hasattr(self.data, "latents")
+
+
+def draws_of(update: int, schedule: Schedule, dataset: Dataset, photos: Dataset | None = None) -> list[Draw]:
+    """What update `update` (from 0) takes: each prompt once per round, and each photo once per round of photos."""
+    first = update // schedule.reuse * schedule.batch
+    draws = []
+    for number in range(first, first + schedule.batch):
+        of_photos, then = (math.floor(n * schedule.photo_share) if photos else 0 for n in (number, number + 1))
+        data, nth = (photos, of_photos) if then > of_photos else (dataset, number - of_photos)
+        draws.append(Draw(number, data, prompt_index(schedule.seed, nth, len(data.prompts))))
+    return draws
 
 
 def sample_scores(
@@ -68,53 +98,88 @@ def sample_scores(
     window: Window,
     dataset: Dataset,
     schedule: Schedule,
+    photos: Dataset | None = None,
+    guard: Guard = NO_GUARD,
 ) -> Iterator[Score]:
     """The scores of the run's next update, each computed when it is asked for.
 
     Photos stand in for rollouts (offline). Those that share a forward are of one shape; each sample keeps the noise
-    and the noise level of its number, so how many share one changes nothing.
+    and the noise level of its number, so how many share one changes nothing. A guard compares all samples to the
+    frozen model; without one the first alone is compared, to be seen.
     """
-    photos = hasattr(dataset, "latents")
-    shape = dataset.shape if photos else lambda _: schedule.shape
-    first = run.updates * schedule.batch
-    numbers = range(first, first + schedule.batch)
-    draws = [(number, prompt_index(schedule.seed, number, len(dataset.prompts))) for number in numbers]
-    for group in of_one_shape(draws, shape, schedule.at_once):
-        numbers, indices = map(list, zip(*group))
-        prompts, cond = [dataset.prompts[i] for i in indices], dataset.cond(indices)
-        seeds = [(schedule.seed + number) % 2**64 for number in numbers]
-        noise = draw_noise(seeds, shape(indices[0]))
-        x0 = dataset.latents(indices) if photos else flow.rollout(noise, cond, seeds[0])
-        for pair in range(schedule.pairs):
+    age, compare = run.updates % schedule.reuse, True
+    if age == 0:
+        run.rollouts = {}
+    for group in of_one_shape(draws_of(run.updates, schedule, dataset, photos), schedule):
+        data, indices = group[0].data, [draw.index for draw in group]
+        prompts, cond = [data.prompts[i] for i in indices], data.cond(indices)
+        seeds = [noise_seed(schedule, draw) for draw in group]
+        noise = draw_noise(seeds, shape_of(group[0], schedule))
+        x0 = clean_latents(run, flow, schedule, group, noise, cond)
+        for pair in range(age * schedule.pairs, (age + 1) * schedule.pairs):
             noised = Noised(x0, noise, window.branches([draw_position(seed, pair) for seed in seeds]))
             for branch in noised.branches:
                 asked = [term for term in terms if term.objective.trains(branch)]
                 if any(term.weight for term in asked):
-                    recovered = one_step_recover(flow, cond, noised, branch)
+                    first = Compared(1, data.cond(indices[:1])) if compare else None
+                    compared, compare = Compared(len(group), cond) if guard else first, False
+                    recovered = one_step_recover(flow, cond, noised, branch, compared, guard)
                     yield score_recovered(recovered, branch, decoder, asked, prompts, run.updates + 1, run.spreads)
 
 
-def of_one_shape(draws: Sequence[tuple[int, int]], shape: Callable[[int], Any], at_most: int) -> list[list[tuple]]:
-    """The draws (number, index) of an update, in groups of one shape and at most `at_most`, which share a forward.
+def clean_latents(run: Run, flow: FlowModel, schedule: Schedule, group: list[Draw], noise: Tensor, cond: Any) -> Tensor:
+    """x0 (B, C, H, W): photos, or what the model makes of the noise.
 
-    Keeps the order within a shape; where all shapes are the same, the order of all.
+    Rollouts that serve several updates are kept by the run, also on disk, so that it resumes with the same.
     """
-    by_shape: dict[Any, list[tuple]] = {}
+    data, seed = group[0].data, noise_seed(schedule, group[0])
+    if group[0].is_photo:
+        return data.latents([draw.index for draw in group])
+    if schedule.reuse == 1:
+        return flow.rollout(noise, cond, seed)
+    names = [digest([noise_seed(schedule, draw), schedule.shape, data.prompts[draw.index]]) for draw in group]
+    if not run.rollouts.keys() >= set(names):
+        run.rollouts |= zip(names, flow.rollout(noise, cond, seed).detach().cpu())
+    return torch.stack([run.rollouts[name] for name in names])
+
+
+def noise_seed(schedule: Schedule, draw: Draw) -> int:
+    """Of the draw's noise and, with the pair's number, of its noise level; around at the largest of the host."""
+    return (schedule.seed + draw.number) % 2**64
+
+
+def shape_of(draw: Draw, schedule: Schedule) -> tuple[int, int, int]:
+    return draw.data.shape(draw.index) if draw.is_photo else schedule.shape
+
+
+def of_one_shape(draws: Sequence[Draw], schedule: Schedule) -> list[list[Draw]]:
+    """The draws of an update in groups that share a forward: of one dataset and shape, and at most `at_once`.
+
+    Keeps the order within a group; where all are of one shape, the order of all.
+    """
+    alike: dict[Any, list[Draw]] = {}
     for draw in draws:
-        by_shape.setdefault(shape(draw[1]), []).append(draw)
-    return [same[i : i + at_most] for same in by_shape.values() for i in range(0, len(same), at_most)]
+        alike.setdefault((id(draw.data), shape_of(draw, schedule)), []).append(draw)
+    at_once = schedule.at_once
+    return [same[i : i + at_once] for same in alike.values() for i in range(0, len(same), at_once)]
 
 
-def prepare(run: Run, updates: int, terms: Sequence[Term], dataset: Dataset, schedule: Schedule):
+def prepare(run: Run, updates: int, terms: Sequence[Term], schedule: Schedule, dataset: Dataset, photos=None):
     """Tell the rewards which texts the next `updates` updates will ask, so that they encode them all at once."""
     for term in terms:
         if hasattr(term.reward, "prepare"):
             texts = []
             for update in range(run.updates, run.updates + updates):
-                numbers = range(update * schedule.batch, (update + 1) * schedule.batch)
-                prompts = [dataset.prompts[prompt_index(schedule.seed, n, len(dataset.prompts))] for n in numbers]
+                draws = draws_of(update, schedule, dataset, photos)
+                prompts = [draw.data.prompts[draw.index] for draw in draws]
                 texts += [text for side in term.objective.texts(prompts, update + 1) for text in side]
             term.reward.prepare(list(dict.fromkeys(texts)))
+
+
+def describe_data(data: Dataset) -> str:
+    """Such as "24 prompts (9e107d9d)"; other prompts or photos have another digest."""
+    kind = "photos" if hasattr(data, "latents") else "prompts"
+    return f"{len(data.prompts)} {kind} ({digest(getattr(data, 'content', data.prompts))[:8]})"
 
 
 def train(
@@ -124,18 +189,22 @@ def train(
     terms: Sequence[Term],
     dataset: Dataset,
     on_update: Callable[[dict], Any] = lambda _: None,
+    photos: Dataset | None = None,
     **world,
 ):
     """Make `updates` more updates; `world` is what else `sample_scores` asks for.
 
     on_update: called with the metrics of each; what is true ends the loop.
-    The state of the last finished update is saved, whatever ends the loop.
+    The state of the last finished update is saved, whatever ends the loop. Raises RuntimeError, before the first, if
+    the run's folder can't be written to.
     """
-    prepare(run, updates, terms, dataset, schedule)
+    run.check_disk()
+    run.train_on(" and ".join(describe_data(data) for data in (dataset, photos) if data))
+    prepare(run, updates, terms, schedule, dataset, photos)
     try:
         with events(run.folder / "events", run.updates) as write:
             for _ in range(updates):
-                scores = sample_scores(run, terms=terms, dataset=dataset, schedule=schedule, **world)
+                scores = sample_scores(run, terms=terms, dataset=dataset, photos=photos, schedule=schedule, **world)
                 metrics = run.update(scores, schedule.batch * schedule.pairs)
                 write(metrics)
                 if on_update(metrics):

@@ -33,6 +33,9 @@ class FlowModel(Protocol):
     def velocity(self, x: Tensor, sigma: Tensor, cond: Any) -> Pullback:
         """The model's estimate of `noise - x0`; x (B, C, H, W), sigma (B,) in (0, 1], cond of B prompts."""
 
+    def frozen_velocity(self, x: Tensor, sigma: Tensor, cond: Any) -> Tensor:
+        """What `velocity` gives without the adapter, (B, C, H, W), without gradient."""
+
     def rollout(self, noise: Tensor, cond: Any, seed: int) -> Tensor:
         """Sample without gradient from pure noise (B, C, H, W) to the clean latent x0; seed: of stochastic samplers."""
 

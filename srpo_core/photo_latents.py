@@ -57,7 +57,6 @@ class Store:
             latent = self.encode(cropped(photo.file, size))[0].float().cpu().contiguous()
             if not latent.isfinite().all():
                 raise Unusable("comes out of the VAE with numbers that are not finite; try the VAE in fp32 or bf16")
-            self.folder.mkdir(parents=True, exist_ok=True)
             write_whole(file, lambda path: save_file({"latent": latent}, path))
             shape = tuple(latent.shape)
         return Encoded(photo.caption, file, shape)
@@ -117,6 +116,11 @@ class Photos:
     @cached_property
     def prompts(self) -> list[str]:
         return [photo.caption for photo in self.photos]
+
+    @property
+    def content(self) -> list[tuple[str, str]]:
+        """What makes this dataset another: captions, and the latents' names, which follow from the pictures."""
+        return [(photo.caption, photo.file.name) for photo in self.photos]
 
     def shape(self, index: int) -> Shape:
         return self.photos[index].shape

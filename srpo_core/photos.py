@@ -57,9 +57,12 @@ def walk(folder: Path) -> Iterator[Path]:
 def caption_in(file: Path) -> str:
     """One line. Raises ValueError for a .txt that is not UTF-8."""
     try:
-        return " ".join(file.read_text("utf-8-sig").split())
+        text = file.read_text("utf-8-sig")
     except UnicodeDecodeError:
-        raise ValueError(f"The caption {readable(file)} is not UTF-8: save it as UTF-8.") from None
+        text = "\0"
+    if "\0" in text:  # UTF-16, too, where all letters are English
+        raise ValueError(f"The caption {readable(file)} is not UTF-8: save it as UTF-8.")
+    return " ".join(text.split())
 
 
 def named(picture: Path) -> str:

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import Parameter
 
-from .files import write_whole
+from .files import check_writable, write_whole
 from .optimizers import learning_rate_factor, make_optimizer, optimizer_state, restore_optimizer
 from .step import Score, describe
 from .terms import Spread
@@ -28,6 +28,7 @@ METRICS = "metrics.jsonl"
 SNAPSHOTS = "snapshots"
 RECENT = 8  # updates, whose mean words-gap is a snapshot's merit
 COUNTS = ("updates", "skipped", "skipped_in_a_row")  # saved in the state's header
+MOST_COPIED = 8 * 2**30  # bytes of state that are copied before each step: of a large LoRA, not of a whole model
 MAX_SKIPPED = 10  # updates in a row without a finite gradient, before the run gives up
 
 
@@ -75,15 +76,18 @@ class Run:
         self.optimizer = make_optimizer(
             settings.optimizer, parameters.values(), settings.learning_rate, settings.weight_decay
         )
-        self.ema = {name: p.detach().clone() for name, p in parameters.items()} if settings.ema else {}
+        self.ema = {name: begin_average(p) for name, p in parameters.items()} if settings.ema else {}
         self.updates = 0  # finished, skipped ones included
         self.saved = 0  # how many of them are on disk
         self.skipped = 0
         self.skipped_in_a_row = 0
         self.history: list[dict[str, float]] = []
         self.spreads: dict[str, Spread] = {}  # of what each reward has said, by its name
-        for unfinished in self.folder.glob("**/*.tmp"):  # of a process that was killed
-            unfinished.unlink()
+        self.data = ""  # what it was trained on last, see train_on
+        self.rollouts: dict[str, Tensor] = {}  # clean latents (C, H, W) that later updates will use again
+        for pattern in ("**/*.tmp", "**/.tmp*"):  # what a process that was killed left; the second are safetensors'
+            for unfinished in self.folder.glob(pattern):
+                unfinished.unlink()
         if self.state_file.exists():
             self._load()
 
@@ -91,40 +95,52 @@ class Run:
     def update(self, scores: Iterable[Score], prompts: int) -> dict[str, float]:
         """One optimiser step from the scores of `prompts` prompts (once per pair of branches), averaged.
 
-        Whatever is raised on the way leaves parameters and optimiser as they were. A loss or gradient
-        that is not finite skips the step; raises RuntimeError after MAX_SKIPPED of them in a row.
+        Whatever is raised on the way leaves the run as it was; but where its state is larger than MOST_COPIED, a step
+        that fails half-way leaves it as it was last saved. A loss or gradient that is not finite skips the step;
+        raises RuntimeError after MAX_SKIPPED of them in a row.
         """
-        kept, finite = self._to_training_point(), False
+        kept, stepping, finite = self._copy(), False, False
         try:
+            self._turn("train")
             pulled = []
             for score in scores:
                 score.pull(1 / prompts)
                 pulled.append(score)
             norm = torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.settings.max_gradient_norm).item()
             metrics = {"update": self.updates + 1, **describe(pulled), "gradient_norm": norm}
-            if finite := math.isfinite(norm) and math.isfinite(metrics["loss"]):
+            if math.isfinite(norm) and math.isfinite(metrics["loss"]):
+                stepping = True
                 self._step()
+                self._turn("eval")
+                self._average()
                 self._remember(pulled)
+                finite = True
         finally:
             self.optimizer.zero_grad(set_to_none=True)
-            self._from_training_point(kept, stepped=finite)
-        if finite:
-            self._average()
+            if not finite:
+                self._undo(kept, stepping)
         self._finish(metrics, finite)
         return metrics
 
-    def _to_training_point(self) -> dict[str, Tensor]:
-        """Schedule-free optimisers take gradients at another point than the one that is their result, which is kept."""
-        if not hasattr(self.optimizer, "train"):
-            return {}
-        kept = {name: p.detach().clone() for name, p in self.parameters.items()}
-        self.optimizer.train()
-        return kept
+    def _copy(self) -> tuple[dict[str, Tensor], dict[str, str]] | None:
+        """The state, on the CPU: a step that fails half-way, out of memory, is undone with it. None if it is large."""
+        tensors, header = self._state()
+        if sum(tensor.nbytes for tensor in tensors.values()) > MOST_COPIED:
+            return None
+        return {name: tensor.to("cpu", copy=True) for name, tensor in tensors.items()}, header
 
-    def _from_training_point(self, kept: dict[str, Tensor], stepped: bool):
+    def _undo(self, kept: tuple | None, stepping: bool):
+        self._turn("eval")
         if kept:
-            self.optimizer.eval()
-            self._put({} if stepped else kept)  # going there and back rounds
+            self._put_back(*kept)
+        elif stepping and self.saved:
+            self._load()
+            log.warning("The step failed half-way; the run goes on as it was last saved, at update %d.", self.updates)
+
+    def _turn(self, mode: str):
+        """Schedule-free optimisers take gradients at another point ("train") than the one that is their result."""
+        if hasattr(self.optimizer, mode):
+            getattr(self.optimizer, mode)()
 
     def _step(self):
         factor = learning_rate_factor(self.updates + 1, self.settings.warmup, self.settings.cosine_to)
@@ -180,29 +196,50 @@ class Run:
     def state_file(self) -> Path:
         return self.folder / STATE
 
+    def train_on(self, data: str):
+        """Remember what the run trains on, a few words with a digest; the log says when it was something else."""
+        if self.data not in ("", data):
+            log.info('The run "%s" goes on with %s; until now it was %s.', self.folder.name, data, self.data)
+        self.data = data
+
+    def check_disk(self):
+        """Raises RuntimeError, a sentence, if the folder can't be written to or has no room for a state."""
+        adapter = sum(parameter.nbytes for parameter in self.parameters.values())
+        check_writable(self.folder, 4 * adapter)  # itself, two moments, the average
+
+    def kept(self) -> str:
+        """What a failure can't take from the user any more, as a sentence."""
+        rest = f" Updates up to {self.updates} are kept while ComfyUI runs." if self.updates > self.saved else ""
+        return f'The run "{self.folder.name}" is saved up to update {self.saved}.{rest}'
+
     def save(self):
         """Write the state, whole or not at all, and the metrics beside it; nothing where nothing is new."""
         if self.updates == self.saved:
             return
+        kept = self.kept()
+        tensors, header = self._state()
+        header |= self.identity | {"version": str(VERSION), "data": self.data}
+        header["settings"] = json.dumps(asdict(self.settings))
+        write_whole(self.folder / METRICS, lambda path: path.write_text(self._metrics_text()), kept)
+        write_whole(self.folder / "run.json", lambda path: path.write_text(self._about()), kept)
+        write_whole(self.state_file, lambda path: save_file(tensors, path, header), kept)
+        self.saved = self.updates
+
+    def _state(self) -> tuple[dict[str, Tensor], dict[str, str]]:
+        """All that an update changes, but the history."""
         tensors = {f"adapter.{name}": p.detach() for name, p in self.parameters.items()}
         tensors |= {f"ema.{name}": average for name, average in self.ema.items()}
-        header = {name: str(getattr(self, name)) for name in COUNTS} | self.identity | {"version": str(VERSION)}
+        tensors |= {f"rollout.{name}": latent.contiguous() for name, latent in self.rollouts.items()}
+        header = {name: str(getattr(self, name)) for name in COUNTS}
         slots, header["numbers"] = optimizer_state(self.optimizer, list(self.parameters))
-        tensors |= slots
-        header["settings"] = json.dumps(asdict(self.settings))
         header["spreads"] = json.dumps({name: asdict(spread) for name, spread in self.spreads.items()})
-        self.folder.mkdir(parents=True, exist_ok=True)
-        write_whole(self.folder / METRICS, lambda path: path.write_text(self._metrics_text()))
-        write_whole(self.folder / "run.json", lambda path: path.write_text(self._about()))
-        write_whole(self.state_file, lambda path: save_file(tensors, path, header))
-        self.saved = self.updates
+        return tensors | slots, header
 
     def _snapshot(self):
         """Keep the state of this moment under its number, and of the earlier ones the last few and the best."""
-        folder = self.folder / SNAPSHOTS
-        folder.mkdir(exist_ok=True)
-        write_whole(snapshot_file(self.folder, self.updates), lambda path: shutil.copyfile(self.state_file, path))
-        numbers = sorted(int(file.stem) for file in folder.glob("*.safetensors"))
+        file = snapshot_file(self.folder, self.updates)
+        write_whole(file, lambda path: shutil.copyfile(self.state_file, path), self.kept())
+        numbers = sorted(int(file.stem) for file in file.parent.glob("*.safetensors"))
         kept = {*numbers[-self.settings.keep_snapshots :], max(numbers, key=self.recent_words_gap)}
         for number in set(numbers) - kept:
             snapshot_file(self.folder, number).unlink()
@@ -230,19 +267,25 @@ class Run:
             header = file.metadata()
             tensors = {key: file.get_tensor(key) for key in file.keys()}
         self._check_fits(header, tensors)
-        self._put({key.removeprefix("adapter."): v for key, v in tensors.items() if key.startswith("adapter.")})
-        self.ema = {name: tensors.get(f"ema.{name}", self.parameters[name].detach().clone()) for name in self.ema}
-        restore_optimizer(self.optimizer, list(self.parameters), tensors, header["numbers"])
-        for name in COUNTS:
-            setattr(self, name, int(header[name]))
+        self._put_back(tensors, header)
+        self.data = header.get("data", "")
         before, now = json.loads(header["settings"]), asdict(self.settings)
         if changed := [f"{name} {before.get(name)} -> {now[name]}" for name in now if before.get(name) != now[name]]:
             log.info('The run "%s" goes on with other settings: %s.', self.folder.name, ", ".join(changed))
-        self.spreads = {name: Spread(**spread) for name, spread in json.loads(header["spreads"]).items()}
         self.saved = self.updates
         lines = (self.folder / METRICS).read_text().splitlines()
         kept = [json.loads(line) for line in lines[: self.updates]]
         self.history = [{k: math.nan if v is None else v for k, v in metrics.items()} for metrics in kept]
+
+    def _put_back(self, tensors: dict[str, Tensor], header: dict[str, str]):
+        self._put({key.removeprefix("adapter."): v for key, v in tensors.items() if key.startswith("adapter.")})
+        self.ema = {name: tensors.get(f"ema.{name}", begin_average(self.parameters[name])) for name in self.ema}
+        self.rollouts = {k.removeprefix("rollout."): v for k, v in tensors.items() if k.startswith("rollout.")}
+        self.optimizer.state.clear()  # to have its memory back, which may be what was missing
+        restore_optimizer(self.optimizer, list(self.parameters), tensors, header["numbers"])
+        self.spreads = {name: Spread(**spread) for name, spread in json.loads(header["spreads"]).items()}
+        for name in COUNTS:
+            setattr(self, name, int(header[name]))
 
     def _check_fits(self, header: dict[str, str], tensors: dict[str, Tensor]):
         if int(header["version"]) > VERSION:
@@ -265,6 +308,11 @@ class Run:
             )
 
 
+def begin_average(parameter: Parameter) -> Tensor:
+    """A copy, in fp32 at least: what an average gains in one update is lost in the rounding of bf16."""
+    return parameter.detach().to(torch.promote_types(parameter.dtype, torch.float32), copy=True)
+
+
 def snapshot_file(folder: Path, update: int) -> Path:
     return folder / SNAPSHOTS / f"{update:06d}.safetensors"
 
@@ -279,8 +327,8 @@ def branch(source: Path, update: int | None, target: Path):
         there = ", ".join(str(int(f.stem)) for f in sorted((source / SNAPSHOTS).glob("*.safetensors"))) or "none"
         what = "run" if update is None else f"snapshot of update {update}"
         raise ValueError(f'There is no {what} to start from in "{source.name}"; its snapshots: {there}.')
-    target.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(source / METRICS, target / METRICS)  # the state says how many of its lines count
+    # The state says how many lines of the metrics count.
+    write_whole(target / METRICS, lambda path: shutil.copyfile(source / METRICS, path))
     write_whole(target / STATE, lambda path: shutil.copyfile(state, path))
 
 

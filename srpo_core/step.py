@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from .direct_align import euler_step, inject, per_sample, recover, recovery_slope
-from .models import Decoder, FlowModel, Pullback
+from .guard import NO_GUARD, Guard, norm_ratio
+from .models import Decoder, FlowModel
 from .rewards import score_words
 from .schedule import Branch
 from .terms import Answer, Spread, Term
@@ -28,11 +29,34 @@ class Noised:
 
 
 @dataclass(frozen=True)
+class Compared:
+    """The first `count` samples of a batch, with their conditioning: those that are held against the frozen model."""
+
+    count: int
+    cond: Any
+
+
+@dataclass(frozen=True)
+class Recovered:
+    """Stages 1 to 3: the clean latents (B, C, H, W) that one step of the model leads to, and the way back.
+
+    pull(gradient, weight): adds `weight` times the gradient of a loss to the `.grad` of the adapter's parameters,
+        given that loss's gradient at `value`; the guard's is added to it.
+    velocity_ratio, guard: (count,) norm ratio and guard's loss of the compared samples; None where none was compared.
+    """
+
+    value: Tensor
+    pull: Callable[[Tensor, float], Any]
+    velocity_ratio: Tensor | None = None
+    guard: Tensor | None = None
+
+
+@dataclass(frozen=True)
 class Score:
     """What the rewards said of one recovered batch, and the way back to the adapter.
 
     answers: one for each reward; loss: (B,), theirs weighed and added; image: (B, 3, H, W) in [0, 1].
-    clipped: share of pixels outside [0, 1], which carry no gradient.
+    clipped: (), share of pixels outside [0, 1], which carry no gradient.
     gradient: of the summed loss at the recovered latent.
     pull(weight): adds `weight` times the gradient to the `.grad` of the adapter's parameters.
     """
@@ -41,24 +65,47 @@ class Score:
     answers: tuple[Answer, ...]
     loss: Tensor
     image: Tensor
-    clipped: float
+    clipped: Tensor
     gradient: Tensor
-    pull: Callable[[float], Any]
+    recovered: Recovered
+
+    def pull(self, weight: float):
+        self.recovered.pull(self.gradient, weight)
 
 
 @torch.no_grad()  # x0 and the noise are constants; the flow model turns gradients on for itself
-def one_step_recover(flow: FlowModel, cond: Any, noised: Noised, branch: Branch) -> Pullback:
-    """Stages 1 to 3: the clean latent that one step of the model leads to, and the way back."""
+def one_step_recover(
+    flow: FlowModel,
+    cond: Any,
+    noised: Noised,
+    branch: Branch,
+    compared: Compared | None = None,
+    guard: Guard = NO_GUARD,
+) -> Recovered:
+    """Stages 1 to 3 for one branch. A guard is at work on the compared samples."""
     x = inject(noised.x0, noised.noise, branch.sigma_in)
     velocity = flow.velocity(x, branch.sigma_in, cond)
-    x = euler_step(x, velocity.value, branch.sigma_in, branch.sigma_out)
     slope = per_sample(recovery_slope(branch.sigma_in, branch.sigma_out), x)
-    return Pullback(recover(x, noised.noise, branch.sigma_out), lambda gradient: velocity.pull(slope * gradient))
+    stepped = euler_step(x, velocity.value, branch.sigma_in, branch.sigma_out)
+    value = recover(stepped, noised.noise, branch.sigma_out)
+    if compared is None:
+        return Recovered(value, lambda gradient, weight: velocity.pull(slope * (weight * gradient)))
+
+    part = slice(compared.count)
+    frozen = flow.frozen_velocity(x[part], branch.sigma_in[part], compared.cond)
+    loss, away = guard.gradient(velocity.value[part], frozen)
+
+    def pull(gradient: Tensor, weight: float):
+        gradient = slope * (weight * gradient)
+        gradient[part] += weight * away
+        velocity.pull(gradient)
+
+    return Recovered(value, pull, norm_ratio(velocity.value[part], frozen), loss)
 
 
 @torch.inference_mode(False)
 def score_recovered(
-    recovered: Pullback,
+    recovered: Recovered,
     branch: Branch,
     decoder: Decoder,
     terms: Sequence[Term],
@@ -87,9 +134,9 @@ def score_recovered(
         answers=tuple(answers),
         loss=loss,
         image=image,
-        clipped=(pixels != image).float().mean().item(),
+        clipped=(pixels != image).float().mean(),
         gradient=latent_gradient,
-        pull=lambda weight: recovered.pull(weight * latent_gradient),
+        recovered=recovered,
     )
 
 
@@ -116,10 +163,13 @@ def describe(scores: list[Score]) -> dict[str, float]:
     numbers = {
         "loss": mean((s.loss.mean().item() for s in scores), samples),
         "saturation": mean((saturation(s.image) for s in scores), samples),
-        "clipped": mean((s.clipped for s in scores), samples),
+        "clipped": mean((s.clipped.item() for s in scores), samples),
         "sigma": mean((s.branch.sigma_out.mean().item() for s in scores), samples),
         "weight": mean((s.branch.weight.mean().item() for s in scores), samples),
     }
+    if compared := [s.recovered for s in scores if s.recovered.velocity_ratio is not None]:
+        numbers["velocity_ratio"] = torch.cat([recovered.velocity_ratio for recovered in compared]).mean().item()
+        numbers["guard"] = torch.cat([recovered.guard for recovered in compared]).mean().item()
     answers = [answer for s in scores for answer in s.answers]
     for name in dict.fromkeys(answer.name for answer in answers):
         numbers |= describe_answers([answer for answer in answers if answer.name == name], f"/{name}" if name else "")

@@ -15,11 +15,13 @@ class Limits:
 
     words_gap: its rise, in the reward's units. saturation: its rise, as a share of what it was, so 0.1 is 10 %.
     watching: the fall of what a watching reward says of the positive texts, in its standard deviations.
+    velocity: the rise of the velocity's norm over the frozen model's, as a share.
     """
 
     words_gap: float = 0.0
     saturation: float = 0.0
     watching: float = 0.0
+    velocity: float = 0.0
 
 
 def crossed(
@@ -35,9 +37,11 @@ def crossed(
     gap, _ = change(history, "words_gap")
     if limits.words_gap and gap > limits.words_gap:
         found["words_gap"] = f"the words-gap has risen by {gap:.3g} (limit {limits.words_gap:g})"
-    rise, before = change(history, "saturation")
-    if limits.saturation and rise > limits.saturation * before:
-        found["saturation"] = f"saturation has risen by {rise / before:.0%} (limit {limits.saturation:.0%})"
+    shares = (("saturation", "saturation", limits.saturation), ("velocity_ratio", "the velocity norm", limits.velocity))
+    for key, what, limit in shares:
+        rise, before = change(history, key)
+        if limit and rise > limit * before:
+            found[key] = f"{what} has risen by {rise / before:.0%} (limit {limit:.0%})"
     for name in watching if limits.watching else ():
         fall = -change(history, f"reward_positive/{name}")[0] / spreads.get(name, Spread()).std
         if fall > limits.watching:

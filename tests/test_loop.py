@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from tiny_run import SETTINGS, TWO, go, world
+from tiny_run import SETTINGS, TWO, go, same, state, world
 from tiny_world import SHAPE, TinyData, TinyReward, numbers
 
-from srpo_core.loop import Schedule, draw_noise, prompt_index, sample_scores, train
+from srpo_core.loop import Schedule, draw_noise, draws_of, prompt_index, sample_scores, train
 from srpo_core.objective import Objective
 from srpo_core.run import Run, Settings
 
@@ -152,3 +152,88 @@ def test_the_gradient_of_pairs_is_their_mean(tmp_path):
     expected = torch.cat([g.flatten() for g in norms[1].values()]).norm().item()
     assert with_pairs.history[0]["gradient_norm"] == pytest.approx(expected, rel=1e-9)
     assert norms[0]["mix"].ne(norms[1]["mix"]).any()
+
+
+# Rollouts that serve several updates
+
+
+def rollouts_of(parts, rolled):
+    rollout = parts["flow"].rollout
+    parts["flow"].rollout = lambda noise, *rest: rolled.append(len(noise)) or rollout(noise, *rest)
+    return parts
+
+
+def test_rollouts_are_reused_at_new_noise_levels(tmp_path):
+    rolled, levels, clean = [], [], []
+    parts = rollouts_of(world(), rolled)
+    velocity = parts["flow"].velocity
+    parts["flow"].velocity = lambda x, sigma, cond: levels.append(sigma.item()) or velocity(x, sigma, cond)
+    run = Run(tmp_path, parts["flow"].parameters, SETTINGS)
+    reused = Schedule(SHAPE, batch=2, reuse=3)
+    train(run, 6, reused, on_update=lambda _: clean.append(dict(run.rollouts)), **parts)
+    assert rolled == [1] * 4 and len(levels) == 6 * 2 * 2 and len(set(levels)) > 20
+    assert all(torch.equal(clean[0][name], clean[2][name]) for name in clean[0]) and len(clean[2]) == 2
+    assert not clean[0].keys() & clean[3].keys()  # what is no longer needed is not kept
+
+
+@pytest.mark.parametrize("first", [1, 2, 4])
+def test_reused_rollouts_outlive_a_restart(tmp_path, first):
+    schedule, rolled = Schedule(SHAPE, batch=2, reuse=3), []
+    straight = go(tmp_path / "straight", 6, schedule)
+    go(tmp_path / "pieces", first, schedule)
+    parts = rollouts_of(world(), rolled)
+    run = Run(tmp_path / "pieces", parts["flow"].parameters, SETTINGS)
+    train(run, 6 - first, schedule, **parts)
+    assert same(state(run), state(straight)) and run.history == straight.history
+    assert sum(rolled) == (0 if first == 4 else 2)
+
+
+# Photos beside prompts
+
+
+@pytest.mark.parametrize("share", [0.25, 0.4, 1.0])
+def test_photos_take_their_share(share):
+    data, photos = TinyData(), PhotoData(4)
+    draws = [d for update in range(20) for d in draws_of(update, Schedule(SHAPE, 5, photo_share=share), data, photos)]
+    assert [draw.number for draw in draws] == list(range(100))
+    of_photos = [draw.is_photo for draw in draws]
+    assert sum(of_photos) == round(100 * share)
+    for start in range(0, 100, 20):  # evenly
+        assert sum(of_photos[start : start + 20]) == round(20 * share)
+    for kind, count in ((photos, 4), (data, 5)):
+        indices = [draw.index for draw in draws if draw.data is kind]
+        assert all(sorted(indices[i : i + count]) == list(range(count)) for i in range(0, len(indices) - count, count))
+
+
+def test_photos_and_prompts_share_an_update(tmp_path):
+    rolled, asked = [], TinyReward()
+    parts = rollouts_of(world(asked), rolled)
+    run = Run(tmp_path / "run", parts["flow"].parameters, SETTINGS)
+    schedule = Schedule(SHAPE, batch=4, at_once=4, photo_share=0.5)
+    train(run, 3, schedule, photos=PhotoData(), **parts)
+    assert rolled == [2] * 3
+    for at_once, restart in ((1, False), (4, True)):
+        again = Schedule(SHAPE, batch=4, at_once=at_once, photo_share=0.5)
+        for updates in (1, 2) if restart else (3,):
+            parts = world()
+            other = Run(tmp_path / str(at_once), parts["flow"].parameters, SETTINGS)
+            train(other, updates, again, photos=PhotoData(), **parts)
+        for name, parameter in other.parameters.items():
+            torch.testing.assert_close(parameter, run.parameters[name], rtol=0, atol=1e-6)
+
+
+def test_rewards_are_told_of_the_photos_captions_before(tmp_path):
+    class Prepared(TinyReward):
+        def prepare(self, texts):
+            self.prepared = texts
+
+    class Captioned(PhotoData):
+        def __init__(self):
+            self.prompts = ["my photo"]
+
+    reward = Prepared()
+    parts = world(reward)
+    run = Run(tmp_path, parts["flow"].parameters, SETTINGS)
+    train(run, 2, Schedule(SHAPE, batch=2, photo_share=0.5), photos=Captioned(), **parts)
+    asked = {text for texts in reward.asked for row in texts for text in row}
+    assert asked == set(reward.prepared) and any("my photo" in text for text in asked)

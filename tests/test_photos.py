@@ -4,6 +4,7 @@ import itertools
 import logging
 import math
 import os
+import re
 import struct
 import subprocess
 import sys
@@ -15,8 +16,8 @@ import pytest
 import torch
 from PIL import Image
 
-from srpo_core.loop import of_one_shape
-from srpo_core.photo_latents import Photos, Store, encode_all
+from srpo_core.loop import Draw, Schedule, describe_data, of_one_shape
+from srpo_core.photo_latents import Encoded, Photos, Store, encode_all
 from srpo_core.photos import Unusable, cropped, nearest_shape, scan, sizes_of_area, upright_size
 
 SIZES = sizes_of_area(64, 64, 16)
@@ -77,10 +78,12 @@ def test_captions_beside_pictures_defaults_and_names(tmp_path):
     assert default["b_red-barn.png"] == default["e.bmp"] == "a photo" and default["a.JPG"] == "two lines"
 
 
-@pytest.mark.parametrize("encoding", ["latin-1", "utf-16"])
-def test_a_caption_in_another_encoding_is_named(tmp_path, encoding):
+@pytest.mark.parametrize(
+    "text, encoding", [("Stra\xdfe", "latin-1"), ("Stra\xdfe", "utf-16"), ("red barn", "utf-16-le")]
+)
+def test_a_caption_in_another_encoding_is_named(tmp_path, text, encoding):
     picture(tmp_path / "a.png")
-    (tmp_path / "a.txt").write_text("Stra\xdfe", encoding)
+    (tmp_path / "a.txt").write_text(text, encoding)
     with pytest.raises(ValueError, match=r"a\.txt is not UTF-8"):
         scan(tmp_path)
 
@@ -206,6 +209,20 @@ def test_latents_are_those_of_the_cropped_photos(tmp_path, store):
     assert torch.equal(dataset.latents([0, 0]), expected.repeat(2, 1, 1, 1))
 
 
+def test_other_pictures_or_captions_are_another_dataset(tmp_path, store):
+    def told():
+        return describe_data(Photos(encode(tmp_path / "photos", store)[0], None))
+
+    picture(tmp_path / "photos/a.png")
+    picture(tmp_path / "photos/b.png", color=(0, 0, 1))
+    first = told()
+    assert re.fullmatch(r"2 photos \([0-9a-f]{8}\)", first) and told() == first
+    picture(tmp_path / "photos/b.png", color=(0, 0, 2))
+    second = told()
+    (tmp_path / "photos/b.txt").write_text("another caption")
+    assert len({first, second, told()}) == 3
+
+
 def test_each_photo_is_encoded_once_by_its_content(tmp_path, store, encoder):
     folder = tmp_path / "photos"
     for i in range(4):
@@ -303,10 +320,10 @@ def test_what_was_encoded_before_a_cancel_is_kept(tmp_path, store, encoder):
 
 def test_groups_share_a_shape_and_lose_nobody():
     shapes = ["square", "wide", "square", "tall", "square", "wide"]
-    draws = list(enumerate([0, 1, 2, 3, 4, 5], start=100))
-    groups = of_one_shape(draws, lambda index: shapes[index], 2)
-    assert groups == [[(100, 0), (102, 2)], [(104, 4)], [(101, 1), (105, 5)], [(103, 3)]]
-    assert of_one_shape(draws, lambda _: None, 4) == [draws[:4], draws[4:]]
+    photos = Photos([Encoded("", None, shape) for shape in shapes], None)
+    draws = [Draw(100 + i, photos, i) for i in range(6)]
+    groups = of_one_shape(draws, Schedule((), at_once=2))
+    assert [[draw.index for draw in group] for group in groups] == [[0, 2], [4], [1, 5], [3]]
 
 
 # Memory

@@ -77,7 +77,7 @@ def test_score_tells_what_the_reward_saw():
             torch.testing.assert_close(value, expected, rtol=0, atol=1e-12)
         outside = TinyDecoder().forward(one_step_recover(flow, cond, noised, branch).value)
         assert 0 < found.clipped < 1
-        assert found.clipped == pytest.approx(((outside < 0) | (outside > 1)).double().mean().item(), abs=1e-6)
+        assert found.clipped.item() == pytest.approx(((outside < 0) | (outside > 1)).double().mean().item(), abs=1e-6)
 
 
 def test_gradient_at_the_latent_is_of_the_summed_loss():
@@ -140,7 +140,7 @@ def test_the_same_gradient_reaches_the_velocity_with_opposite_signs():
     gradients = []
     for branch in noised.branches:
         flow = BiasFlow()
-        one_step_recover(flow, cond, noised, branch).pull(torch.ones(1, *SHAPE, dtype=torch.float64))
+        one_step_recover(flow, cond, noised, branch).pull(torch.ones(1, *SHAPE, dtype=torch.float64), 1.0)
         gradients.append(flow.parameters["velocity"].grad)
     torch.testing.assert_close(gradients[0], -gradients[1], rtol=0, atol=1e-12)
     assert (gradients[0] < 0).all()  # more velocity, less recovered: d x0_hat / d v = -w
@@ -187,7 +187,7 @@ def test_clipped_pixels_carry_no_gradient():
     seen = []
     flow, cond, noised, prompts = world(1)
     found = score(flow, cond, noised, noised.branches[0], prompts, decoder=Decoder())
-    assert found.clipped == pytest.approx(7 / 8)
+    assert found.clipped.item() == pytest.approx(7 / 8)
     assert (seen[0][..., 1:] == 0).all() and (seen[0][..., 0] != 0).all()
     assert found.image.max() == 1
 

@@ -17,13 +17,14 @@ def history(first: dict, last: dict, skipped=False) -> list[dict]:
 
 
 def test_each_limit_has_its_sentence():
-    start = {"words_gap": -0.2, "saturation": 0.5, "reward_positive/aesthetic": 0.6}
-    end = {"words_gap": -0.05, "saturation": 0.6, "reward_positive/aesthetic": 0.5}
+    start = {"words_gap": -0.2, "saturation": 0.5, "reward_positive/aesthetic": 0.6, "velocity_ratio": 1.0}
+    end = {"words_gap": -0.05, "saturation": 0.6, "reward_positive/aesthetic": 0.5, "velocity_ratio": 1.09}
     spreads = {"aesthetic": Spread(4, 0.0, 4 * 0.05**2)}
-    found = crossed(history(start, end), Limits(0.1, 0.1, 1.5), ["aesthetic"], spreads)
+    found = crossed(history(start, end), Limits(0.1, 0.1, 1.5, 0.05), ["aesthetic"], spreads)
     assert found == {
         "words_gap": "the words-gap has risen by 0.15 (limit 0.1)",
         "saturation": "saturation has risen by 20% (limit 10%)",
+        "velocity_ratio": "the velocity norm has risen by 9% (limit 5%)",
         "aesthetic": 'the watching reward "aesthetic" has fallen by 2 deviations (limit 1.5)',
     }
 

@@ -22,15 +22,21 @@ class TinyFlow:
             "mix": Parameter(numbers(1, 2, 2, dtype=dtype)),
             "bias": Parameter(numbers(2, 2, 1, 1, dtype=dtype) / 10),
         }
+        self.frozen = {name: parameter.detach().clone() for name, parameter in self.parameters.items()}
 
-    def forward(self, x, sigma, cond):
-        mixed = torch.einsum("dc,bchw->bdhw", self.parameters["mix"], x)
-        return torch.tanh(mixed + (sigma.to(x) * cond.to(x)).view(-1, 1, 1, 1)) + self.parameters["bias"]
+    def forward(self, x, sigma, cond, frozen=False):
+        parameters = self.frozen if frozen else self.parameters
+        mixed = torch.einsum("dc,bchw->bdhw", parameters["mix"], x)
+        return torch.tanh(mixed + (sigma.to(x) * cond.to(x)).view(-1, 1, 1, 1)) + parameters["bias"]
 
     def velocity(self, x, sigma, cond):
         with torch.enable_grad():
             output = self.forward(x, sigma, cond)
         return Pullback(output.detach(), lambda gradient: torch.autograd.backward(output, gradient))
+
+    @torch.no_grad()
+    def frozen_velocity(self, x, sigma, cond):
+        return self.forward(x, sigma, cond, frozen=True)
 
     @torch.no_grad()
     def rollout(self, noise, cond, seed=0):

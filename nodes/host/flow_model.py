@@ -12,7 +12,7 @@ from comfy.ldm.modules.attention import attention_pytorch
 from torch import Tensor
 
 from ...srpo_core.models import Pullback
-from .adapter import adapter_of
+from .adapter import adapter_of, without_adapter
 from .differentiable import differentiable
 
 
@@ -61,6 +61,10 @@ class HostFlow:
 
         return Pullback(value.detach().to(x), pull)
 
+    @torch.no_grad()
+    def frozen_velocity(self, x: Tensor, sigma: Tensor, cond: list) -> Tensor:
+        return self._ask(without_adapter(self.patcher), _OneStep(), x, sigma, cond).to(x)
+
     def rollout(self, noise: Tensor, cond: list, seed: int) -> Tensor:
         self._check(noise, cond)
         sampling = self.sampling
@@ -72,14 +76,16 @@ class HostFlow:
         return self.patcher.model.process_latent_in(samples.to(comfy.model_management.intermediate_device()))
 
     def _velocity(self, x: Tensor, sigma: Tensor, cond: list) -> Tensor:
+        return self._ask(self.patcher, _OneDifferentiableStep(self.checkpointing), x, sigma, cond)
+
+    def _ask(self, patcher, sampler: "_OneStep", x: Tensor, sigma: Tensor, cond: list) -> Tensor:
         with torch.inference_mode(False):
             # Clones: what nodes hand over are inference tensors.
-            sigma = _own(sigma).float()
-            sampler = _OneDifferentiableStep(sigma, self.checkpointing)
+            sampler.sigma = _own(sigma).float()
             cond = [[_own(c[0]), {k: _own(v) for k, v in c[1].items()}] for c in with_guidance(cond, self.guidance)]
             x = _own(x)
-            guider = _guider(self.patcher, cond)
-            guider.sample(x, torch.zeros_like(x), sampler, torch.stack([sigma.max(), sigma.new_zeros(())]))
+            ends = torch.stack([sampler.sigma.max(), sampler.sigma.new_zeros(())])
+            _guider(patcher, cond).sample(x, torch.zeros_like(x), sampler, ends)
         return sampler.velocity
 
     def _check(self, x: Tensor, cond: list):
@@ -92,27 +98,39 @@ class HostFlow:
             )
 
 
-class _OneDifferentiableStep(comfy.samplers.Sampler):
-    """A sampler that asks the model once, with gradient: the host sets everything up for it as for any sampler."""
+class _OneStep(comfy.samplers.Sampler):
+    """A sampler that asks the model once, at `sigma`: the host sets everything up for it as for any sampler."""
 
-    def __init__(self, sigma: Tensor, checkpointing: bool):
-        self.sigma = sigma
-        self.checkpointing = checkpointing
+    sigma: Tensor
+    velocity: Tensor
 
     def sample(
         self, guider, sigmas, extra_args, callback, noise, latent_image=None, denoise_mask=None, disable_pbar=False
     ):
         options = comfy.model_patcher.create_model_options_clone(extra_args["model_options"])
-        options["transformer_options"]["optimized_attention_override"] = _attention_with_backward
-        sigma = self.sigma.to(noise)
-        patcher = guider.model_patcher
-        with differentiable(patcher, patcher.model, self.checkpointing):
-            denoised = guider(noise, sigma, model_options=options, seed=extra_args["seed"])
-            self.velocity = (noise - denoised) / sigma.view(-1, *[1] * (noise.ndim - 1))
+        options["transformer_options"]["optimized_attention_override"] = attention_with_backward
+        self.velocity = self._velocity(guider, noise, options, extra_args["seed"])
         return noise
 
+    def _velocity(self, guider, noise: Tensor, options: dict, seed: int) -> Tensor:
+        sigma = self.sigma.to(noise)
+        denoised = guider(noise, sigma, model_options=options, seed=seed)
+        return (noise - denoised) / sigma.view(-1, *[1] * (noise.ndim - 1))
 
-def _attention_with_backward(_, *args, **kwargs):
+
+class _OneDifferentiableStep(_OneStep):
+    """The same with gradient."""
+
+    def __init__(self, checkpointing: bool):
+        self.checkpointing = checkpointing
+
+    def _velocity(self, guider, *args) -> Tensor:
+        patcher = guider.model_patcher
+        with differentiable(patcher, patcher.model, self.checkpointing):
+            return super()._velocity(guider, *args)
+
+
+def attention_with_backward(_, *args, **kwargs):
     return attention_pytorch(*args, **kwargs)
 
 

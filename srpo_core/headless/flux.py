@@ -85,6 +85,11 @@ class FluxFlow:
         return Pullback(value, pull)
 
     @torch.no_grad()
+    def frozen_velocity(self, x: Tensor, sigma: Tensor, cond: dict[str, Tensor]) -> Tensor:
+        with self.without_adapter():
+            return self._forward(x, sigma, cond, self.guidance)
+
+    @torch.no_grad()
     def rollout(self, noise: Tensor, cond: dict[str, Tensor], seed: int = 0) -> Tensor:
         """Euler steps from `noise` to x0, nothing random in them."""
         scheduler = FlowMatchEulerDiscreteScheduler(shift=self.shift)

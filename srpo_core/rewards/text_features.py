@@ -53,7 +53,6 @@ class TextFeatures:
     def _save(self):
         keys = torch.tensor([list(name) for name in self._known], dtype=torch.uint8)
         stored = {"keys": keys, "features": torch.stack(list(self._known.values()))}
-        self.file.parent.mkdir(parents=True, exist_ok=True)
         write_whole(self.file, lambda path: save_file(stored, path))
 
 
