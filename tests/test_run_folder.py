@@ -1,15 +1,15 @@
 """What a run leaves on disk: to go on from, to branch from, to read."""
 
 import json
+import re
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 from tiny_run import SETTINGS, TWO, go, opened, same, state, world
+from tiny_world import TinyData
 from torch.nn import Parameter
 
-from srpo_core import run as run_module
 from srpo_core.loop import sample_scores, train
 from srpo_core.run import Run, Settings, branch, saved_updates
 
@@ -74,24 +74,6 @@ def test_run_json_tells_people_what_is_there(tmp_path):
     assert about["versions"]["torch"] == torch.__version__
 
 
-def test_state_is_never_half_written(tmp_path, monkeypatch):
-    folder = tmp_path / "run"
-    before = go(folder, 2)
-    kept = (folder / "state.safetensors").read_bytes()
-
-    def half(tensors, path, *_):
-        Path(path).write_bytes(kept[:100])
-        raise OSError("No space left on device")
-
-    with monkeypatch.context() as patch, pytest.raises(OSError, match="No space left"):
-        patch.setattr(run_module, "save_file", half)
-        go(folder, 1)
-    assert (folder / "state.safetensors").read_bytes() == kept
-    resumed = opened(folder)
-    assert same(state(resumed), state(before)) and resumed.history == before.history
-    assert same(state(go(folder, 1)), state(go(tmp_path / "straight", 3)))
-
-
 @pytest.mark.parametrize(
     "other",
     [
@@ -147,28 +129,13 @@ def test_a_branch_from_nowhere_is_refused(tmp_path):
         branch(tmp_path / "nothing", None, tmp_path / "branch")
 
 
-def test_a_full_disk_leaves_the_last_state_and_no_half_of_a_new_one(tmp_path, monkeypatch):
-    go(tmp_path, 2, settings=Settings(save_every=1))
-    before = {file.name: file.read_bytes() for file in tmp_path.iterdir() if file.is_file()}
-
-    def full(tensors, path, header):
-        Path(path).write_bytes(b"half")
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(run_module, "save_file", full)
-    with pytest.raises(OSError, match="No space left"):
-        go(tmp_path, 1, settings=Settings(save_every=1))
-    monkeypatch.undo()
-    assert (tmp_path / "state.safetensors").read_bytes() == before["state.safetensors"]
-    assert {file.name for file in tmp_path.iterdir() if file.is_file()} == set(before)
-    assert opened(tmp_path).updates == 2 and len(opened(tmp_path).history) == 2
-
-
 def test_what_a_killed_process_left_is_cleared_away(tmp_path):
     go(tmp_path, 2)
-    (tmp_path / "state.safetensors.tmp").write_bytes(b"half")
+    before = set(tmp_path.rglob("*"))
+    (tmp_path / "run.json.tmp").write_bytes(b"half")
+    (tmp_path / ".tmpxUGF23").write_bytes(b"half")  # as safetensors calls them
     opened(tmp_path)
-    assert not list(tmp_path.glob("*.tmp"))
+    assert set(tmp_path.rglob("*")) == before
 
 
 # What a run tells
@@ -197,6 +164,22 @@ def test_tensorboard_shows_each_update_once(tmp_path):
 def test_without_tensorboard_a_run_trains_all_the_same(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     assert go(tmp_path, 1).updates == 1 and not (tmp_path / "events").exists()
+
+
+def test_changed_data_is_named(tmp_path, caplog):
+    def go_on(count, first=0):
+        parts = world() | {"dataset": TinyData(count)}
+        parts["dataset"].prompts = parts["dataset"].prompts[first:]
+        caplog.clear()
+        with caplog.at_level("INFO", "srpo_core.run"):
+            train(Run(tmp_path / "my run", parts["flow"].parameters, SETTINGS), 1, TWO, **parts)
+        return caplog.text
+
+    assert "goes on with" not in go_on(5) + go_on(5)
+    digests = r"5 prompts \(([0-9a-f]{8})\); until now it was 5 prompts \(([0-9a-f]{8})\)"
+    other = re.search(f'The run "my run" goes on with {digests}', go_on(6, first=1))
+    assert other and other[1] != other[2]
+    assert "goes on with 3 prompts" in go_on(3) and "goes on with" not in go_on(3)
 
 
 def test_changed_settings_are_named(tmp_path, caplog):

@@ -1,0 +1,111 @@
+"""Out of memory inside ComfyUI, and folders that can't be written to: what the next queue finds."""
+
+import json
+
+import prompts
+import pytest
+import torch
+from host_server import HostError, HostServer
+from safetensors.torch import load_file
+
+NODES = """
+from itertools import count
+
+import torch
+from comfy import model_management
+from comfy_api.latest import ComfyExtension, io
+
+
+calls = count(1)
+
+
+class OutOfMemoryOnce(io.ComfyNode):
+    '''A MODEL whose `call`th forward with gradient, of all, finds no memory.'''
+
+    @classmethod
+    def define_schema(cls):
+        inputs = [io.Model.Input("model"), io.Int.Input("call")]
+        return io.Schema(node_id="OutOfMemoryOnce", inputs=inputs, outputs=[io.Model.Output()])
+
+    @classmethod
+    def execute(cls, model, call):
+        def wrapper(apply, asked):
+            if model_management.in_training and next(calls) == call:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return apply(asked["input"], asked["timestep"], **asked["c"])
+
+        model = model.clone()
+        model.set_model_unet_function_wrapper(wrapper)
+        return io.NodeOutput(model)
+
+
+class InTraining(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(node_id="InTraining", outputs=[io.Boolean.Output()])
+
+    @classmethod
+    def execute(cls):
+        return io.NodeOutput(model_management.in_training)
+
+
+class Extension(ComfyExtension):
+    async def get_node_list(self):
+        return [OutOfMemoryOnce, InTraining]
+
+
+async def comfy_entrypoint():
+    return Extension()
+"""
+
+
+@pytest.fixture(scope="module")
+def server(comfyui, tmp_path_factory):
+    base = tmp_path_factory.mktemp("failures")
+    (base / "custom_nodes").mkdir()
+    (base / "custom_nodes/failures.py").write_text(NODES)
+    with HostServer(comfyui, base, ("failures.py",)) as running:  # one more name on the white list
+        yield running
+
+
+def state(server, run: str) -> dict[str, torch.Tensor]:
+    return load_file(server.base / "output/srpo" / run / "state.safetensors")
+
+
+def test_out_of_memory_leaves_the_last_update_and_the_next_queue_goes_on(server):
+    server.run(prompts.train("whole", 4, batch=2))
+    prompt = prompts.train("short", 3, batch=2)
+    prompt["once"] = prompts.node("OutOfMemoryOnce", model=["toy", 0], call=7)  # four forwards are an update
+    prompt["trainer"]["inputs"]["model"] = ["once", 0]
+    with pytest.raises(HostError, match="SRPO_Train: .*OutOfMemory"):
+        server.run(prompt)
+    said = server.run({"ask": prompts.node("InTraining"), "show": prompts.node("PreviewAny", source=["ask", 0])})
+    assert said["outputs"]["show"]["text"] == ["False"]
+    assert json.loads((server.base / "output/srpo/short/run.json").read_text())["updates"] == 1
+    server.run(prompt)
+    whole, short = state(server, "whole"), state(server, "short")
+    assert whole.keys() == short.keys() and all(torch.equal(short[key], value) for key, value in whole.items())
+
+
+@pytest.mark.parametrize("place, run", [("srpo", "run in the way"), ("loras/srpo", "LoRAs in the way")])
+def test_a_folder_that_cannot_be_written_to_is_refused_before_training(server, place, run):
+    file = server.base / "output" / place / run
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.touch()
+    with pytest.raises(HostError, match=f"SRPO_Trainer: .*output/{place}/{run} can't be written to"):
+        server.run(prompts.train(run, 1))
+    file.unlink()
+    server.run(prompts.train(run, 1))
+
+
+def test_a_disk_that_fills_up_is_named_with_what_is_kept(server):
+    """The samples' folder alone is in the way, so that all else is kept."""
+    server.run(prompts.train("full", 1))
+    samples = server.base / "output/srpo/full/samples"
+    samples.rename(samples.with_name("old samples"))
+    samples.touch()
+    with pytest.raises(HostError, match="full/samples can't be written to .* is saved up to update 2"):
+        server.run(prompts.train("full", 1))
+    samples.unlink()
+    server.run(prompts.train("full", 1))
+    assert json.loads((server.base / "output/srpo/full/run.json").read_text())["updates"] == 3
