@@ -1,5 +1,6 @@
 """SRPO_Train: the whole loop in one node."""
 
+import logging
 import time
 
 import comfy.model_management
@@ -20,6 +21,8 @@ from .inputs import check_window, sampler_inputs, size_inputs, window_inputs
 from .kinds import CATEGORY, DatasetType, ObjectiveType, RewardModelType, RewardsType, TrainerType
 from .photos import for_model
 from .previews import Previews, parse_seeds
+
+log = logging.getLogger(__name__)
 
 
 def limit_input(name: str, tooltip: str):
@@ -174,6 +177,12 @@ class TrainNode(io.ComfyNode):
                     optional=True,
                     tooltip="Seeds of the samples, one after the other. Empty: some that training never draws.",
                 ),
+                io.Vae.Input(
+                    "gradient_vae",
+                    optional=True,
+                    tooltip="A tiny VAE such as TAEF1, for what the reward sees: less memory and time. The previews "
+                    "stay with vae.",
+                ),
             ],
             outputs=[
                 TrainerType.Output(display_name="trainer"),
@@ -228,6 +237,7 @@ class TrainNode(io.ComfyNode):
         velocity_limit=0.0,
         preview_dataset=None,
         preview_seeds="",
+        gradient_vae=None,
     ) -> io.NodeOutput:
         from .host.decoder import HostDecoder
         from .host.flow_model import HostFlow, Sampling, latent_shape
@@ -237,7 +247,8 @@ class TrainNode(io.ComfyNode):
         flow = HostFlow(trainer.model, Sampling(sampler_name, scheduler, steps, rollout_guidance), guidance)
         shape = latent_shape(trainer.model, width, height)
         schedule = Schedule(shape, batch, min(at_once, batch), seed, pairs, reuse, photo_share)
-        decoder = HostDecoder(vae, trainer.model)
+        decoder = HostDecoder(gradient_vae or vae, trainer.model)
+        say_what_does_not_fit(cls.hidden.unique_id, trainer.model, decoder.vae, terms, dataset, schedule)
         sampling = Sampling(sampler_name, scheduler, steps, guidance)
         seeds = parse_seeds(preview_seeds)
         samples = Previews(trainer, preview_dataset or dataset, vae, sampling, schedule, previews, seeds)
@@ -297,6 +308,21 @@ class TrainNode(io.ComfyNode):
             torch.cat([samples.before, after]),
             ui=ui.PreviewImage(torch.from_numpy(np.asarray(picture) / np.float32(255))[None], cls=cls),
         )
+
+
+def say_what_does_not_fit(node: str, model, vae, terms: list[Term], dataset, schedule: Schedule):
+    """In the log and on the node. An estimate may be wrong, or not possible for a model, so it stops nobody."""
+    from .host.planning import check
+
+    rewards = [term.reward for term in terms]
+    try:
+        text = check(model, vae, rewards, dataset.cond([0]), schedule.shape, schedule.at_once)
+    except Exception as error:
+        log.info("How much memory this takes could not be estimated (%s: %s).", type(error).__name__, error)
+        return
+    if text:
+        log.warning("%s", text)
+        PromptServer.instance.send_progress_text(text, node)
 
 
 def warning(update: int, reached: dict[str, str]) -> str:

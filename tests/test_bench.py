@@ -36,6 +36,13 @@ def test_torture():
     assert 0 <= numbers["updates_lost_max"] <= numbers["save_every"] and numbers["updates"] > 0
 
 
+def test_overhead():
+    numbers = last_line("overhead", "--updates", "5", "--batch", "1", "--steps", "1")
+    beside = {name for name, seconds in numbers.items() if name.startswith("seconds_") and seconds > 0}
+    assert beside >= {f"seconds_{name}" for name in ("state", "snapshots", "LoRAs", "cards", "previews", "training")}
+    assert 0 < numbers["overhead"] < numbers["overhead_with_previews"]
+
+
 def test_queues(comfyui):
     """As many as show what a queue leaves behind; the limit of 50 MB is for 200 of them."""
     numbers = last_line("queues", "--queues", "15")

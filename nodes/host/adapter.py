@@ -57,7 +57,10 @@ class Adapter:
         manager = BypassInjectionManager()
         for name, module in self.modules.items():
             manager.add_adapter(name, module)
-        patcher.set_injections(ATTACHMENT, manager.create_injections(patcher.model))
+        injections = manager.create_injections(patcher.model)
+        for hook in manager.hooks:  # each moves its adapter, in place already, at every injection: half of that's time
+            hook._move_adapter_weights_to_device = lambda *_: None
+        patcher.set_injections(ATTACHMENT, injections)
         patcher.set_attachments(ATTACHMENT, self)
         return patcher
 

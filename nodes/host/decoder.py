@@ -1,11 +1,20 @@
 """The VAE that ComfyUI loaded, as the core's Decoder."""
 
+import contextlib
+from collections.abc import Callable, Iterator
+from functools import partial
+
 import comfy.model_management
 import torch
-from torch import Tensor
+from comfy.ldm.modules.diffusionmodules.model import AttnBlock, ResnetBlock, pytorch_attention
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from ...srpo_core.models import Pullback
-from .differentiable import differentiable
+from ...srpo_core.planning import GB, LiveBytes
+from .differentiable import differentiable, replaced_forwards
+from .strips import NormSiluConv
+from .without_content import without_content
 
 SMALL = 64 * 64  # places of a latent batch, up to which the decoder's activations are kept: recomputing costs a third
 
@@ -26,20 +35,95 @@ class HostDecoder:
             )
 
     def decode(self, latent: Tensor) -> Pullback:
-        vae = self.vae
-        model = vae.first_stage_model
+        """See Decoder. Out of memory, it and the way back raise torch.OutOfMemoryError that says which size fits."""
+        vae, shape = self.vae, latent.shape
         comfy.model_management.load_models_gpu(
-            [vae.patcher], memory_required=vae.memory_used_decode(latent.shape, vae.vae_dtype)
+            [vae.patcher], memory_required=vae.memory_used_decode(shape, vae.vae_dtype)
         )
-        checkpointing = latent.shape[0] * latent.shape[-2:].numel() > SMALL
-        with differentiable(vae.patcher, model, checkpointing):
+        free = comfy.model_management.get_free_memory(vae.device)
+        with self._says_what_fits(shape, free), self._differentiable(shape):
             leaf = latent.clone().requires_grad_()
-            raw = self.latent_format.process_out(leaf).to(vae.device, vae.vae_dtype)
-            image = model.decode(raw).float() / 2 + 0.5
+            image = self._image(leaf)
 
         def pull(gradient: Tensor) -> Tensor:
             comfy.model_management.load_models_gpu([vae.patcher])
-            with differentiable(vae.patcher, model, checkpointing):
+            with self._says_what_fits(shape, free), self._differentiable(shape):
                 return torch.autograd.grad(image, leaf, gradient.to(image))[0]
 
         return Pullback(image.detach(), pull)
+
+    def memory(self, shape: tuple[int, ...]) -> tuple[int, int]:
+        """Bytes beside the VAE's weights for latents (B, C, H, W): at most, and between decode and the way back."""
+        device = self.vae.device
+        with without_content(device, self.vae.first_stage_model), LiveBytes(device.type) as count:
+            with self._differentiable(shape):
+                leaf = torch.empty(shape, device=device, requires_grad=True)
+                image = self._image(leaf)
+                held = count.held
+                torch.autograd.grad(image, leaf, torch.ones_like(image))
+        return count.peak, held
+
+    def _image(self, latent: Tensor) -> Tensor:
+        raw = self.latent_format.process_out(latent).to(self.vae.device, self.vae.vae_dtype)
+        return self.vae.first_stage_model.decode(raw).float() / 2 + 0.5
+
+    @contextlib.contextmanager
+    def _differentiable(self, shape: tuple[int, ...]) -> Iterator[None]:
+        model, checkpointing = self.vae.first_stage_model, shape[0] * shape[-2] * shape[-1] > SMALL
+        frugal = frugal_forwards(model, checkpointing)
+        with replaced_forwards(frugal), differentiable(self.vae.patcher, model, checkpointing and not frugal):
+            yield
+
+    @contextlib.contextmanager
+    def _says_what_fits(self, shape: tuple[int, ...], free: int) -> Iterator[None]:
+        try:
+            yield
+        except torch.OutOfMemoryError as error:
+            raise torch.OutOfMemoryError(self._what_fits(shape, free)) from error
+
+    def _what_fits(self, shape: tuple[int, ...], free: int) -> str:
+        count, ratio, peak = shape[0], self.vae.upscale_ratio, self.memory(shape)[0]
+        height, width = (ratio * side for side in shape[-2:])
+        scale = min(1.0, count * free / peak) ** 0.5  # of each side, for one picture alone
+        while (fits := _scaled(shape, scale)) != (2, 2) and self.memory((1, shape[1], *fits))[0] > free:
+            scale *= 0.95
+        return (
+            f"Out of memory: decoding {count} of {width}x{height} with gradient takes {peak / GB:.1f} GB beside the "
+            f"VAE's weights, and {free / GB:.1f} GB were free. Set at_once to 1 and the size to "
+            f"{ratio * fits[1]}x{ratio * fits[0]}, or use a tiny VAE (TAEF1) here."
+        )
+
+
+def _scaled(shape: tuple[int, ...], scale: float) -> tuple[int, int]:
+    return tuple(max(2, int(scale * side) // 2 * 2) for side in shape[-2:])
+
+
+def frugal_forwards(model: nn.Module, checkpointing: bool) -> dict[nn.Module, Callable]:
+    """For the blocks of a VAE of FLUX's kind, forwards that keep little for the backward; none for other kinds.
+
+    Peaks with backward at 1024x1024 in bf16: 3.0 GB, without checkpointing 4.6 GB; the host's own forwards: 8.0 GB.
+    """
+    forwards = {block: partial(_resnet, block) for block in model.modules() if _is_plain_resnet(block)}
+    if forwards:
+        forwards |= {block: partial(_attention, block) for block in model.modules() if type(block) is AttnBlock}
+    if checkpointing:
+        kind = {"use_reentrant": False, "preserve_rng_state": False}
+        forwards = {block: partial(checkpoint, forward, **kind) for block, forward in forwards.items()}
+    return forwards
+
+
+def _is_plain_resnet(block: nn.Module) -> bool:
+    plain = type(block) is ResnetBlock and not block.use_conv_shortcut and not hasattr(block, "temb_proj")
+    return plain and isinstance(block.norm1, nn.GroupNorm) and isinstance(block.conv1, nn.Conv2d)
+
+
+def _resnet(block: ResnetBlock, x: Tensor, *_) -> Tensor:
+    h = NormSiluConv.apply(x, block.norm1, block.conv1)
+    h = NormSiluConv.apply(h, block.norm2, block.conv2)
+    return h.add_(x if block.in_channels == block.out_channels else block.nin_shortcut(x))
+
+
+def _attention(block: AttnBlock, x: Tensor) -> Tensor:
+    """By the attention that keeps no scores for the backward; there is one for each pair of places in a latent."""
+    h = block.norm(x)
+    return x + block.proj_out(pytorch_attention(block.q(h), block.k(h), block.v(h)))

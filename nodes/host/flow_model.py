@@ -61,7 +61,6 @@ class HostFlow:
 
         return Pullback(value.detach().to(x), pull)
 
-    @torch.no_grad()
     def frozen_velocity(self, x: Tensor, sigma: Tensor, cond: list) -> Tensor:
         return self._ask(without_adapter(self.patcher), _OneStep(), x, sigma, cond).to(x)
 

@@ -1,0 +1,336 @@
+"""One update at the size of FLUX.1-dev, random weights: seconds and memory of its stages, against plain autograd.
+
+    python -m bench.flux --device cuda --size 720x720 --base bf16 --mode online
+    python -m bench.flux --device cpu --size 64x64 --base fp32 --toy
+
+An update is what SRPO Train makes of it: rollouts (or photos), both branches, decoded, rewarded and pulled back, one
+step of the optimiser. Plain autograd ("naive") is the same models of the host with the same weights and adapter,
+everything kept, one backward per branch from the loss (see flux_world.Naive). Seconds are the least of several, ours
+and the naive ones in turns; on a CPU they are its own, in one thread. Needs a ComfyUI (see the README) and, but for the
+toy, diffusers.
+
+The last line is one JSON object. Among others: `branch_per_forward`, seconds of a training branch (forward,
+recomputation, backward to the adapter) by those of a forward without gradient; `time_to_naive`, an update's seconds
+by the naive one's; `activations_to_naive`, bytes kept between a branch's forward and backward by what the naive one
+keeps; `peak_bytes`, of the largest stage, with the models that it needs; `estimate_error`, of what SRPO Train says
+before a run, the largest relative error over the stages; `gradient_to_naive`, relative difference of the gradients.
+"""
+
+import argparse
+import json
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from in_process import load_pack, pack_module
+from torch import Tensor
+
+from srpo_core.find_host import find_host
+from srpo_core.loop import Schedule, draw_noise, sample_scores
+from srpo_core.models import Pullback
+from srpo_core.run import Run, Settings
+from srpo_core.schedule import Window
+from srpo_core.step import Noised, one_step_recover, score_recovered
+
+from .flux_world import BASES, Naive, Photos, World, make_world
+from .measure import Stages, count, interleaved, limits, live_bytes
+
+ROOT = Path(__file__).resolve().parent.parent
+POSITION = 500  # of a branch that is measured alone, in the window
+
+
+@dataclass
+class MarkedFlow:
+    """World's flow model; `mark` is told what an update is busy with."""
+
+    flow: Any
+    mark: Callable[[str], Any]
+
+    def rollout(self, *args) -> Tensor:
+        self.mark("rollout")
+        return self.flow.rollout(*args)
+
+    def velocity(self, *args) -> Pullback:
+        self.mark("branch")
+        velocity = self.flow.velocity(*args)
+
+        def pull(gradient: Tensor):
+            self.mark("branch")
+            velocity.pull(gradient)
+            self.mark("optimizer")
+
+        return Pullback(velocity.value, pull)
+
+    def frozen_velocity(self, *args) -> Tensor:
+        self.mark("comparison")
+        return self.flow.frozen_velocity(*args)
+
+
+@dataclass
+class MarkedDecoder:
+    decoder: Any
+    mark: Callable[[str], Any]
+
+    def decode(self, latent: Tensor) -> Pullback:
+        self.mark("decode")
+        image = self.decoder.decode(latent)
+        self.mark("reward")
+
+        def pull(gradient: Tensor) -> Tensor:
+            self.mark("decode")
+            return image.pull(gradient)
+
+        return Pullback(image.value, pull)
+
+
+class Bench:
+    """The world, a run in it, and one sample at which single stages are measured."""
+
+    def __init__(self, world: World, shape: tuple[int, int, int], at_once: int, online: bool, folder: Path):
+        self.world, self.schedule = world, Schedule(shape, batch=at_once, at_once=at_once)
+        self.cond = world.prompts.cond(list(range(at_once)))
+        self.noise = draw_noise(list(range(at_once)), shape)
+        self.x0 = torch.randn(at_once, *shape)
+        self.data = world.prompts if online else Photos(**vars(world.prompts), x0=self.x0)
+        self.noised = Noised(self.x0, self.noise, Window().branches([POSITION] * at_once))
+        self.branch = self.noised.branches[0]
+        self.run = Run(folder, world.flow.parameters, Settings(save_every=10**6))
+
+    def update(self, mark: Callable = lambda _: None):
+        """Ours, as SRPO Train makes it."""
+        world = self.world
+        flow, decoder = MarkedFlow(world.flow, mark), MarkedDecoder(world.decoder, mark)
+        scores = sample_scores(self.run, flow, decoder, [world.term], Window(), self.data, self.schedule)
+        self.run.update(scores, self.schedule.batch)
+
+    def naive_update(self, naive: Naive):
+        x0 = self.x0 if isinstance(self.data, Photos) else naive.flow.rollout(self.noise, self.cond, 0)
+        for branch in self.noised.branches:
+            naive.branch(Noised(x0, self.noise, self.noised.branches), branch, self.data.prompts, self.cond)
+        naive.step()
+
+    def train_branch(self):
+        """FLUX alone: forward, recomputation, backward."""
+        velocity = self.world.flow.velocity(self.x0, self.branch.sigma_in, self.cond)
+        velocity.pull(self.noise)
+
+    def naive_train_branch(self, naive: Naive):
+        velocity = naive.velocity(self.x0, self.branch.sigma_in, self.cond)
+        velocity.backward(self.noise.to(velocity))
+
+    def forward(self) -> Tensor:
+        return self.world.forward(self.x0, self.branch.sigma_in, self.cond)
+
+    def gradient_to_naive(self, naive: Naive) -> float:
+        """Relative difference of the adapter's gradients of one branch, from the loss on."""
+        world = self.world
+        recovered = one_step_recover(world.flow, self.cond, self.noised, self.branch)
+        score_recovered(recovered, self.branch, world.decoder, [world.term], self.data.prompts, 1).pull(1.0)
+        naive.branch(self.noised, self.branch, self.data.prompts, self.cond)
+        pairs = list(zip(world.flow.parameters.values(), naive.parameters))
+        away = sum((ours.grad - theirs.grad).double().square().sum() for ours, theirs in pairs)
+        length = sum(theirs.grad.double().square().sum() for _, theirs in pairs)
+        for parameter in (parameter for pair in pairs for parameter in pair):
+            parameter.grad = None
+        return (away / length).sqrt().item()
+
+    def kept(self, velocity: Callable) -> int:
+        """Bytes that wait for the backward of a branch."""
+        with live_bytes(self.world.device) as memory:
+            result = velocity(self.x0, self.branch.sigma_in, self.cond)  # noqa: F841
+            return memory.held
+
+    def peaks(self) -> dict[str, int]:
+        """Bytes on the device at most, by stage of an update, with no more models there than the stage needs."""
+        import comfy.model_management
+
+        device, world = self.world.device, self.world
+        on_gpu = device.type == "cuda"
+        with live_bytes(device) as memory:
+            unload = comfy.model_management.unload_all_models if on_gpu else lambda: None
+            stages = Stages(device, memory, unload)
+            self.update(stages.mark)
+            stages.mark()
+        if on_gpu:
+            return {name: memory.began + peak for name, peak in stages.peaks.items()}
+        flux, vae = world.base.model_size(), world.vae.patcher.model_size()
+        reward = sum(p.nbytes for p in world.term.reward.image_tower.parameters())
+        models = {"decode": vae, "reward": reward, "optimizer": 0}
+        slots = (slot for state in self.run.optimizer.state.values() for slot in state.values())
+        adapter = sum(tensor.nbytes for tensor in (*world.flow.parameters.values(), *slots))
+        # Run's copy of its state is on the CPU anyway.
+        start = adapter - stages.before
+        return {name: start + models.get(name, flux) + peak for name, peak in stages.peaks.items()}
+
+    def floors(self, steps: int) -> dict[str, tuple[float, int]]:
+        """FLOPs that each stage of an update can't do without, and the bytes moved by what was counted for it."""
+        world, term = self.world, self.world.term
+        latent = self.x0
+        with torch.no_grad():
+            image = world.decoder.decode(latent).value.clamp(0, 1)
+        words = term.objective.texts(self.data.prompts, 1)
+
+        def score():
+            with torch.no_grad():
+                term.reward.score_many(image, *words)
+
+        step, step_bytes = count(self.forward)
+        decode, decode_bytes = count(lambda: world.decoder.decode(latent))
+        reward, reward_bytes = count(score)
+        recomputed = world.flow.checkpointing
+        found = {
+            "rollout": (steps * sum(step.values()), steps * step_bytes),
+            "comparison": (sum(step.values()), step_bytes),
+            "branch": (2 * with_gradient(step, recomputed), 2 * (2 + recomputed) * step_bytes),
+            "decode": (2 * with_gradient(decode, False), 4 * decode_bytes),
+            "reward": (2 * with_gradient(reward, False), 4 * reward_bytes),
+        }
+        return found if self.data is world.prompts else {k: v for k, v in found.items() if k != "rollout"}
+
+
+def with_gradient(forward: Counter, recomputed: bool) -> float:
+    """FLOPs of a forward and its backward to the input; fused attention computes its scores again on the way."""
+    linear, attention = forward["linear"], forward["attention"]
+    return (1 + recomputed) * (linear + attention) + linear + 2.5 * attention
+
+
+def measure(options: argparse.Namespace, folder: Path) -> dict:
+    """All numbers of one setting. Raises SystemExit where there is no ComfyUI."""
+    width, height = (int(side) for side in options.size.split("x"))
+    torch.manual_seed(0)
+    world = make_world(options.toy, BASES[options.base], options.checkpointing, options.at_once, options.steps)
+    shape = pack_module("nodes.host.flow_model").latent_shape(world.base, width, height)
+    bench = Bench(world, shape, options.at_once, options.mode == "online", folder)
+    bench.update()  # loads, encodes the words, makes the optimiser's state
+    peaks, estimate = bench.peaks(), estimated(world, shape, options)
+    naive = Naive(world)
+    difference = bench.gradient_to_naive(naive)
+    kept = {"ours": bench.kept(world.flow.velocity), "naive": bench.kept(naive.velocity)}
+    works = {
+        "forward": bench.forward,
+        "branch": bench.train_branch,
+        "naive branch": partial(bench.naive_train_branch, naive),
+        "update": bench.update,
+        "naive update": partial(bench.naive_update, naive),
+    }
+    least = interleaved(works, options.repeats, world.device)
+    stages = fastest_stages(bench, options.repeats)
+    return {
+        **{name: getattr(options, name) for name in ("device", "size", "base", "mode", "toy", "steps", "at_once")},
+        "checkpointing": options.checkpointing,
+        "seconds": {name: round(value, 4) for name, value in least.items()},
+        "stage_seconds": {name: round(value, 4) for name, value in stages.items()},
+        "update_seconds": round(least["update"], 4),
+        "branch_per_forward": round(least["branch"] / least["forward"], 3),
+        "branch_to_naive": round(least["branch"] / least["naive branch"], 3),
+        "time_to_naive": round(least["update"] / least["naive update"], 3),
+        "kept_bytes": kept,
+        "activations_to_naive": round(kept["ours"] / kept["naive"], 4),
+        "stage_bytes": peaks,
+        "peak_bytes": max(peaks.values()),
+        "estimate": estimate,
+        "estimate_error": round(max(abs(estimate[name] / peaks[name] - 1) for name in estimate if name in peaks), 3),
+        "gradient_to_naive": difference,
+        "floors": floors_of(bench, options),
+    }
+
+
+def fastest_stages(bench: Bench, repeats: int) -> dict[str, float]:
+    """Seconds of each stage of an update, both branches together: the least of several updates."""
+    found = []
+    for _ in range(repeats):
+        stages = Stages(bench.world.device)
+        bench.update(stages.mark)
+        stages.mark()
+        found.append(stages.seconds)
+    return {name: min(seconds[name] for seconds in found) for name in found[0]}
+
+
+def estimated(world: World, shape: tuple[int, int, int], options: argparse.Namespace) -> dict[str, int]:
+    """What SRPO Train expects: bytes at most, by stage."""
+    estimate, model = pack_module("nodes.host.planning").estimate, world.flow.patcher
+    cond, rewards = world.prompts.cond([0]), [world.term.reward]
+    needs = estimate(model, world.vae, rewards, cond, shape, options.at_once, options.checkpointing)
+    return {stage: need.peak for stage, need in needs.items()}
+
+
+def floors_of(bench: Bench, options: argparse.Namespace) -> dict[str, dict[str, float]]:
+    """Of each stage its FLOPs, bytes moved, and the seconds in which the device could do those FLOPs."""
+    dtype = bench.world.base.model.get_dtype_inference()
+    speed, bandwidth = limits(bench.world.device, dtype)
+    floors = {
+        name: {"flops": flops, "bytes": moved, "seconds": flops / speed}
+        for name, (flops, moved) in bench.floors(options.steps).items()
+    }
+    return {"device": {"flops": speed, "bytes": bandwidth}, **floors}
+
+
+def table(result: dict) -> str:
+    """Markdown, a row for each stage."""
+    rows = ["| stage | seconds | seconds at the device's peak | GB at most | estimated |", "|---|---|---|---|---|"]
+    for name, seconds in result["stage_seconds"].items():
+        floor = result["floors"].get(name, {"seconds": 0.0})["seconds"]
+        held, said = result["stage_bytes"][name] / 1e9, result["estimate"].get(name)
+        said = "" if said is None else f"{said / 1e9:.3f}"
+        rows.append(f"| {name} | {seconds:.4f} | {floor:.4f} | {held:.3f} | {said} |")
+    return "\n".join(rows)
+
+
+def draw(result: dict, file: Path):
+    """Seconds of each stage beside the least possible, and the roofline that they lie under."""
+    from matplotlib.figure import Figure
+
+    floors = {name: floor for name, floor in result["floors"].items() if name != "device"}
+    seconds, peak = result["stage_seconds"], result["floors"]["device"]
+    figure = Figure(figsize=(11, 4.5), layout="constrained")
+    bars, roof = figure.subplots(1, 2)
+    bars.barh(list(seconds), list(seconds.values()), color="#b0c4de", label="measured")
+    bars.barh(list(floors), [f["seconds"] for f in floors.values()], height=0.3, color="#27496d", label="FLOPs at peak")
+    bars.set(xlabel="seconds of an update", title=f"FLUX {result['size']}, {result['base']}, {result['device']}")
+    bars.legend()
+    intensities = [10**e for e in range(-1, 5)]
+    roof.plot(intensities, [min(peak["flops"], i * peak["bytes"]) / 1e12 for i in intensities], color="black")
+    for name, floor in floors.items():
+        at = floor["flops"] / floor["bytes"], floor["flops"] / seconds[name] / 1e12
+        roof.plot(*at, "o")
+        roof.annotate(name, at, xytext=(4, 4), textcoords="offset points")
+    roof.set(xscale="log", yscale="log", xlabel="FLOP per byte moved, nothing fused", ylabel="TFLOP/s")
+    figure.savefig(file, dpi=150)
+
+
+def main():
+    parser = argparse.ArgumentParser(prog="python -m bench.flux", description=__doc__.splitlines()[0])
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda")
+    parser.add_argument("--size", default="720x720", help="width x height in pixels")
+    parser.add_argument("--base", choices=BASES, default="bf16", help="type of FLUX's weights")
+    parser.add_argument("--mode", choices=("online", "offline"), default="online", help="rollouts, or photos")
+    parser.add_argument("--toy", action="store_true", help="the sizes of the toy FLUX, with its VAE and its reward")
+    parser.add_argument("--steps", type=int, default=25, help="of a rollout")
+    parser.add_argument("--no-checkpointing", dest="checkpointing", action="store_false")
+    parser.add_argument("--at-once", type=int, default=1, help="prompts in one forward")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--picture", type=Path, help="a PNG to draw seconds and roofline in")
+    options = parser.parse_args()
+    if find_host() is None:
+        raise SystemExit("There is no ComfyUI to measure on: set COMFYUI_PATH.")
+    # The host has modules of our names, and must be imported without the project's root in the way.
+    sys.path[:] = [place for place in sys.path if Path(place).resolve() != ROOT]
+    load_pack(cpu=options.device == "cpu")
+    if options.device == "cpu":
+        torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory(prefix="srpo-bench-") as folder:
+        result = measure(options, Path(folder))
+    if options.picture:
+        draw(result, options.picture)
+    print(table(result))
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()

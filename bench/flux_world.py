@@ -1,0 +1,270 @@
+"""FLUX.1-dev, its VAE and HPS v2.1's CLIP with random weights, made in place; and the same differentiated plainly.
+
+ComfyUI is imported by the functions, as it must have been found before.
+"""
+
+import copy
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from in_process import pack_module
+from torch import Tensor, nn
+
+from srpo_core.direct_align import euler_step, inject, recover
+from srpo_core.objective import Objective
+from srpo_core.rewards import score_words
+from srpo_core.rewards.families import load_reward
+from srpo_core.schedule import Branch
+from srpo_core.step import Noised
+from srpo_core.terms import Term
+from srpo_core.toy.models import FLUX_CONFIG, TEXT_LENGTH
+
+from .reward import write_random
+
+BASES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp8": torch.float8_e4m3fn, "fp32": torch.float32}
+FLUX_DEV = {
+    "in_channels": 16,
+    "out_channels": 16,
+    "vec_in_dim": 768,
+    "context_in_dim": 4096,
+    "hidden_size": 3072,
+    "mlp_ratio": 4.0,
+    "num_heads": 24,
+    "depth": 19,
+    "depth_single_blocks": 38,
+    "axes_dim": [16, 56, 56],
+    "theta": 10000,
+    "patch_size": 2,
+    "qkv_bias": True,
+    "guidance_embed": True,
+    "txt_ids_dims": [],
+}
+TOY = FLUX_DEV | {
+    "vec_in_dim": FLUX_CONFIG["pooled_projection_dim"],
+    "context_in_dim": FLUX_CONFIG["joint_attention_dim"],
+    "hidden_size": FLUX_CONFIG["num_attention_heads"] * FLUX_CONFIG["attention_head_dim"],
+    "num_heads": FLUX_CONFIG["num_attention_heads"],
+    "depth": FLUX_CONFIG["num_layers"],
+    "depth_single_blocks": FLUX_CONFIG["num_single_layers"],
+}
+TOKENS = 512  # of FLUX.1-dev's text
+RANK, ALPHA = 16, 16.0
+
+
+@dataclass
+class Prompts:
+    """A dataset of the core with random conditioning."""
+
+    prompts: list[str]
+    context: Tensor
+    pooled: Tensor
+
+    def cond(self, indices: list[int]) -> list:
+        return [[self.context[indices], {"pooled_output": self.pooled[indices]}]]
+
+
+@dataclass
+class Photos(Prompts):
+    x0: Tensor
+
+    def shape(self, index: int) -> tuple[int, ...]:
+        return tuple(self.x0.shape[1:])
+
+    def latents(self, indices: list[int]) -> Tensor:
+        return self.x0[indices]
+
+
+@dataclass
+class World:
+    """Ours: the host's models as the core trains through them."""
+
+    base: Any
+    vae: Any
+    adapter: Any
+    flow: Any
+    decoder: Any
+    term: Term
+    prompts: Prompts
+
+    @property
+    def device(self) -> torch.device:
+        return self.base.load_device
+
+    def forward(self, x: Tensor, sigma: Tensor, cond: list) -> Tensor:
+        """The velocity, as in a step of a rollout: without gradient, with the adapter."""
+        return self.flow._ask(self.flow.patcher, one_step(torch.no_grad), x, sigma, cond)
+
+
+def make_world(toy: bool, base: torch.dtype, checkpointing: bool, at_once: int, steps: int) -> World:
+    host_flow = pack_module("nodes.host.flow_model")
+    sizes = TOY if toy else FLUX_DEV
+    with torch.inference_mode():  # as loader nodes do it
+        model = random_flux(sizes, base)
+        vae = pack_module("nodes.host.toy").load_vae() if toy else random_vae()
+    reward = pack_module("nodes.host.toy").load_reward() if toy else random_reward()
+    adapter = random_adapter(model)
+    sampling = host_flow.Sampling(steps=steps, guidance=3.5)
+    flow = host_flow.HostFlow(adapter.attach(model), sampling, 3.5, checkpointing)
+    context = torch.randn(at_once, TEXT_LENGTH if toy else TOKENS, sizes["context_in_dim"])
+    texts = [f"a picture of number {i}" for i in range(at_once)]
+    prompts = Prompts(texts, context, torch.randn(at_once, sizes["vec_in_dim"]))
+    decoder = pack_module("nodes.host.decoder").HostDecoder(vae, model)
+    # No reward is so high that its loss is nothing.
+    return World(model, vae, adapter, flow, decoder, Term(reward, Objective(threshold=100.0)), prompts)
+
+
+def random_flux(sizes: dict, dtype: torch.dtype):
+    """MODEL as the host's loader makes it, without a file: 12 billion weights are drawn where they stay."""
+    import comfy.model_management
+    import comfy.model_patcher
+    import comfy.supported_models
+
+    device, offload = comfy.model_management.get_torch_device(), comfy.model_management.unet_offload_device()
+    config = comfy.supported_models.Flux({"image_model": "flux", **sizes})
+    cast = comfy.model_management.unet_manual_cast(dtype, device, config.supported_inference_dtypes)
+    config.set_inference_dtype(dtype, cast, device=device)
+    model = config.get_model({}).to(offload)
+    draw_weights(model.diffusion_model.named_parameters(), device)
+    return comfy.model_patcher.CoreModelPatcher(model, load_device=device, offload_device=offload)
+
+
+def random_vae():
+    """VAE of FLUX, by the host's loader."""
+    import comfy.sd
+    from diffusers import AutoencoderKL
+
+    sides = {"down_block_types": ["DownEncoderBlock2D"] * 4, "up_block_types": ["UpDecoderBlock2D"] * 4}
+    sizes = {"block_out_channels": (128, 256, 512, 512), "layers_per_block": 2, "latent_channels": 16}
+    with torch.device("meta"):
+        shapes = AutoencoderKL(**sides, **sizes, use_quant_conv=False, use_post_quant_conv=False).state_dict()
+    state = {name: torch.empty(tensor.shape) for name, tensor in shapes.items()}
+    draw_weights(state.items(), torch.device("cpu"))
+    return comfy.sd.VAE(sd=state)
+
+
+def draw_weights(named, device: torch.device):
+    """Of a size at which signals neither die nor explode: norms as they are made, the rest as wide layers are."""
+    for name, weight in named:
+        if weight.ndim > 1:
+            drawn = torch.randn(weight.shape, device=device) * weight[0].numel() ** -0.5
+        else:
+            drawn = torch.full(weight.shape, float(name.endswith(("weight", "scale"))), device=device)
+        weight.data.copy_(drawn)
+
+
+def random_reward():
+    """A ViT-H-14 in the size of HPS v2.1, bf16, by our own loader."""
+    import open_clip
+
+    with tempfile.TemporaryDirectory(prefix="srpo-bench-") as folder:
+        file, config = Path(folder) / "hps_random.safetensors", open_clip.get_model_config("ViT-H-14")
+        write_random(config, torch.bfloat16, file)
+        reward = load_reward(file, dtype=torch.bfloat16)
+        text = reward.text_tower()
+    reward.text_tower = lambda: text
+    return pack_module("nodes.host.reward").managed(reward)
+
+
+def random_adapter(model, like=None):
+    """A LoRA on all Linears of the blocks; zero, as at its start, it would hide half of the gradient."""
+    adapter = pack_module("nodes.host.adapter").Adapter(model, "LoRA", RANK, ALPHA)
+    with torch.no_grad():
+        for name, parameter in adapter.parameters.items():
+            parameter.copy_(like.parameters[name] if like else 0.02 * torch.randn_like(parameter))
+    return adapter
+
+
+class Naive:
+    """The same models, weights (shared) and adapter, differentiated by autograd alone.
+
+    The host's own forwards on ordinary, frozen tensors, everything kept: one graph from the adapter to the loss.
+    What the host's forwards need for that they get, and no more: no fused kernels without a backward, and a copy of
+    what LayerNorms save before blocks write into it.
+    """
+
+    def __init__(self, world: World):
+        import comfy.model_management
+
+        self.world = world
+        comfy.model_management.load_models_gpu([world.flow.patcher, world.vae.patcher])
+        with world.flow.patcher.use_ejected():
+            base = patcher_of(plain(world.base.model), world.base)
+        for norm in (module for module in base.model.modules() if isinstance(module, nn.LayerNorm)):
+            norm.register_forward_pre_hook(lambda _, args: (args[0].clone(),) if torch.is_grad_enabled() else None)
+        adapter = random_adapter(base, like=world.adapter)
+        self.flow = copy.copy(world.flow)
+        self.flow.patcher = adapter.attach(base)
+        self.first_stage_model = plain(world.vae.first_stage_model)
+        self.parameters = list(adapter.parameters.values())
+        self.optimizer = torch.optim.AdamW(self.parameters, lr=1e-4, weight_decay=1e-4)
+
+    def velocity(self, x: Tensor, sigma: Tensor, cond: list) -> Tensor:
+        """With its graph."""
+        return self.flow._ask(self.flow.patcher, one_step(training), x, sigma, cond)
+
+    def decode(self, latent: Tensor) -> Tensor:
+        vae, decoder = self.world.vae, self.world.decoder
+        with training():
+            raw = decoder.latent_format.process_out(latent).to(vae.device, vae.vae_dtype)
+            return self.first_stage_model.decode(raw).float() / 2 + 0.5
+
+    def branch(self, noised: Noised, branch: Branch, prompts: list[str], cond: list):
+        """One branch, all the way and back."""
+        with torch.inference_mode(False), torch.enable_grad():
+            x = inject(noised.x0, noised.noise, branch.sigma_in)
+            stepped = euler_step(x, self.velocity(x, branch.sigma_in, cond).to(x), branch.sigma_in, branch.sigma_out)
+            image = self.decode(recover(stepped, noised.noise, branch.sigma_out)).clamp(0, 1)
+            term = self.world.term
+            scores = score_words(term.reward, image, *term.objective.texts(prompts, 1), 1)
+            term.objective.loss(branch, *scores).sum().backward()
+
+    def step(self):
+        torch.nn.utils.clip_grad_norm_(self.parameters, 0.1)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+
+def plain(module: nn.Module) -> nn.Module:
+    """A second module of the same weights, which are no inference tensors there; they take no memory of their own."""
+    shared = {id(p): nn.Parameter(ordinary(p), requires_grad=False) for p in module.parameters()}
+    shared |= {id(b): ordinary(b) for b in module.buffers()}
+    same = (getattr(module, "model_config", None), getattr(module, "current_patcher", None))
+    return copy.deepcopy(module, shared | {id(value): value for value in same})
+
+
+def ordinary(tensor: Tensor) -> Tensor:
+    alias = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
+    return alias.set_(tensor.untyped_storage(), tensor.storage_offset(), tensor.shape, tensor.stride())
+
+
+def patcher_of(model: nn.Module, like):
+    return type(like)(model, load_device=like.load_device, offload_device=like.offload_device)
+
+
+def one_step(inside: Callable):
+    """One evaluation of the model through the host's sampling, like ours, inside of this context."""
+
+    class OneStep(pack_module("nodes.host.flow_model")._OneStep):
+        def _velocity(self, *args):
+            with inside():
+                return super()._velocity(*args)
+
+    return OneStep()
+
+
+@contextmanager
+def training() -> Iterator[None]:
+    """With gradients, and the host leaves out its kernels that have no backward."""
+    import comfy.model_management
+
+    before, comfy.model_management.in_training = comfy.model_management.in_training, True
+    try:
+        with torch.inference_mode(False), torch.enable_grad():
+            yield
+    finally:
+        comfy.model_management.in_training = before

@@ -1,0 +1,111 @@
+"""What a run will need of a device's memory, and what to change where that is too much."""
+
+import weakref
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+GB = 1e9
+
+
+class LiveBytes(TorchDispatchMode):
+    """Counts, while it is open, the bytes of what operations make on a kind of device ("cpu", "cuda").
+
+    held: of what is alive now; peak: at most so far. What an operation takes for itself while it runs is not seen.
+    """
+
+    def __init__(self, device_type: str = "cpu"):
+        super().__init__()
+        self.device_type, self.held, self.peak, self.known = device_type, 0, 0, set()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        if all(returned.alias_info is None for returned in function._schema.returns):  # no view, nothing in place
+            for tensor in tree_leaves(result):
+                if isinstance(tensor, Tensor) and tensor.device.type == self.device_type:
+                    self._add(tensor.untyped_storage())
+        return result
+
+    def _add(self, storage: torch.UntypedStorage):
+        size, place = storage.nbytes(), storage._cdata
+        if place not in self.known:
+            self.known.add(place)
+            self.held += size
+            self.peak = max(self.peak, self.held)
+            weakref.finalize(storage, self._forget, place, size).atexit = False
+
+    def _forget(self, place: int, size: int):
+        self.known.discard(place)
+        self.held -= size
+
+
+@dataclass(frozen=True)
+class Need:
+    """Bytes of one stage: the weights of its model as they are stored, which the host may leave in RAM in part, and
+    all else that is on the device meanwhile."""
+
+    weights: int
+    working: int
+
+    @property
+    def peak(self) -> int:
+        return self.weights + self.working
+
+
+class Block(NamedTuple):
+    """Bytes of one block of a model: what stays from its forward to its backward, and what it takes on top of that."""
+
+    kept: int
+    inside: int
+
+
+def over_blocks(before: int, blocks: Iterable[Block]) -> tuple[int, int]:
+    """The peak of a forward and backward through blocks, and what is held between the two; `before` is there anyway."""
+    held = peak = before
+    for block in blocks:
+        held += block.kept
+        peak = max(peak, held + block.inside)
+    return peak, held
+
+
+def advice(needs: Mapping[str, Need], free: int, remedies: Iterable[tuple[str, Mapping[str, Need]]] = ()) -> str:
+    """Whether a run with these needs by stage fits into `free` bytes, in a sentence; empty if it does.
+
+    remedies: what else could be set and what is needed with it and all before it, in the order to try them in.
+    """
+    stage, missing = most_missing(needs, free)
+    if missing <= 0:
+        return slow(needs, free)
+    text = f"This can't fit: the stage {stage} needs {missing / GB:.1f} GB more than the {free / GB:.1f} GB there are."
+    useful: list[str] = []
+    for setting, with_it in remedies:
+        _, then = most_missing(with_it, free)
+        if then < missing:
+            useful.append(setting)
+        missing = min(missing, then)
+        if missing <= 0:
+            return f"{text} It would with {' and '.join(useful)}."
+    return f"{text} No setting here is enough{': not even ' + ' and '.join(useful) if useful else ''}."
+
+
+def most_missing(needs: Mapping[str, Need], free: int) -> tuple[str, int]:
+    """The stage that is furthest from fitting, its weights in RAM, and by how many bytes; not above 0 if it fits."""
+    stage = max(needs, key=lambda name: needs[name].working)
+    return stage, needs[stage].working - free
+
+
+def slow(needs: Mapping[str, Need], free: int) -> str:
+    stage = max(needs, key=lambda name: needs[name].peak)
+    rest = needs[stage].peak - free
+    if rest <= 0:
+        return ""
+    return (
+        f"{rest / GB:.1f} GB of the {needs[stage].weights / GB:.1f} GB of weights of the stage {stage} don't fit "
+        f"beside the rest into the {free / GB:.1f} GB there are: ComfyUI keeps them in RAM, which is slower. Of a "
+        "smaller base (fp8, GGUF) more would fit."
+    )

@@ -1,0 +1,147 @@
+"""Estimates of each stage's memory against what real runs of it take, counted."""
+
+import pytest
+import torch
+from oracle import host_model, host_tiny_vae, host_vae, random_clip, random_flux, random_tiny_vae, random_vae
+
+from srpo_core.loop import draw_noise
+from srpo_core.planning import LiveBytes
+from srpo_core.rewards import clip_reward
+from srpo_core.toy.models import load_tokenizer
+
+CONTEXT, POOLED = torch.randn(1, 6, 32), torch.randn(1, 24)
+COND = [[CONTEXT, {"pooled_output": POOLED}]]
+
+
+@pytest.fixture(scope="module")
+def reward(pack):
+    return pack("nodes.host.reward").managed(clip_reward(random_clip(), load_tokenizer()))
+
+
+def trainable(pack, rank, dtype=torch.float32):
+    base = host_model(random_flux(dtype if dtype.itemsize > 1 else torch.float32), dtype)
+    adapter = pack("nodes.host.adapter").Adapter(base, "LoRA", rank, float(rank))
+    return adapter.attach(base), adapter
+
+
+def cost(work):
+    """What a piece of work gives, what it takes at most, and what stays alive."""
+    with LiveBytes() as count:
+        result = work()
+        held = count.held
+    return result, count.peak, held
+
+
+def counted(pack, model, adapter, vae, reward, shape, at_once, checkpointing):
+    """The peaks by stage, and the adapter's own part of them: parameters, gradients and moments."""
+    parameters = list(adapter.parameters.values())
+    for parameter in parameters:
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer = torch.optim.AdamW(parameters)
+    optimizer.step()
+    own = 4 * sum(parameter.nbytes for parameter in parameters)
+    host_flow = pack("nodes.host.flow_model")
+    flow = host_flow.HostFlow(model, host_flow.Sampling(steps=2), None, checkpointing)
+    cond = [[CONTEXT.repeat(at_once, 1, 1), {"pooled_output": POOLED.repeat(at_once, 1)}]]
+    x, sigma = draw_noise(list(range(at_once)), shape), torch.full((at_once,), 0.9)
+    _, rollout, _ = cost(lambda: flow.rollout(x, cond, 0))
+    with LiveBytes() as branch:
+        velocity = flow.velocity(x, sigma, cond)
+        graph = branch.held
+        velocity.pull(torch.ones_like(x))
+    with LiveBytes() as decode:
+        decoded = pack("nodes.host.decoder").HostDecoder(vae, model).decode(x)
+        picture = decode.held
+        decoded.pull(torch.ones_like(decoded.value))
+    reward.prepare(["a"])
+    image = decoded.value.clone().requires_grad_()
+    _, score, _ = cost(lambda: torch.autograd.grad(reward.score(image, ["a"] * at_once).sum(), image))
+    _, step, _ = cost(optimizer.step)
+    peaks = {"rollout": rollout, "branch": branch.peak, "decode": graph + decode.peak, "optimizer": step}
+    return {name: own + peak for name, peak in peaks.items()} | {"reward": own + graph + picture + score}
+
+
+@pytest.mark.parametrize(
+    "side, at_once, rank, checkpointing, dtype",
+    [
+        (8, 1, 4, True, torch.float32),
+        (16, 2, 16, True, torch.float32),
+        (16, 2, 16, False, torch.float32),
+        (24, 1, 64, True, torch.bfloat16),
+        (16, 1, 16, False, torch.float8_e4m3fn),
+    ],
+)
+def test_estimate_is_what_a_run_takes(pack, reward, side, at_once, rank, checkpointing, dtype):
+    (model, adapter), vae, shape = trainable(pack, rank, dtype), host_vae(random_vae()), (16, side, side)
+    needs = pack("nodes.host.planning").estimate(model, vae, [reward], COND, shape, at_once, checkpointing)
+    peaks = counted(pack, model, adapter, vae, reward, shape, at_once, checkpointing)
+    assert needs.keys() == peaks.keys()
+    off = {name: round(needs[name].working / peak - 1, 3) for name, peak in peaks.items()}
+    assert all(abs(share) < 0.1 for share in off.values()), off
+
+
+def test_weights_are_what_the_models_hold(pack, reward):
+    (model, _), vae = trainable(pack, 4, torch.bfloat16), host_vae(random_vae())
+    needs = pack("nodes.host.planning").estimate(model, vae, [reward], COND, (16, 8, 8), 1)
+    parts = {"branch": model.model, "rollout": model.model, "decode": vae.first_stage_model}
+    parts |= {"reward": reward.image_tower, "optimizer": torch.nn.Identity()}
+    for stage, part in parts.items():
+        assert needs[stage].weights == pytest.approx(sum(p.nbytes for p in part.parameters()), rel=0.01), stage
+
+
+def test_estimating_touches_nothing(pack, reward):
+    """Weights, adapter and gradients stay, no model is loaded, and a later step gives what it would have given."""
+    import comfy.model_management
+
+    (model, adapter), vae = trainable(pack, 4), host_vae(random_vae())
+    flow, x = pack("nodes.host.flow_model").HostFlow(model), draw_noise([0], (16, 8, 8))
+    sigma, loaded = torch.full((1,), 0.9), list(comfy.model_management.current_loaded_models)
+    with torch.inference_mode():  # as nodes are run
+        pack("nodes.host.planning").estimate(model, vae, [reward], COND, (16, 8, 8), 2)
+    assert comfy.model_management.current_loaded_models == loaded
+    assert all(p.grad is None and type(p) is torch.nn.Parameter for p in adapter.parameters.values())
+    flow.velocity(x, sigma, COND).pull(torch.ones_like(x))
+    first = {name: p.grad for name, p in adapter.parameters.items()}
+    pack("nodes.host.planning").estimate(model, vae, [reward], COND, (16, 8, 8), 1)  # the model is loaded now
+    for parameter in adapter.parameters.values():
+        parameter.grad = None
+    flow.velocity(x, sigma, COND).pull(torch.ones_like(x))
+    assert all(torch.equal(first[name], p.grad) for name, p in adapter.parameters.items())
+
+
+def test_blocks_that_are_kept(pack):
+    (model, _), vae = trainable(pack, 4), host_tiny_vae(random_tiny_vae())
+    estimate = pack("nodes.host.planning").estimate
+    few, more, most, none = (
+        estimate(model, vae, [], COND, (16, 16, 16), 1, **options)["branch"].working
+        for options in ({}, {"kept": 2}, {"kept": 4}, {"checkpointing": False})
+    )
+    assert few < more < most == none
+
+
+def test_another_adapter_on_the_same_model_does_not_count(pack):
+    (model, _), vae = trainable(pack, 4), host_tiny_vae(random_tiny_vae())
+    planning, shape = pack("nodes.host.planning"), (16, 8, 8)
+    alone = planning.estimate(model, vae, [], COND, shape, 1)
+    base = pack("nodes.host.adapter").without_adapter(model)
+    other = pack("nodes.host.adapter").Adapter(base, "LoRA", 64, 64.0).attach(base)
+    x = draw_noise([0], shape)
+    pack("nodes.host.flow_model").HostFlow(other).velocity(x, torch.full((1,), 0.9), COND)  # is injected from now on
+    assert planning.estimate(model, vae, [], COND, shape, 1) == alone
+
+
+@pytest.mark.parametrize("share, words", [(2.0, ""), (0.97, "slower"), (0.6, "It would with at_once 1."), (0.01, "No")])
+def test_check(pack, reward, monkeypatch, share, words):
+    """By the memory there is, as a part of what is needed: all fits, weights stay in RAM, less at once, nothing."""
+    import comfy.model_management
+
+    (model, adapter), vae, shape = trainable(pack, 4), host_tiny_vae(random_tiny_vae()), (16, 16, 16)
+    needs = pack("nodes.host.planning").estimate(model, vae, [reward], COND, shape, 2)
+    free = int(share * max(need.peak for need in needs.values())) if share > 0.9 else None
+    free = free or int(share * max(need.working for need in needs.values()))
+    there = sum(p.nbytes for p in adapter.parameters.values())
+    monkeypatch.setattr(comfy.model_management, "current_loaded_models", [])
+    monkeypatch.setattr(comfy.model_management, "get_free_memory", lambda *_: free - there)
+    monkeypatch.setattr(comfy.model_management, "extra_reserved_memory", lambda: 0)
+    text = pack("nodes.host.planning").check(model, vae, [reward], COND, shape, 2)
+    assert words in text and bool(words) == bool(text)

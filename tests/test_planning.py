@@ -1,0 +1,73 @@
+"""Estimates by stage, and what is said where they are too much."""
+
+import pytest
+import torch
+
+from srpo_core.planning import Block, LiveBytes, Need, advice, over_blocks
+
+GB = 1_000_000_000
+
+
+def test_live_bytes_of_what_is_alive():
+    before = torch.ones(1000)
+    with LiveBytes() as count:
+        a = torch.ones(1000)  # 4000 bytes
+        b = a.view(10, 100)  # none
+        a += before
+        before.t()
+        assert count.held == 4000
+        c = torch.cat([a, before])
+        assert count.held == 12000
+        del a
+        assert count.held == 12000  # b is of the same storage
+        del b, c
+        assert count.held == 0
+    assert count.peak == 12000
+
+
+def test_live_bytes_of_a_backward():
+    x = torch.ones(1000, requires_grad=True)
+    with LiveBytes() as count:
+        y = (x.exp() + 1).sum()
+        assert count.held == 4000 + 4  # exp's output is kept, the sum's input is not
+        gradient = torch.autograd.grad(y, x)[0]
+        del y
+        assert count.held == gradient.nbytes
+    assert count.peak >= 8000
+
+
+def test_over_blocks():
+    """The last block is at work on top of what all kept, the first when the others' is gone."""
+    assert over_blocks(5, [Block(10, 100), Block(20, 1)]) == (115, 35)
+    assert over_blocks(5, [Block(10, 100), Block(20, 90)]) == (125, 35)
+    assert over_blocks(5, []) == (5, 5)
+
+
+NEEDS = {"branch": Need(24 * GB, 3 * GB), "decode": Need(0, 6 * GB)}
+
+
+def test_nothing_is_said_where_all_fits():
+    assert advice(NEEDS, 27 * GB) == ""
+
+
+def test_weights_that_stay_in_ram():
+    text = advice(NEEDS, 20 * GB)
+    assert "7.0 GB of the 24.0 GB of weights of the stage branch" in text and "slower" in text
+
+
+def test_the_settings_that_are_enough():
+    def tried():
+        yield "at_once 1", NEEDS | {"decode": Need(0, 5 * GB)}
+        yield "0 kept blocks", NEEDS | {"decode": Need(0, 5 * GB)}  # helps nothing here
+        yield "512x512", NEEDS | {"decode": Need(0, 3 * GB)}
+        raise AssertionError("went on although it fits")
+
+    text = advice(NEEDS, 4 * GB, tried())
+    assert text.startswith("This can't fit: the stage decode needs 2.0 GB more than the 4.0 GB there are.")
+    assert text.endswith("It would with at_once 1 and 512x512.")
+
+
+@pytest.mark.parametrize("tried, end", [((), "enough."), ([("at_once 1", {"decode": Need(0, 5 * GB)})], "at_once 1.")])
+def test_nothing_is_enough(tried, end):
+    text = advice(NEEDS, 4 * GB, tried)
+    assert "No setting here is enough" in text and text.endswith(end)
