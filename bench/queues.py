@@ -9,17 +9,14 @@ folders after the first ten.
 
 import argparse
 import json
-import sys
 import tempfile
 from pathlib import Path
 
+from host_server import HostServer
+
+from srpo_core.find_host import find_host
+
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.append(str(ROOT / "demo"))
-
-from host_server import HostServer  # noqa: E402
-
-from srpo_core.find_host import find_host  # noqa: E402
-
 WARM = 10
 RUN = "queues"
 OURS = (f"output/srpo/{RUN}", f"output/loras/srpo/{RUN}")
