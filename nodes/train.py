@@ -183,6 +183,15 @@ class TrainNode(io.ComfyNode):
                     tooltip="A tiny VAE such as TAEF1, for what the reward sees: less memory and time. The previews "
                     "stay with vae.",
                 ),
+                io.Int.Input(
+                    "kept_blocks",
+                    default=0,
+                    min=0,
+                    max=1000,
+                    optional=True,
+                    tooltip="Of the model's blocks, how many keep their activations for the backward instead of "
+                    "computing them again: faster, where there is memory.",
+                ),
             ],
             outputs=[
                 TrainerType.Output(display_name="trainer"),
@@ -238,17 +247,19 @@ class TrainNode(io.ComfyNode):
         preview_dataset=None,
         preview_seeds="",
         gradient_vae=None,
+        kept_blocks=0,
     ) -> io.NodeOutput:
         from .host.decoder import HostDecoder
         from .host.flow_model import HostFlow, Sampling, latent_shape
 
         terms = combine([Term(reward, objective), *more_rewards])
         dataset, photos = (for_model(data, trainer.model) for data in (dataset, photos))
-        flow = HostFlow(trainer.model, Sampling(sampler_name, scheduler, steps, rollout_guidance), guidance)
+        rollouts = Sampling(sampler_name, scheduler, steps, rollout_guidance)
+        flow = HostFlow(trainer.model, rollouts, guidance, kept=kept_blocks)
         shape = latent_shape(trainer.model, width, height)
         schedule = Schedule(shape, batch, min(at_once, batch), seed, pairs, reuse, photo_share)
         decoder = HostDecoder(gradient_vae or vae, trainer.model)
-        say_what_does_not_fit(cls.hidden.unique_id, trainer.model, decoder.vae, terms, dataset, schedule)
+        say_what_does_not_fit(cls.hidden.unique_id, flow, decoder, terms, dataset, schedule)
         sampling = Sampling(sampler_name, scheduler, steps, guidance)
         seeds = parse_seeds(preview_seeds)
         samples = Previews(trainer, preview_dataset or dataset, vae, sampling, schedule, previews, seeds)
@@ -310,13 +321,15 @@ class TrainNode(io.ComfyNode):
         )
 
 
-def say_what_does_not_fit(node: str, model, vae, terms: list[Term], dataset, schedule: Schedule):
+def say_what_does_not_fit(node: str, flow, decoder, terms: list[Term], dataset, schedule: Schedule):
     """In the log and on the node. An estimate may be wrong, or not possible for a model, so it stops nobody."""
     from .host.planning import check
 
+    if decoder.vae.device.type == "cpu":
+        return  # all is in RAM already
     rewards = [term.reward for term in terms]
     try:
-        text = check(model, vae, rewards, dataset.cond([0]), schedule.shape, schedule.at_once)
+        text = check(flow, decoder.vae, rewards, dataset.cond([0]), schedule.shape, schedule.at_once)
     except Exception as error:
         log.info("How much memory this takes could not be estimated (%s: %s).", type(error).__name__, error)
         return

@@ -162,8 +162,17 @@ def test_gradient_equals_that_of_the_dequantised_weights(pack, state, file, form
     assert relative(gradient, exact) < 3 * allowed  # backward and forward both meet the rounded activations
 
 
-@pytest.mark.parametrize("form", ["bf16", "fp16", "fp8_e4m3fn", "float8_e4m3fn", "nvfp4", "int8_tensorwise"])
-@pytest.mark.parametrize("compute", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(
+    "form, compute",
+    [
+        ("bf16", torch.bfloat16),
+        ("fp16", torch.float16),
+        ("fp8_e4m3fn", torch.bfloat16),
+        ("float8_e4m3fn", torch.float16),
+        ("nvfp4", torch.bfloat16),
+        ("int8_tensorwise", torch.float16),
+    ],
+)
 def test_gradient_is_as_exact_as_the_type_it_is_computed_in(pack, state, file, form, compute):
     model = loaded(state, form, file)
     model.set_model_compute_dtype(compute)
@@ -342,8 +351,7 @@ def gguf_pack(comfyui):
     return module
 
 
-@pytest.mark.parametrize("kind", ["Q8_0", "Q4_0", "F16"])
-@pytest.mark.parametrize("compute", [torch.float32, torch.float16])
+@pytest.mark.parametrize("kind, compute", [("Q8_0", torch.float32), ("Q4_0", torch.float16), ("F16", torch.float16)])
 def test_gguf(pack, state, gguf_pack, tmp_path, monkeypatch, kind, compute):
     import folder_paths
     import gguf

@@ -130,18 +130,28 @@ def test_another_adapter_on_the_same_model_does_not_count(pack):
     assert planning.estimate(model, vae, [], COND, shape, 1) == alone
 
 
-@pytest.mark.parametrize("share, words", [(2.0, ""), (0.97, "slower"), (0.6, "It would with at_once 1."), (0.01, "No")])
-def test_check(pack, reward, monkeypatch, share, words):
+@pytest.mark.parametrize(
+    "share, kept, words",
+    [
+        (2.0, 0, ""),
+        (0.97, 0, "slower"),
+        (0.6, 0, "It would with at_once 1."),
+        (0.99, 3, "It would with no kept_blocks."),
+        (0.01, 0, "No"),
+    ],
+)
+def test_check(pack, reward, monkeypatch, share, kept, words):
     """By the memory there is, as a part of what is needed: all fits, weights stay in RAM, less at once, nothing."""
     import comfy.model_management
 
     (model, adapter), vae, shape = trainable(pack, 4), host_tiny_vae(random_tiny_vae()), (16, 16, 16)
-    needs = pack("nodes.host.planning").estimate(model, vae, [reward], COND, shape, 2)
-    free = int(share * max(need.peak for need in needs.values())) if share > 0.9 else None
-    free = free or int(share * max(need.working for need in needs.values()))
+    flow = pack("nodes.host.flow_model").HostFlow(model, kept=kept)
+    needs = pack("nodes.host.planning").estimate(model, vae, [reward], COND, shape, 2, **flow.memory).values()
+    all_there = share > 0.9 and not kept
+    free = int(share * max(need.peak if all_there else need.working for need in needs))
     there = sum(p.nbytes for p in adapter.parameters.values())
     monkeypatch.setattr(comfy.model_management, "current_loaded_models", [])
     monkeypatch.setattr(comfy.model_management, "get_free_memory", lambda *_: free - there)
     monkeypatch.setattr(comfy.model_management, "extra_reserved_memory", lambda: 0)
-    text = pack("nodes.host.planning").check(model, vae, [reward], COND, shape, 2)
+    text = pack("nodes.host.planning").check(flow, vae, [reward], COND, shape, 2)
     assert words in text and bool(words) == bool(text)

@@ -36,6 +36,12 @@ def test_the_loop_and_the_graph_agree_bit_for_bit(host):
     assert same(state(host, "loop"), state(host, "graph"))
 
 
+def test_how_memory_is_used_changes_nothing(host):
+    host.run(prompts.train("recomputed", 2))
+    host.run(prompts.train("kept", 2, kept_blocks=3, gradient_vae=["toy", 2]))
+    assert same(state(host, "recomputed"), state(host, "kept"))
+
+
 def test_going_on_equals_one_go(host):
     host.run(prompts.train("one go", 4, text="a red circle\na blue square\na green star"))
     for _ in range(2):

@@ -30,10 +30,18 @@ class HostFlow:
     """A MODEL of the host; its adapter, if SRPO Trainer gave it one, is what gradients reach.
 
     guidance: of the differentiated step; None leaves it to the conditioning.
+    checkpointing, kept: see `differentiable`.
     Raises ValueError for a model that does not predict a flow's velocity.
     """
 
-    def __init__(self, patcher, sampling: Sampling | None = None, guidance: float | None = None, checkpointing=True):
+    def __init__(
+        self,
+        patcher,
+        sampling: Sampling | None = None,
+        guidance: float | None = None,
+        checkpointing: bool = True,
+        kept: int = 0,
+    ):
         if not isinstance(patcher.get_model_object("model_sampling"), comfy.model_sampling.CONST):
             raise ValueError(
                 f"{type(patcher.model).__name__} is not a flow-matching model, which Direct-Align needs: "
@@ -42,7 +50,7 @@ class HostFlow:
         self.patcher = patcher
         self.sampling = sampling
         self.guidance = guidance
-        self.checkpointing = checkpointing
+        self.memory = {"checkpointing": checkpointing, "kept": kept}
         adapter = adapter_of(patcher)
         self.parameters = adapter.parameters if adapter else {}
 
@@ -56,7 +64,7 @@ class HostFlow:
                 raise ValueError("This MODEL has nothing to train: connect the MODEL output of SRPO Trainer.")
             output = graph.pop() if graph else self._velocity(x, sigma, cond)  # a used one is computed again
             comfy.model_management.load_models_gpu([self.patcher], self.patcher.memory_required(x.shape))
-            with differentiable(self.patcher, self.patcher.model, self.checkpointing):
+            with differentiable(self.patcher, self.patcher.model, **self.memory):
                 torch.autograd.backward(output, gradient.to(output))
 
         return Pullback(value.detach().to(x), pull)
@@ -75,7 +83,7 @@ class HostFlow:
         return self.patcher.model.process_latent_in(samples.to(comfy.model_management.intermediate_device()))
 
     def _velocity(self, x: Tensor, sigma: Tensor, cond: list) -> Tensor:
-        return self._ask(self.patcher, _OneDifferentiableStep(self.checkpointing), x, sigma, cond)
+        return self._ask(self.patcher, _OneDifferentiableStep(self.memory), x, sigma, cond)
 
     def _ask(self, patcher, sampler: "_OneStep", x: Tensor, sigma: Tensor, cond: list) -> Tensor:
         with torch.inference_mode(False):
@@ -120,12 +128,12 @@ class _OneStep(comfy.samplers.Sampler):
 class _OneDifferentiableStep(_OneStep):
     """The same with gradient."""
 
-    def __init__(self, checkpointing: bool):
-        self.checkpointing = checkpointing
+    def __init__(self, memory: dict):
+        self.memory = memory
 
     def _velocity(self, guider, *args) -> Tensor:
         patcher = guider.model_patcher
-        with differentiable(patcher, patcher.model, self.checkpointing):
+        with differentiable(patcher, patcher.model, **self.memory):
             return super()._velocity(guider, *args)
 
 

@@ -23,25 +23,29 @@ from ...srpo_core.planning import Block, LiveBytes, Need, advice, most_missing, 
 from .adapter import Adapter, adapter_of
 from .decoder import HostDecoder
 from .differentiable import blocks, differentiable, replaced_forwards
-from .flow_model import attention_with_backward
+from .flow_model import HostFlow, attention_with_backward
 from .without_content import without_content
 
 SMALLER = (0.85, 0.7, 0.5)  # of each side: sizes to try where the chosen one is too much
 
 
-def check(model, vae, rewards: list, cond: list, shape: tuple[int, int, int], at_once: int) -> str:
+def check(flow: HostFlow, vae, rewards: list, cond: list, shape: tuple[int, int, int], at_once: int) -> str:
     """What to say before a run of these settings, see `estimate`; empty where all fits on the device."""
+    model = flow.patcher
     device = comfy.model_management.get_torch_device()
     loaded = [held for held in comfy.model_management.current_loaded_models if held.device == device]
     free = comfy.model_management.get_free_memory(device) - comfy.model_management.extra_reserved_memory()
     free += sum(held.model_loaded_memory() for held in loaded)  # the host makes room
     free += _size(adapter_of(model))  # which is there already
-    remedies = _remedies(free, model, vae, rewards, cond, shape, at_once)
-    return advice(estimate(model, vae, rewards, cond, shape, at_once), free, remedies)
+    remedies = _remedies(free, flow, vae, rewards, cond, shape, at_once)
+    return advice(estimate(model, vae, rewards, cond, shape, at_once, **flow.memory), free, remedies)
 
 
-def _remedies(free: int, model, vae, rewards: list, cond: list, shape: tuple[int, int, int], at_once: int):
+def _remedies(free: int, flow: HostFlow, vae, rewards: list, cond: list, shape: tuple[int, int, int], at_once: int):
     """See `advice`."""
+    model = flow.patcher
+    if flow.memory["kept"]:
+        yield "no kept_blocks", estimate(model, vae, rewards, cond, shape, at_once)
     if at_once > 1:
         yield "at_once 1", estimate(model, vae, rewards, cond, shape, 1)
     for share in SMALLER:
