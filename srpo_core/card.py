@@ -10,7 +10,7 @@ CURVES = (  # title, the metrics in it
     ("saturation", ("saturation",)),
     ("clipped share", ("clipped",)),
     ("gradient norm", ("gradient_norm",)),
-    ("velocity norm / frozen", ("velocity_ratio",)),
+    ("velocity ratio", ("velocity_ratio",)),
 )
 COLOURS = ("#3b7dd8", "#d8703b", "#3f9b57", "#8a5fc7", "#b59a2c", "#777777")  # more curves than these are left out
 WIDTH = 10.0  # inches
