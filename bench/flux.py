@@ -38,6 +38,7 @@ from srpo_core.run import Run, Settings
 from srpo_core.schedule import Window
 from srpo_core.step import Noised, one_step_recover, score_recovered
 
+from .flux_report import draw, table
 from .flux_world import BASES, Naive, Photos, World, make_world
 from .measure import Stages, count, interleaved, limits, live_bytes
 
@@ -269,39 +270,6 @@ def floors_of(bench: Bench, options: argparse.Namespace) -> dict[str, dict[str, 
         for name, (flops, moved) in bench.floors(options.steps).items()
     }
     return {"device": {"flops": speed, "bytes": bandwidth}, **floors}
-
-
-def table(result: dict) -> str:
-    """Markdown, a row for each stage."""
-    rows = ["| stage | seconds | seconds at the device's peak | GB at most | estimated |", "|---|---|---|---|---|"]
-    for name, seconds in result["stage_seconds"].items():
-        floor = result["floors"].get(name, {"seconds": 0.0})["seconds"]
-        held, said = result["stage_bytes"][name] / 1e9, result["estimate"].get(name)
-        said = "" if said is None else f"{said / 1e9:.3f}"
-        rows.append(f"| {name} | {seconds:.4f} | {floor:.4f} | {held:.3f} | {said} |")
-    return "\n".join(rows)
-
-
-def draw(result: dict, file: Path):
-    """Seconds of each stage beside the least possible, and the roofline that they lie under."""
-    from matplotlib.figure import Figure
-
-    floors = {name: floor for name, floor in result["floors"].items() if name != "device"}
-    seconds, peak = result["stage_seconds"], result["floors"]["device"]
-    figure = Figure(figsize=(11, 4.5), layout="constrained")
-    bars, roof = figure.subplots(1, 2)
-    bars.barh(list(seconds), list(seconds.values()), color="#b0c4de", label="measured")
-    bars.barh(list(floors), [f["seconds"] for f in floors.values()], height=0.3, color="#27496d", label="FLOPs at peak")
-    bars.set(xlabel="seconds of an update", title=f"FLUX {result['size']}, {result['base']}, {result['device']}")
-    bars.legend()
-    intensities = [10**e for e in range(-1, 5)]
-    roof.plot(intensities, [min(peak["flops"], i * peak["bytes"]) / 1e12 for i in intensities], color="black")
-    for name, floor in floors.items():
-        at = floor["flops"] / floor["bytes"], floor["flops"] / seconds[name] / 1e12
-        roof.plot(*at, "o")
-        roof.annotate(name, at, xytext=(4, 4), textcoords="offset points")
-    roof.set(xscale="log", yscale="log", xlabel="FLOP per byte moved, nothing fused", ylabel="TFLOP/s")
-    figure.savefig(file, dpi=150)
 
 
 def main():

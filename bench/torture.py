@@ -19,7 +19,8 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
-from srpo_core.run import Run, Settings, saved_updates
+from srpo_core.run import Run, Settings
+from srpo_core.run_folder import saved_updates
 
 SETTINGS = Settings(save_every=3, snapshot_every=6, keep_snapshots=2, ema=0.9)
 LONGEST = 5.0  # seconds of training before a kill

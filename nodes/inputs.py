@@ -78,3 +78,13 @@ def sampler_inputs() -> list:
         ),
         io.Int.Input("steps", default=25, min=1, max=1000, tooltip="Sampler steps of a picture."),
     ]
+
+
+def limit_input(name: str, tooltip: str):
+    tooltip = f"{tooltip} 0: no limit."
+    return io.Float.Input(name, default=0.0, min=0.0, max=100.0, step=0.01, optional=True, tooltip=tooltip)
+
+
+def guard_input(name: str, tooltip: str):
+    tooltip = f"{tooltip} One more forward for each trained step. 0: none."
+    return io.Float.Input(name, default=0.0, min=0.0, max=1000.0, step=0.01, optional=True, tooltip=tooltip)

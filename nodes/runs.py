@@ -9,7 +9,8 @@ from comfy_execution.utils import get_executing_context
 from filelock import FileLock, Timeout
 
 from ..srpo_core.files import check_writable, write_whole
-from ..srpo_core.run import Run, Settings, branch, saved_updates
+from ..srpo_core.run import Run, Settings
+from ..srpo_core.run_folder import branch, saved_updates
 from .folders import check_run_name, lora_folder, model_folder, run_folder
 
 NO_LORA = "none"

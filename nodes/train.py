@@ -17,22 +17,13 @@ from ..srpo_core.loop import Schedule, train
 from ..srpo_core.schedule import Window
 from ..srpo_core.terms import Term, combine
 from ..srpo_core.watch import Limits, crossed
-from .inputs import check_window, sampler_inputs, size_inputs, window_inputs
+from .inputs import check_window, guard_input, limit_input, sampler_inputs, size_inputs, window_inputs
 from .kinds import CATEGORY, DatasetType, ObjectiveType, RewardModelType, RewardsType, TrainerType
 from .photos import for_model
 from .previews import Previews, parse_seeds
+from .said import summary, warning
 
 log = logging.getLogger(__name__)
-
-
-def limit_input(name: str, tooltip: str):
-    tooltip = f"{tooltip} 0: no limit."
-    return io.Float.Input(name, default=0.0, min=0.0, max=100.0, step=0.01, optional=True, tooltip=tooltip)
-
-
-def guard_input(name: str, tooltip: str):
-    tooltip = f"{tooltip} One more forward for each trained step. 0: none."
-    return io.Float.Input(name, default=0.0, min=0.0, max=1000.0, step=0.01, optional=True, tooltip=tooltip)
 
 
 class TrainNode(io.ComfyNode):
@@ -336,23 +327,3 @@ def say_what_does_not_fit(node: str, flow, decoder, terms: list[Term], dataset, 
     if text:
         log.warning("%s", text)
         PromptServer.instance.send_progress_text(text, node)
-
-
-def warning(update: int, reached: dict[str, str]) -> str:
-    return f"At update {update} {'; '.join(reached.values())}. Look at the pictures."
-
-
-def summary(trainer, updates: int, seconds: float, lora) -> str:
-    """What happened, in one sentence."""
-    run = trainer.run
-    recent = run.history[-updates:]
-    skipped = f", {run.skipped} of them skipped" if run.skipped else ""
-    spreads = ", ".join(f"{spread.std:.3g} {name}".strip() for name, spread in run.spreads.items())
-    scales = f" Spreads of the rewards: {spreads}." if len(run.spreads) > 1 else ""
-    kind = "Model" if trainer.adapter_settings.whole_layers else "LoRA"
-    return (
-        f"{updates} updates in {seconds / 60:.1f} minutes ({run.updates} in all{skipped}): words-gap "
-        f"{recent[0]['words_gap']:+.3f} -> {recent[-1]['words_gap']:+.3f}, saturation {recent[0]['saturation']:.2f} -> "
-        f"{recent[-1]['saturation']:.2f}. {kind}: {'/'.join(lora.parts[-4:])}; the run: srpo/{trainer.name}, "
-        f"both in the output folder.{scales}"
-    )

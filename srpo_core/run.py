@@ -17,15 +17,13 @@ from torch.nn import Parameter
 
 from .files import check_writable, write_whole
 from .optimizers import learning_rate_factor, make_optimizer, optimizer_state, restore_optimizer
+from .run_folder import METRICS, STATE, snapshot_file, snapshots_in
 from .step import Score, describe
 from .terms import Spread
 
 log = logging.getLogger(__name__)
 
 VERSION = 1  # of what a state file holds
-STATE = "state.safetensors"
-METRICS = "metrics.jsonl"
-SNAPSHOTS = "snapshots"
 RECENT = 8  # updates, whose mean words-gap is a snapshot's merit
 COUNTS = ("updates", "skipped", "skipped_in_a_row")  # saved in the state's header
 MOST_COPIED = 8 * 2**30  # bytes of state that are copied before each step: of a large LoRA, not of a whole model
@@ -239,7 +237,7 @@ class Run:
         """Keep the state of this moment under its number, and of the earlier ones the last few and the best."""
         file = snapshot_file(self.folder, self.updates)
         write_whole(file, lambda path: shutil.copyfile(self.state_file, path), self.kept())
-        numbers = sorted(int(file.stem) for file in file.parent.glob("*.safetensors"))
+        numbers = snapshots_in(self.folder)
         kept = {*numbers[-self.settings.keep_snapshots :], max(numbers, key=self.recent_words_gap)}
         for number in set(numbers) - kept:
             snapshot_file(self.folder, number).unlink()
@@ -311,31 +309,3 @@ class Run:
 def begin_average(parameter: Parameter) -> Tensor:
     """A copy, in fp32 at least: what an average gains in one update is lost in the rounding of bf16."""
     return parameter.detach().to(torch.promote_types(parameter.dtype, torch.float32), copy=True)
-
-
-def snapshot_file(folder: Path, update: int) -> Path:
-    return folder / SNAPSHOTS / f"{update:06d}.safetensors"
-
-
-def branch(source: Path, update: int | None, target: Path):
-    """Let a new run in the folder `target` begin where the run in `source` was at `update`; None: where it is now.
-
-    Raises ValueError when there is no such run or snapshot.
-    """
-    state = source / STATE if update is None else snapshot_file(source, update)
-    if not state.exists():
-        there = ", ".join(str(int(f.stem)) for f in sorted((source / SNAPSHOTS).glob("*.safetensors"))) or "none"
-        what = "run" if update is None else f"snapshot of update {update}"
-        raise ValueError(f'There is no {what} to start from in "{source.name}"; its snapshots: {there}.')
-    # The state says how many lines of the metrics count.
-    write_whole(target / METRICS, lambda path: shutil.copyfile(source / METRICS, path))
-    write_whole(target / STATE, lambda path: shutil.copyfile(state, path))
-
-
-def saved_updates(folder: Path) -> int:
-    """How many updates the run in this folder has saved; 0 where there is none."""
-    file = folder / STATE
-    if not file.exists():
-        return 0
-    with safe_open(file, "pt") as state:
-        return int(state.metadata()["updates"])

@@ -11,7 +11,8 @@ from tiny_world import TinyData
 from torch.nn import Parameter
 
 from srpo_core.loop import sample_scores, train
-from srpo_core.run import Run, Settings, branch, saved_updates
+from srpo_core.run import Run, Settings
+from srpo_core.run_folder import branch, saved_updates
 
 # What it leaves on disk
 

@@ -1,0 +1,21 @@
+"""What SRPO Train says on its node, in words."""
+
+
+def warning(update: int, reached: dict[str, str]) -> str:
+    return f"At update {update} {'; '.join(reached.values())}. Look at the pictures."
+
+
+def summary(trainer, updates: int, seconds: float, lora) -> str:
+    """What happened, in one sentence."""
+    run = trainer.run
+    recent = run.history[-updates:]
+    skipped = f", {run.skipped} of them skipped" if run.skipped else ""
+    spreads = ", ".join(f"{spread.std:.3g} {name}".strip() for name, spread in run.spreads.items())
+    scales = f" Spreads of the rewards: {spreads}." if len(run.spreads) > 1 else ""
+    kind = "Model" if trainer.adapter_settings.whole_layers else "LoRA"
+    return (
+        f"{updates} updates in {seconds / 60:.1f} minutes ({run.updates} in all{skipped}): words-gap "
+        f"{recent[0]['words_gap']:+.3f} -> {recent[-1]['words_gap']:+.3f}, saturation {recent[0]['saturation']:.2f} -> "
+        f"{recent[-1]['saturation']:.2f}. {kind}: {'/'.join(lora.parts[-4:])}; the run: srpo/{trainer.name}, "
+        f"both in the output folder.{scales}"
+    )
