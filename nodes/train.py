@@ -183,6 +183,13 @@ class TrainNode(io.ComfyNode):
                     tooltip="Of the model's blocks, how many keep their activations for the backward instead of "
                     "computing them again: faster, where there is memory.",
                 ),
+                io.Boolean.Input(
+                    "shared_noise",
+                    default=False,
+                    optional=True,
+                    tooltip="All prompts of an update begin from one noise, as published, instead of each from its "
+                    "own. Their noise levels still differ.",
+                ),
             ],
             outputs=[
                 TrainerType.Output(display_name="trainer"),
@@ -239,6 +246,7 @@ class TrainNode(io.ComfyNode):
         preview_seeds="",
         gradient_vae=None,
         kept_blocks=0,
+        shared_noise=False,
     ) -> io.NodeOutput:
         from .host.decoder import HostDecoder
         from .host.flow_model import HostFlow, Sampling, latent_shape
@@ -248,7 +256,7 @@ class TrainNode(io.ComfyNode):
         rollouts = Sampling(sampler_name, scheduler, steps, rollout_guidance)
         flow = HostFlow(trainer.model, rollouts, guidance, kept=kept_blocks)
         shape = latent_shape(trainer.model, width, height)
-        schedule = Schedule(shape, batch, min(at_once, batch), seed, pairs, reuse, photo_share)
+        schedule = Schedule(shape, batch, min(at_once, batch), seed, pairs, reuse, photo_share, shared_noise)
         decoder = HostDecoder(gradient_vae or vae, trainer.model)
         say_what_does_not_fit(cls.hidden.unique_id, flow, decoder, terms, dataset, schedule)
         sampling = Sampling(sampler_name, scheduler, steps, guidance)

@@ -56,6 +56,7 @@ class Schedule:
     pairs: of branches that one rollout serves, each at a noise level of its own; 1 as published.
     reuse: updates that the same prompts and their rollouts serve, at ever new noise levels; 1 as published.
     photo_share: of the prompts, how many are photos instead, where there are both; spread evenly.
+    shared_noise: all prompts of an update take one noise, as published, in place of each its own.
     """
 
     shape: tuple[int, int, int]
@@ -65,10 +66,11 @@ class Schedule:
     pairs: int = 1
     reuse: int = 1
     photo_share: float = 0.0
+    shared_noise: bool = False
 
 
 class Draw(NamedTuple):
-    """One prompt, or photo, of an update. number: of the draw, from 0 in a run; its noise follows from it."""
+    """One prompt, or photo, of an update. number: of the draw, from 0 in a run; noise and level follow from it."""
 
     number: int
     data: Dataset
@@ -113,11 +115,11 @@ def sample_scores(
     for group in of_one_shape(draws_of(run.updates, schedule, dataset, photos), schedule):
         data, indices = group[0].data, [draw.index for draw in group]
         prompts, cond = [data.prompts[i] for i in indices], data.cond(indices)
-        seeds = [noise_seed(schedule, draw) for draw in group]
-        noise = draw_noise(seeds, shape_of(group[0], schedule))
+        noise = draw_noise([noise_seed(schedule, draw) for draw in group], shape_of(group[0], schedule))
         x0 = clean_latents(run, flow, schedule, group, noise, cond)
         for pair in range(age * schedule.pairs, (age + 1) * schedule.pairs):
-            noised = Noised(x0, noise, window.branches([draw_position(seed, pair) for seed in seeds]))
+            positions = [draw_position(draw_seed(schedule, draw.number), pair) for draw in group]
+            noised = Noised(x0, noise, window.branches(positions))
             for branch in noised.branches:
                 asked = [term for term in terms if term.objective.trains(branch)]
                 if any(term.weight for term in asked):
@@ -144,8 +146,13 @@ def clean_latents(run: Run, flow: FlowModel, schedule: Schedule, group: list[Dra
 
 
 def noise_seed(schedule: Schedule, draw: Draw) -> int:
-    """Of the draw's noise and, with the pair's number, of its noise level; around at the largest of the host."""
-    return (schedule.seed + draw.number) % 2**64
+    """Of the draw's noise; where all of an update share one, of its first draw's."""
+    return draw_seed(schedule, draw.number - (draw.number % schedule.batch if schedule.shared_noise else 0))
+
+
+def draw_seed(schedule: Schedule, number: int) -> int:
+    """Of a draw's own noise and, with the pair's number, of its noise level; around at the largest of the host."""
+    return (schedule.seed + number) % 2**64
 
 
 def shape_of(draw: Draw, schedule: Schedule) -> tuple[int, int, int]:

@@ -1,5 +1,7 @@
 """The loop: which prompts, photos, noise and noise levels an update takes."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from tiny_run import SETTINGS, TWO, go, same, state, world
@@ -93,6 +95,28 @@ def test_the_noise_prior_is_the_rollouts_own_noise(tmp_path):
     assert len(list(sample_scores(run, schedule=Schedule(SHAPE, batch=2, at_once=2, seed=5), **parts))) == 2
     assert torch.equal(seen["noise"], draw_noise([5, 6], SHAPE))
     assert not torch.equal(numbers(5, *SHAPE), seen["noise"][0])
+
+
+def noise_and_levels(folder, schedule):
+    """What two updates roll out from, and the noise levels that they ask the model at."""
+    rolled, levels = [], []
+    parts = world()
+    rollout, velocity = parts["flow"].rollout, parts["flow"].velocity
+    parts["flow"].rollout = lambda noise, *rest: rolled.extend(noise) or rollout(noise, *rest)
+    parts["flow"].velocity = lambda x, sigma, cond: levels.extend(sigma.tolist()) or velocity(x, sigma, cond)
+    run = Run(folder, parts["flow"].parameters, SETTINGS)
+    train(run, 2, schedule, **parts)
+    return torch.stack(rolled), levels
+
+
+@pytest.mark.parametrize("at_once", [1, 3])
+def test_prompts_of_an_update_may_share_a_noise_but_not_their_noise_levels(tmp_path, at_once):
+    schedule = Schedule(SHAPE, batch=3, at_once=at_once, seed=5)
+    own, levels = noise_and_levels(tmp_path / "own", schedule)
+    shared, same_levels = noise_and_levels(tmp_path / "shared", replace(schedule, shared_noise=True))
+    assert torch.equal(own, draw_noise([5, 6, 7, 8, 9, 10], SHAPE))
+    assert torch.equal(shared, draw_noise([5, 5, 5, 8, 8, 8], SHAPE))
+    assert same_levels == levels and len(set(levels)) == 12
 
 
 # Photos
