@@ -14,8 +14,9 @@ export MALLOC_TOP_PAD_ = 200000000
 
 .PHONY: demo test lint clean
 
+# Two files of tests at a time, each on one thread: toy models gain nothing from a second.
 test: lint
-	.venv/bin/pytest tests
+	OMP_NUM_THREADS=1 .venv/bin/pytest tests -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: $(READY)
 	.venv/bin/ruff check

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
+LONGEST = ("test_bench", "test_demo", "test_host_training")
 sys.path[:] = [place for place in sys.path if Path(place).resolve() != ROOT]  # `python -m pytest` puts it there
 sys.path.append(str(ROOT / "demo"))  # HostServer, and the import of the core
 
@@ -47,8 +48,8 @@ def host(comfyui, tmp_path_factory):
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
-    """Mark what needs the host, and run it last: the quick tests come first."""
+    """Mark what needs the host, and begin with what takes longest, so that two workers end together."""
     for item in items:
         if "comfyui" in getattr(item, "fixturenames", ()):
             item.add_marker("host")
-    items.sort(key=lambda item: item.get_closest_marker("host") is not None)
+    items.sort(key=lambda item: item.path.stem not in LONGEST)

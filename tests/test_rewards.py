@@ -103,6 +103,13 @@ def test_each_text_is_encoded_once(clip):
     torch.testing.assert_close(first.norm(dim=-1), torch.ones(3))
 
 
+def test_what_a_text_is_encoded_with_changes_no_bit_of_it(clip):
+    texts = [f"{'a very ' * i}small cat" for i in range(40)]
+    together = clip_reward(clip, Tokenizer()).text_features(texts)
+    alone = [clip_reward(clip, Tokenizer()).text_features([text]) for text in texts]
+    assert torch.equal(together, torch.cat(alone))
+
+
 def test_one_pass_over_the_images_for_all_texts(clip, reward):
     passes = []
     clip.vision_model.register_forward_hook(lambda *_: passes.append(1))

@@ -9,8 +9,6 @@ from torch import Tensor, nn
 from .pixels import CLIP_MEAN, CLIP_STD, Pixels
 from .text_features import TextFeatures
 
-TEXTS_AT_ONCE = 64
-
 
 class DotProductReward:
     """`scale * cosine(image, text)`.
@@ -64,17 +62,17 @@ class DotProductReward:
     @torch.inference_mode(False)
     @torch.no_grad()
     def prepare(self, texts: list[str]):
-        """Encode those of the texts that are new."""
+        """Encode those of the texts that are new.
+
+        One by one: in a batch the last bits depend on the others, and so would a run on where it was interrupted.
+        """
         missing = self.features.missing(texts)
         if not missing:
             return
         tower = self.text_tower().eval()
         device = self.place(tower)
-        encoded = []
-        for start in range(0, len(missing), TEXTS_AT_ONCE):
-            tokens = self.tokenize(missing[start : start + TEXTS_AT_ONCE])
-            encoded.append(F.normalize(tower(tokens.to(device)).float(), dim=-1).cpu())
-        self.features.add(missing, torch.cat(encoded))
+        encoded = [tower(self.tokenize([text]).to(device)) for text in missing]
+        self.features.add(missing, F.normalize(torch.cat(encoded).float(), dim=-1).cpu())
 
     def place(self, tower: nn.Module) -> torch.device:
         """Bring a tower to where it computes; returns that device. A host that manages memory replaces this."""

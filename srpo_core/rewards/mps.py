@@ -8,7 +8,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .dot_product import TEXTS_AT_ONCE
 from .pixels import Pixels
 from .towers import Tower, clip_image, clip_text, layers, shape
 from .weights import Weights
@@ -189,7 +188,7 @@ class MPSReward:
     @torch.inference_mode(False)
     @torch.no_grad()
     def prepare(self, texts: list[str]):
-        """Encode those of the texts that are new."""
+        """See DotProductReward."""
         missing = [text for text in dict.fromkeys(texts) if text not in self._texts]
         if not missing:
             return
@@ -197,11 +196,9 @@ class MPSReward:
         device = self.place(tower)
         if self._condition is None:
             self._condition = tower(self.tokenize([self.condition]).to(device))[0].cpu()
-        for start in range(0, len(missing), TEXTS_AT_ONCE):
-            batch = missing[start : start + TEXTS_AT_ONCE]
-            ids = self.tokenize(batch)
-            for text, row, tokens in zip(batch, ids, tower(ids.to(device)).cpu()):
-                self._texts[text] = self._text(tokens.clone(), row)
+        for text in missing:
+            ids = self.tokenize([text])
+            self._texts[text] = self._text(tower(ids.to(device))[0].cpu(), ids[0])
 
     def _text(self, tokens: Tensor, ids: Tensor) -> Text:
         likeness = (tokens.float() @ self._condition.float().T).amax(-1)  # (L,)
