@@ -8,8 +8,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 ROOT = Path(__file__).resolve().parent.parent
+settings.register_profile("srpo", deadline=None, suppress_health_check=[HealthCheck.too_slow])  # on a busy machine
+settings.load_profile("srpo")
 LONGEST = ("test_bench", "test_demo", "test_host_training")
 sys.path[:] = [place for place in sys.path if Path(place).resolve() != ROOT]  # `python -m pytest` puts it there
 sys.path.append(str(ROOT / "demo"))  # HostServer, and the import of the core

@@ -141,3 +141,16 @@ def test_kept_blocks_do_not_run_again_and_change_nothing(pack, world, work, kept
     again = {".".join(n.split(".")[:2]) for n, layer in linears(base).items() if work[0][layer] == 2}
     blocks = ["double_blocks.0", "double_blocks.1", "single_blocks.0", "single_blocks.1"]
     assert again == set(blocks[: -min(kept, 4)])
+
+
+@pytest.mark.parametrize("hidden", [False, True])
+def test_a_gradient_that_reaches_blocks_inside_of_a_tuple(pack, hidden):
+    """Some models pass their modulations so."""
+    weight = torch.tensor(2.0, requires_grad=True)
+    x, modulation = torch.tensor([1.0, 3.0]), weight * torch.tensor([5.0, 7.0])
+    block = lambda x, modulation: x * (modulation[0] if hidden else modulation)  # noqa: E731
+    block = pack("nodes.host.differentiable")._checkpointed(block)
+    for _ in range(2):
+        x = block(x, (modulation,) if hidden else modulation)
+    x.sum().backward()
+    assert weight.grad.item() == pytest.approx(2 * 2 * (25 * 1 + 49 * 3))

@@ -48,7 +48,8 @@ class HostDecoder:
         def pull(gradient: Tensor) -> Tensor:
             comfy.model_management.load_models_gpu([vae.patcher])
             with self._says_what_fits(shape, free), self._differentiable(shape):
-                return torch.autograd.grad(image, leaf, gradient.to(image))[0]
+                image.backward(gradient.to(image))
+                return leaf.grad
 
         return Pullback(image.detach(), pull)
 
@@ -60,7 +61,7 @@ class HostDecoder:
                 leaf = torch.empty(shape, device=device, requires_grad=True)
                 image = self._image(leaf)
                 held = count.held
-                torch.autograd.grad(image, leaf, torch.ones_like(image))
+                image.backward(torch.ones_like(image))
         return count.peak, held
 
     def _image(self, latent: Tensor) -> Tensor:

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from comfy.quant_ops import QuantizedTensor
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import checkpoint
 
 CONVOLUTIONS = {
@@ -41,18 +42,25 @@ def differentiable(patcher, root: nn.Module, checkpointing: bool = True, kept: i
     Adapters injected into the patcher stay active, on top. All is as before on leaving, also by an exception.
     Raises ValueError, here or in the backward, at a layer of a kind that passes no gradient.
     """
-    in_training, comfy.model_management.in_training = comfy.model_management.in_training, True
+    with in_training(), patcher.use_ejected(), contextlib.ExitStack() as stack:
+        stack.enter_context(replaced_forwards(frozen_forwards(root)))
+        stack.enter_context(_own_parameters(root))
+        recomputed = list(blocks(root))[: -kept or None] if checkpointing else []
+        stack.enter_context(replaced_forwards({block: _checkpointed(block.forward) for block in recomputed}))
+        patcher.inject_model()
+        stack.callback(patcher.eject_model)
+        yield
+
+
+@contextlib.contextmanager
+def in_training() -> Iterator[None]:
+    """With gradients, and the host chooses what has a backward: all that a backward needs where nothing runs again."""
+    before, comfy.model_management.in_training = comfy.model_management.in_training, True
     try:
-        with torch.inference_mode(False), torch.enable_grad(), patcher.use_ejected(), contextlib.ExitStack() as stack:
-            stack.enter_context(replaced_forwards(frozen_forwards(root)))
-            stack.enter_context(_own_parameters(root))
-            recomputed = list(blocks(root))[: -kept or None] if checkpointing else []
-            stack.enter_context(replaced_forwards({block: _checkpointed(block.forward) for block in recomputed}))
-            patcher.inject_model()
-            stack.callback(patcher.eject_model)
+        with torch.inference_mode(False), torch.enable_grad():
             yield
     finally:
-        comfy.model_management.in_training = in_training
+        comfy.model_management.in_training = before
 
 
 def blocks(root: nn.Module) -> Iterator[nn.Module]:
@@ -84,8 +92,10 @@ def _frozen_forward(module: nn.Module, forward: Callable) -> Callable | None:
     norm = _kind_of(module, NORMS)
     if norm and _is_known(module):
         return lambda x: _norm(module, NORMS[norm], x) if _needs(x) else forward(x)
-    if any(True for _ in module.children()) or not (norm or any(True for _ in module.parameters())):
+    if module._modules or not (norm or any(p is not None for p in module._parameters.values())):
         return None
+    # The host's fp8 layers write into their input, which autograd may have saved before.
+    copy = _copy if isinstance(module, comfy.ops.fp8_ops.Linear) else _as_it_is
     function = _FrozenLinear if _is_known(module) and _is_linear_in_its_input(module) else _Recomputed
 
     def frozen(x, *args, **kwargs):
@@ -93,9 +103,13 @@ def _frozen_forward(module: nn.Module, forward: Callable) -> Callable | None:
             return forward(x, *args, **kwargs)
         if any(map(_needs, (*args, *kwargs.values()))):
             raise _no_gradient(module, "more than one of its inputs needs one")
-        return function.apply(x, module, lambda y: forward(y, *args, **kwargs))
+        return function.apply(x, module, lambda y: forward(copy(y), *args, **kwargs))
 
     return frozen
+
+
+def _as_it_is(x: Tensor) -> Tensor:
+    return x
 
 
 def _needs(x) -> bool:
@@ -210,21 +224,33 @@ def _no_gradient(module: nn.Module, reason) -> ValueError:
     )
 
 
+def _own(value):
+    """What later changes of the model to what it passed to a block don't reach, but for a tensor's content."""
+    if isinstance(value, dict):  # block_index and the like
+        return dict(value)
+    # ComfyUI-GGUF's kind of tensor returns itself for a detached one.
+    return value.as_subclass(Tensor) if torch.is_tensor(value) else value
+
+
 def _checkpointed(forward: Callable) -> Callable:
-    def own(value):
-        return _copy(value) if torch.is_tensor(value) else value
+    """The block's forward, run without a graph, and again with one when its gradient is asked for."""
 
     def recomputable(*args, **kwargs):
         if not torch.is_grad_enabled():
             return forward(*args, **kwargs)
-        # The model goes on to change the dicts it passes (block_index and the like).
-        kwargs = {k: dict(v) if isinstance(v, dict) else v for k, v in kwargs.items()}
+        values = list(map(_own, (*args, *kwargs.values())))
 
-        def run():
+        def run(*values):
             # The block writes into its inputs, which the recomputation needs as they were.
-            return forward(*map(own, args), **{k: own(v) for k, v in kwargs.items()})
+            values = [_copy(v) if torch.is_tensor(v) else v for v in values]
+            return forward(*values[: len(args)], **dict(zip(kwargs, values[len(args) :])))
 
-        return checkpoint(run, use_reentrant=False, preserve_rng_state=False)
+        # The reentrant kind keeps nothing but the inputs, and has no hook on each tensor that a block saves; but it
+        # sees only arguments that are tensors themselves, and needs one with a gradient: the first trained block's
+        # have none.
+        inside = tree_leaves([value for value in values if not torch.is_tensor(value)])
+        reentrant = any(map(_needs, values)) and not any(map(_needs, inside))
+        return checkpoint(run, *values, use_reentrant=reentrant, preserve_rng_state=False)
 
     return recomputable
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ...srpo_core.models import Pullback
 from .adapter import adapter_of, without_adapter
-from .differentiable import differentiable
+from .differentiable import differentiable, in_training
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,8 @@ class HostFlow:
                 raise ValueError("This MODEL has nothing to train: connect the MODEL output of SRPO Trainer.")
             output = graph.pop() if graph else self._velocity(x, sigma, cond)  # a used one is computed again
             comfy.model_management.load_models_gpu([self.patcher], self.patcher.memory_required(x.shape))
-            with differentiable(self.patcher, self.patcher.model, **self.memory):
+            again = differentiable(self.patcher, self.patcher.model, **self.memory)
+            with again if self.memory["checkpointing"] else in_training():
                 torch.autograd.backward(output, gradient.to(output))
 
         return Pullback(value.detach().to(x), pull)
