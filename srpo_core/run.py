@@ -18,7 +18,7 @@ from torch.nn import Parameter
 from .files import check_writable, write_whole
 from .optimizers import learning_rate_factor, make_optimizer, optimizer_state, restore_optimizer
 from .run_folder import METRICS, STATE, snapshot_file, snapshots_in
-from .step import Score, describe
+from .step import Score, Seen, describe, look
 from .terms import Spread
 
 log = logging.getLogger(__name__)
@@ -100,18 +100,18 @@ class Run:
         kept, stepping, finite = self._copy(), False, False
         try:
             self._turn("train")
-            pulled = []
+            seen = []
             for score in scores:
                 score.pull(1 / prompts)
-                pulled.append(score)
+                seen.append(look(score))
             norm = torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.settings.max_gradient_norm).item()
-            metrics = {"update": self.updates + 1, **describe(pulled), "gradient_norm": norm}
+            metrics = {"update": self.updates + 1, **describe(seen), "gradient_norm": norm}
             if math.isfinite(norm) and math.isfinite(metrics["loss"]):
                 stepping = True
                 self._step()
                 self._turn("eval")
                 self._average()
-                self._remember(pulled)
+                self._remember(seen)
                 finite = True
         finally:
             self.optimizer.zero_grad(set_to_none=True)
@@ -166,8 +166,8 @@ class Run:
         for name, value in values.items():
             self.parameters[name].copy_(value)
 
-    def _remember(self, scores: list[Score]):
-        for answer in (answer for score in scores for answer in score.answers):
+    def _remember(self, seen: list[Seen]):
+        for answer in (answer for each in seen for answer in each.answers):
             answer.add_to(self.spreads.setdefault(answer.name, Spread()))
 
     def _finish(self, metrics: dict[str, float], finite: bool):

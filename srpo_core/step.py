@@ -151,26 +151,46 @@ def ask(term: Term, branch: Branch, image: Tensor, prompts: list[str], update: i
     return Answer(term.name, positive.detach(), negative.detach(), loss.detach()), gradient
 
 
-def saturation(images: Tensor) -> float:
-    """Mean HSV saturation of images (B, 3, H, W) in [0, 1]; over-optimised rewards drive it up."""
+def saturation(images: Tensor) -> Tensor:
+    """(), mean HSV saturation of images (B, 3, H, W) in [0, 1]; over-optimised rewards drive it up."""
     high, low = images.amax(1), images.amin(1)
-    return ((high - low) / high.clamp(min=1e-6)).mean().item()
+    return ((high - low) / high.clamp(min=1e-6)).mean()
 
 
-def describe(scores: list[Score]) -> dict[str, float]:
-    """The numbers of one update, averaged over its samples and branches; those of named rewards end in "/name"."""
-    samples = [len(s.loss) for s in scores]
+@dataclass(frozen=True)
+class Seen:
+    """What an update keeps of a score whose gradient is pulled: no picture, so that many take no memory.
+
+    samples: B; numbers: means over them, each (); answers, velocity_ratio, guard: the score's.
+    """
+
+    samples: int
+    numbers: dict[str, Tensor]
+    answers: tuple[Answer, ...]
+    velocity_ratio: Tensor | None
+    guard: Tensor | None
+
+
+def look(score: Score) -> Seen:
+    branch, recovered = score.branch, score.recovered
     numbers = {
-        "loss": mean((s.loss.mean().item() for s in scores), samples),
-        "saturation": mean((saturation(s.image) for s in scores), samples),
-        "clipped": mean((s.clipped.item() for s in scores), samples),
-        "sigma": mean((s.branch.sigma_out.mean().item() for s in scores), samples),
-        "weight": mean((s.branch.weight.mean().item() for s in scores), samples),
+        "loss": score.loss.mean(),
+        "saturation": saturation(score.image),
+        "clipped": score.clipped,
+        "sigma": branch.sigma_out.mean(),
+        "weight": branch.weight.mean(),
     }
-    if compared := [s.recovered for s in scores if s.recovered.velocity_ratio is not None]:
-        numbers["velocity_ratio"] = torch.cat([recovered.velocity_ratio for recovered in compared]).mean().item()
-        numbers["guard"] = torch.cat([recovered.guard for recovered in compared]).mean().item()
-    answers = [answer for s in scores for answer in s.answers]
+    return Seen(len(score.loss), numbers, score.answers, recovered.velocity_ratio, recovered.guard)
+
+
+def describe(seen: list[Seen]) -> dict[str, float]:
+    """The numbers of one update, averaged over its samples and branches; those of named rewards end in "/name"."""
+    samples = [each.samples for each in seen]
+    numbers = {name: mean((each.numbers[name].item() for each in seen), samples) for name in seen[0].numbers}
+    if compared := [each for each in seen if each.velocity_ratio is not None]:
+        numbers["velocity_ratio"] = torch.cat([each.velocity_ratio for each in compared]).mean().item()
+        numbers["guard"] = torch.cat([each.guard for each in compared]).mean().item()
+    answers = [answer for each in seen for answer in each.answers]
     for name in dict.fromkeys(answer.name for answer in answers):
         numbers |= describe_answers([answer for answer in answers if answer.name == name], f"/{name}" if name else "")
     return numbers

@@ -10,7 +10,7 @@ from srpo_core.loop import Schedule, sample_scores, train
 from srpo_core.objective import Objective
 from srpo_core.run import Run, Settings
 from srpo_core.schedule import Window
-from srpo_core.step import Compared, Noised, describe, one_step_recover, score_recovered
+from srpo_core.step import Compared, Noised, describe, look, one_step_recover, score_recovered
 from srpo_core.terms import Term
 
 
@@ -52,7 +52,7 @@ def test_the_gradient_is_that_of_the_whole_loss(guard):
             torch.testing.assert_close(parameter.grad, gradient, rtol=0, atol=1e-12)
             parameter.grad = None
         terms = [Term(TinyReward(), Objective())]
-        found = describe([score_recovered(recovered, branch, TinyDecoder(), terms, prompts, 1)])
+        found = describe([look(score_recovered(recovered, branch, TinyDecoder(), terms, prompts, 1))])
         assert found["velocity_ratio"] == pytest.approx(recovered.velocity_ratio.mean().item()) != 1
         assert (found["guard"] > 0) == bool(guard)
 

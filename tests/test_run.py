@@ -1,11 +1,13 @@
 """A training run: what an update computes."""
 
+import weakref
+
 import pytest
 import torch
 from tiny_run import TWO, go, state, world
-from tiny_world import TinyFlow
+from tiny_world import SHAPE, TinyFlow
 
-from srpo_core.loop import sample_scores
+from srpo_core.loop import Schedule, sample_scores
 from srpo_core.objective import Objective
 from srpo_core.run import Run, Settings
 
@@ -27,6 +29,22 @@ def test_first_step_is_adamws_on_the_clipped_mean_gradient(tmp_path):
         expected = start * (1 - 1e-2 * 0.1) - 1e-2 * clipped / (clipped.abs() + 1e-8)
         torch.testing.assert_close(run.parameters[name], expected, rtol=0, atol=1e-6)
         torch.testing.assert_close(state(run)[f"{name}.exp_avg"], 0.1 * clipped, rtol=1e-4, atol=1e-12)
+
+
+def test_an_update_keeps_no_pictures_of_what_it_has_pulled(tmp_path):
+    alive, parts = [], world()
+    run = Run(tmp_path, parts["flow"].parameters)
+
+    def scores():
+        pictures = []
+        for score in sample_scores(run, schedule=Schedule(SHAPE, batch=4), **parts):
+            pictures.append(weakref.ref(score.image))
+            yield score
+            del score
+            alive.append(sum(picture() is not None for picture in pictures))
+
+    run.update(scores(), 4)
+    assert len(alive) == 8 and max(alive) <= 2
 
 
 def test_training_lowers_the_loss(tmp_path):

@@ -10,7 +10,7 @@ from torch.nn import Parameter
 from srpo_core.models import Pullback
 from srpo_core.objective import Objective
 from srpo_core.schedule import Window
-from srpo_core.step import Noised, describe, one_step_recover, saturation, score_recovered
+from srpo_core.step import Noised, describe, look, one_step_recover, saturation, score_recovered
 from srpo_core.terms import Term
 
 POSITIONS = (40, 500, 900)
@@ -217,17 +217,17 @@ class PlainDecoder(TinyDecoder):
 
 def test_saturation():
     colours = torch.tensor([[1.0, 0, 0], [0.5, 0.5, 0.5], [0, 0, 0], [0.8, 0.4, 0.4]])
-    assert saturation(colours[:, :, None, None]) == pytest.approx((1 + 0 + 0 + 0.5) / 4)
+    assert saturation(colours[:, :, None, None]).item() == pytest.approx((1 + 0 + 0 + 0.5) / 4)
 
 
 def test_describe_averages_over_samples():
     flow, cond, noised, prompts = world(3)
-    together = describe([score(flow, cond, noised, branch, prompts) for branch in noised.branches])
+    together = describe([look(score(flow, cond, noised, branch, prompts)) for branch in noised.branches])
     scores = []
     for part in (slice(0, 2), slice(2, 3)):
         half = Noised(noised.x0[part], noised.noise[part], Window().branches(list(POSITIONS[part])))
         scores += [score(flow, cond[part], half, branch, prompts[part]) for branch in half.branches]
-    assert describe(scores) == pytest.approx(together, abs=1e-6)
+    assert describe(list(map(look, scores))) == pytest.approx(together, abs=1e-6)
     assert together["words_gap"] == pytest.approx(together["reward_positive"] - together["reward_negative"])
     sigmas = [branch.sigma_out.mean().item() for branch in noised.branches]
     assert together["sigma"] == pytest.approx(sum(sigmas) / 2)
