@@ -81,15 +81,17 @@ def estimate(
     device = comfy.model_management.get_torch_device()
     x = torch.zeros(at_once, *shape, device=device)
     sizes = [parameter.nbytes for parameter in adapter_of(model).parameters.values()]
-    own = 4 * sum(sizes)  # the parameters, their gradients, two moments
+    resting = 3 * sum(sizes)  # the parameters and two moments
+    own = resting + sum(sizes)  # and their gradients
     step = 2 * max(sizes) if device.type == "cpu" else sum(sizes)  # elsewhere AdamW takes all parameters at once
+    image = 3 * x[:, 0].nbytes * vae.upscale_ratio**2  # the last one, of which saturation is taken
     rollout, branch, graph = _flow(model, x, cond, checkpointing, kept)
     decode, picture = HostDecoder(vae, model).memory(x.shape)
     needs = {
-        "rollout": Need(model.model_size(), own + rollout),
+        "rollout": Need(model.model_size(), resting + rollout),
         "branch": Need(model.model_size(), own + branch),
         "decode": Need(vae.patcher.model_size(), own + graph + decode),
-        "optimizer": Need(0, own + step),
+        "optimizer": Need(0, own + image + max(step, image * 4 // 3)),
     }
     towers = (_reward(reward, x, vae.upscale_ratio) for reward in rewards if hasattr(reward, "image_tower"))
     if scored := [Need(weights, own + graph + picture + scoring) for weights, scoring in towers]:
