@@ -14,11 +14,13 @@ from ..srpo_core.card import draw_card
 from ..srpo_core.files import write_whole
 from ..srpo_core.guard import Guard
 from ..srpo_core.loop import Schedule, train
+from ..srpo_core.planning import AUTO, Use
 from ..srpo_core.schedule import Window
 from ..srpo_core.terms import Term, combine
 from ..srpo_core.watch import Limits, crossed
 from .inputs import check_window, guard_input, limit_input, sampler_inputs, size_inputs, window_inputs
 from .kinds import CATEGORY, DatasetType, ObjectiveType, RewardModelType, RewardsType, TrainerType
+from .memory import memory_inputs, use_of_memory
 from .photos import for_model
 from .previews import Previews, parse_seeds
 from .said import summary, warning
@@ -190,6 +192,7 @@ class TrainNode(io.ComfyNode):
                     tooltip="All prompts of an update begin from one noise, as published, instead of each from its "
                     "own. Their noise levels still differ.",
                 ),
+                *memory_inputs(),
             ],
             outputs=[
                 TrainerType.Output(display_name="trainer"),
@@ -247,18 +250,21 @@ class TrainNode(io.ComfyNode):
         gradient_vae=None,
         kept_blocks=0,
         shared_noise=False,
+        memory=AUTO,
+        park_inputs=False,
     ) -> io.NodeOutput:
         from .host.decoder import HostDecoder
         from .host.flow_model import HostFlow, Sampling, latent_shape
 
         terms = combine([Term(reward, objective), *more_rewards])
         dataset, photos = (for_model(data, trainer.model) for data in (dataset, photos))
-        rollouts = Sampling(sampler_name, scheduler, steps, rollout_guidance)
-        flow = HostFlow(trainer.model, rollouts, guidance, kept=kept_blocks)
         shape = latent_shape(trainer.model, width, height)
-        schedule = Schedule(shape, batch, min(at_once, batch), seed, pairs, reuse, photo_share, shared_noise)
         decoder = HostDecoder(gradient_vae or vae, trainer.model)
-        say_what_does_not_fit(cls.hidden.unique_id, flow, decoder, terms, dataset, schedule)
+        by_hand = Use(min(at_once, batch), kept_blocks, park_inputs)
+        use, working = use_of_memory(cls.hidden.unique_id, memory, by_hand, trainer, decoder, terms, dataset, shape)
+        schedule = Schedule(shape, batch, use.at_once, seed, pairs, reuse, photo_share, shared_noise)
+        rollouts = Sampling(sampler_name, scheduler, steps, rollout_guidance)
+        flow = HostFlow(trainer.model, rollouts, guidance, kept=use.kept, parked=use.parked, working=working)
         sampling = Sampling(sampler_name, scheduler, steps, guidance)
         seeds = parse_seeds(preview_seeds)
         samples = Previews(trainer, preview_dataset or dataset, vae, sampling, schedule, previews, seeds)
@@ -318,20 +324,3 @@ class TrainNode(io.ComfyNode):
             torch.cat([samples.before, after]),
             ui=ui.PreviewImage(torch.from_numpy(np.asarray(picture) / np.float32(255))[None], cls=cls),
         )
-
-
-def say_what_does_not_fit(node: str, flow, decoder, terms: list[Term], dataset, schedule: Schedule):
-    """In the log and on the node. An estimate may be wrong, or not possible for a model, so it stops nobody."""
-    from .host.planning import check
-
-    if decoder.vae.device.type == "cpu":
-        return  # all is in RAM already
-    rewards = [term.reward for term in terms]
-    try:
-        text = check(flow, decoder.vae, rewards, dataset.cond([0]), schedule.shape, schedule.at_once)
-    except Exception as error:
-        log.info("How much memory this takes could not be estimated (%s: %s).", type(error).__name__, error)
-        return
-    if text:
-        log.warning("%s", text)
-        PromptServer.instance.send_progress_text(text, node)

@@ -1,7 +1,8 @@
 """What a run will need of a device's memory, and what to change where that is too much."""
 
+import math
 import weakref
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -11,6 +12,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 GB = 1e9
+BY_HAND, AUTO = "by hand", "auto"  # how a run uses memory: as set, or as is fastest in what is free, or on a card of:
+CARDS = {"8 GB": 8 * GB, "12 GB": 12 * GB, "16 GB": 16 * GB, "24 GB": 24 * GB, "48 GB+": math.inf}
 
 
 class LiveBytes(TorchDispatchMode):
@@ -71,6 +74,39 @@ def over_blocks(before: int, blocks: Iterable[Block]) -> tuple[int, int]:
         held += block.kept
         peak = max(peak, held + block.inside)
     return peak, held
+
+
+class Use(NamedTuple):
+    """How a run uses memory.
+
+    at_once: pictures in one forward; kept: blocks whose activations stay for the backward; parked: the inputs of the
+    others wait for it in RAM.
+    """
+
+    at_once: int = 1
+    kept: int = 0
+    parked: bool = False
+
+
+def fastest(needs_with: Callable[[Use], Mapping[str, Need]], at_once: int, blocks: int, budget: int) -> Use:
+    """How to use `budget` bytes: with weights and all on the device, at most `at_once`, halved until it fits, and then
+    as many of the `blocks` kept as fit too.
+
+    Where the weights don't fit beside one picture, the least that leaves room for them: the host streams the rest.
+    """
+
+    def peak(use: Use) -> int:
+        return max(need.peak for need in needs_with(use).values())
+
+    uses = [Use(at_once >> halvings) for halvings in range(at_once.bit_length())]
+    use = next((use for use in uses if peak(use) <= budget), None)
+    if use is None:
+        return Use(parked=True)
+    least, most = peak(use), peak(use._replace(kept=blocks))
+    kept = blocks if most <= budget else int(blocks * (budget - least) / (most - least))
+    while kept and peak(use._replace(kept=kept)) > budget:  # blocks differ
+        kept = kept * 3 // 4
+    return use._replace(kept=kept)
 
 
 def advice(needs: Mapping[str, Need], free: int, remedies: Iterable[tuple[str, Mapping[str, Need]]] = ()) -> str:

@@ -96,10 +96,10 @@ def work(pack, monkeypatch):
     return forwards, backwards
 
 
-def trained_step(pack, model, checkpointing=True, kept=0, **adapter):
+def trained_step(pack, model, target="all", **memory):
     """One update's forward and backward with an adapter; its gradients."""
-    adapter = pack("nodes.host.adapter").Adapter(model, **adapter)
-    flow = pack("nodes.host.flow_model").HostFlow(adapter.attach(model), checkpointing=checkpointing, kept=kept)
+    adapter = pack("nodes.host.adapter").Adapter(model, target=target)
+    flow = pack("nodes.host.flow_model").HostFlow(adapter.attach(model), **memory)
     _, context, pooled = sample(1, 500)
     x = torch.randn(1, 16, 8, 8, generator=torch.Generator().manual_seed(3))
     flow.velocity(x, torch.tensor([0.8]), [[context, {"pooled_output": pooled}]]).pull(torch.cos(x))
@@ -117,7 +117,7 @@ def linears(model):
 @pytest.mark.parametrize("checkpointing", [True, False])
 def test_one_input_gradient_for_each_layer_after_the_first_adapter(pack, world, work, target, first, checkpointing):
     base = world[0]
-    trained_step(pack, base, checkpointing, target=target)
+    trained_step(pack, base, target, checkpointing=checkpointing)
     forwards, backwards = work
     layers = linears(base)
     # The modulations' input is the same for all blocks and comes before any adapter. So does the input of the first
@@ -141,6 +141,12 @@ def test_kept_blocks_do_not_run_again_and_change_nothing(pack, world, work, kept
     again = {".".join(n.split(".")[:2]) for n, layer in linears(base).items() if work[0][layer] == 2}
     blocks = ["double_blocks.0", "double_blocks.1", "single_blocks.0", "single_blocks.1"]
     assert again == set(blocks[: -min(kept, 4)])
+
+
+def test_parked_inputs_change_nothing(pack, world):
+    expected = trained_step(pack, world[0])
+    got = trained_step(pack, world[0], parked=True)
+    assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
 
 
 @pytest.mark.parametrize("hidden", [False, True])

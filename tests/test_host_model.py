@@ -82,6 +82,26 @@ def fails(*args, **kwargs):
     raise KeyboardInterrupt
 
 
+def test_the_host_leaves_room_for_a_branch(pack, world, monkeypatch):
+    import comfy.model_management
+
+    _, model, adapter, flow = world
+    asked, load = [], comfy.model_management.load_models_gpu
+
+    def remember(models, memory_required=0, minimum_memory_required=None, **rest):
+        asked.append((memory_required, minimum_memory_required))
+        return load(models, memory_required, minimum_memory_required=minimum_memory_required, **rest)
+
+    monkeypatch.setattr(comfy.model_management, "load_models_gpu", remember)
+    gradients(flow, adapter)
+    own = list(asked)
+    asked.clear()
+    gradients(pack("nodes.host.flow_model").HostFlow(model, guidance=3.5, working=12345), adapter)
+    assert asked == [(12345, 12345), (12345, None)] and own[0] != asked[0]
+    model.memory_required(X.shape)  # is the host's again
+    assert "memory_required" not in vars(model.model)
+
+
 def test_a_used_pullback_is_computed_again(world):
     _, _, adapter, flow = world
     expected = gradients(flow, adapter)

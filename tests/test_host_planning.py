@@ -1,12 +1,15 @@
 """Estimates of each stage's memory against what real runs of it take, counted."""
 
+import contextlib
+
 import pytest
 import torch
 from oracle import host_model, host_tiny_vae, host_vae, random_clip, random_flux, random_tiny_vae, random_vae
 
 from srpo_core.loop import draw_noise
-from srpo_core.planning import LiveBytes
+from srpo_core.planning import LiveBytes, Use
 from srpo_core.rewards import clip_reward
+from srpo_core.step import saturation
 from srpo_core.toy.models import load_tokenizer
 
 CONTEXT, POOLED = torch.randn(1, 6, 32), torch.randn(1, 24)
@@ -39,7 +42,8 @@ def counted(pack, model, adapter, vae, reward, shape, at_once, checkpointing):
         parameter.grad = torch.zeros_like(parameter)
     optimizer = torch.optim.AdamW(parameters)
     optimizer.step()
-    own = 4 * sum(parameter.nbytes for parameter in parameters)
+    resting = 3 * sum(parameter.nbytes for parameter in parameters)  # without gradients
+    own = resting * 4 // 3
     host_flow = pack("nodes.host.flow_model")
     flow = host_flow.HostFlow(model, host_flow.Sampling(steps=2), None, checkpointing)
     cond = [[CONTEXT.repeat(at_once, 1, 1), {"pooled_output": POOLED.repeat(at_once, 1)}]]
@@ -56,9 +60,10 @@ def counted(pack, model, adapter, vae, reward, shape, at_once, checkpointing):
     reward.prepare(["a"])
     image = decoded.value.clone().requires_grad_()
     _, score, _ = cost(lambda: torch.autograd.grad(reward.score(image, ["a"] * at_once).sum(), image))
-    _, step, _ = cost(optimizer.step)
-    peaks = {"rollout": rollout, "branch": branch.peak, "decode": graph + decode.peak, "optimizer": step}
-    return {name: own + peak for name, peak in peaks.items()} | {"reward": own + graph + picture + score}
+    _, step, _ = cost(lambda: (saturation(image), optimizer.step()))
+    peaks = {"branch": branch.peak, "decode": graph + decode.peak, "reward": graph + picture + score}
+    peaks |= {"optimizer": image.nbytes + step}
+    return {"rollout": resting + rollout} | {name: own + peak for name, peak in peaks.items()}
 
 
 @pytest.mark.parametrize(
@@ -130,6 +135,17 @@ def test_another_adapter_on_the_same_model_does_not_count(pack):
     assert planning.estimate(model, vae, [], COND, shape, 1) == alone
 
 
+def plan(pack, monkeypatch, free, memory, use, *of):
+    """The plan where so many bytes are free, with the adapter that is there."""
+    import comfy.model_management
+
+    there = sum(p.nbytes for p in pack("nodes.host.adapter").adapter_of(of[0]).parameters.values())
+    monkeypatch.setattr(comfy.model_management, "current_loaded_models", [])
+    monkeypatch.setattr(comfy.model_management, "get_free_memory", lambda *_: free - there)
+    monkeypatch.setattr(comfy.model_management, "extra_reserved_memory", lambda: 0)
+    return pack("nodes.host.planning").plan(memory, use, *of)
+
+
 @pytest.mark.parametrize(
     "share, kept, words",
     [
@@ -140,18 +156,48 @@ def test_another_adapter_on_the_same_model_does_not_count(pack):
         (0.01, 0, "No"),
     ],
 )
-def test_check(pack, reward, monkeypatch, share, kept, words):
+def test_by_hand(pack, reward, monkeypatch, share, kept, words):
     """By the memory there is, as a part of what is needed: all fits, weights stay in RAM, less at once, nothing."""
+    model, vae, shape = trainable(pack, 4)[0], host_tiny_vae(random_tiny_vae()), (16, 16, 16)
+    needs = pack("nodes.host.planning").estimate(model, vae, [reward], COND, shape, 2, kept=kept)
+    all_there = share > 0.9 and not kept
+    free = int(share * max(need.peak if all_there else need.working for need in needs.values()))
+    found = plan(pack, monkeypatch, free, "by hand", Use(2, kept), model, vae, [reward], COND, shape)
+    assert words in found.text and bool(words) == bool(found.text)
+    assert found.use == Use(2, kept) and found.working == needs["branch"].working
+
+
+def test_a_plan_for_a_card_of_some_size(pack, reward, monkeypatch):
+    model, vae, shape = trainable(pack, 4)[0], host_tiny_vae(random_tiny_vae()), (16, 16, 16)
+    of = (model, vae, [reward], COND, shape)
+    planning = pack("nodes.host.planning")
+
+    def peak(*use):
+        needs = planning.estimate(*of, use[0], kept=use[1], parked=len(use) > 2)
+        return max(need.peak for need in needs.values()), needs["branch"].working
+
+    def planned(free, memory):
+        return plan(pack, monkeypatch, free, memory, Use(4, 2, True), *of)
+
+    blocks = 4
+    assert planned(int(1.01 * peak(4, blocks)[0]), "auto").use == Use(4, blocks)
+    between = (peak(2, 1)[0] + peak(2, 2)[0]) // 2
+    assert planned(between, "auto").use == Use(2, 1)
+    little = planned(peak(1, 0)[0] - 1, "auto")
+    assert little.use == Use(1, 0, True) and "slower" in little.text
+    monkeypatch.setitem(planning.CARDS, "8 GB", between)  # of a larger card no more than this is used
+    small = planned(10 * between, "8 GB")
+    assert small.use == Use(2, 1) and small.working == peak(2, 1)[1] + 9 * between
+
+
+def test_parked_inputs_are_not_on_the_device(pack, monkeypatch):
+    """Counted on the device without content, as there is no GPU here: each block's inputs wait elsewhere."""
     import comfy.model_management
 
-    (model, adapter), vae, shape = trainable(pack, 4), host_tiny_vae(random_tiny_vae()), (16, 16, 16)
-    flow = pack("nodes.host.flow_model").HostFlow(model, kept=kept)
-    needs = pack("nodes.host.planning").estimate(model, vae, [reward], COND, shape, 2, **flow.memory).values()
-    all_there = share > 0.9 and not kept
-    free = int(share * max(need.peak if all_there else need.working for need in needs))
-    there = sum(p.nbytes for p in adapter.parameters.values())
-    monkeypatch.setattr(comfy.model_management, "current_loaded_models", [])
-    monkeypatch.setattr(comfy.model_management, "get_free_memory", lambda *_: free - there)
-    monkeypatch.setattr(comfy.model_management, "extra_reserved_memory", lambda: 0)
-    text = pack("nodes.host.planning").check(flow, vae, [reward], COND, shape, 2)
-    assert words in text and bool(words) == bool(text)
+    model, vae, shape = trainable(pack, 4)[0], host_tiny_vae(random_tiny_vae()), (16, 16, 16)
+    monkeypatch.setattr(comfy.model_management, "get_torch_device", lambda: torch.device("meta"))
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: contextlib.nullcontext())  # which this device has not
+    estimate = pack("nodes.host.planning").estimate
+    there, parked = (estimate(model, vae, [], COND, shape, 1, parked=parked)["branch"] for parked in (False, True))
+    tokens, width = 6 + 8 * 8, 32
+    assert there.working - parked.working > 2 * tokens * width * 4

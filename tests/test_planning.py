@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from srpo_core.planning import Block, LiveBytes, Need, advice, over_blocks
+from srpo_core.planning import Block, LiveBytes, Need, Use, advice, fastest, over_blocks
 
 GB = 1_000_000_000
 
@@ -71,3 +71,32 @@ def test_the_settings_that_are_enough():
 def test_nothing_is_enough(tried, end):
     text = advice(NEEDS, 4 * GB, tried)
     assert "No setting here is enough" in text and text.endswith(end)
+
+
+@pytest.mark.parametrize(
+    "budget, use",
+    [
+        (100, Use(8, 10)),
+        (89, Use(8, 7)),  # 50 + 8 + 4 x 7 = 86
+        (60, Use(8, 0)),
+        (57, Use(4, 0)),
+        (51, Use(1, 0)),
+        (50, Use(1, 0, True)),
+    ],
+)
+def test_the_fastest_use_of_memory(budget, use):
+    """Weights of 50, 1 for each picture at once, 4 for each block kept."""
+
+    def needs_with(use):
+        return {"branch": Need(50, use.at_once + 4 * use.kept), "decode": Need(1, 2)}
+
+    assert fastest(needs_with, at_once=8, blocks=10, budget=budget) == use
+
+
+def test_blocks_that_cost_more_than_the_mean():
+    """The last ones, 10 each, the others 1."""
+
+    def needs_with(use):
+        return {"branch": Need(0, 10 * min(use.kept, 2) + max(use.kept - 2, 0))}
+
+    assert fastest(needs_with, 1, 10, 14) == Use(1, 1)

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from comfy.quant_ops import QuantizedTensor
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.autograd.graph import save_on_cpu
 from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import checkpoint
 
@@ -35,10 +36,13 @@ NORMS = {
 
 
 @contextlib.contextmanager
-def differentiable(patcher, root: nn.Module, checkpointing: bool = True, kept: int = 0) -> Iterator[None]:
+def differentiable(
+    patcher, root: nn.Module, checkpointing: bool = True, kept: int = 0, parked: bool = False
+) -> Iterator[None]:
     """Everything under `root`, a part of the loaded `patcher`'s model, passes gradients while this is open.
 
     checkpointing: blocks run again for the backward, but for the last `kept`, whose activations stay in memory.
+    parked: the inputs of those that run again wait for it in (pinned) RAM.
     Adapters injected into the patcher stay active, on top. All is as before on leaving, also by an exception.
     Raises ValueError, here or in the backward, at a layer of a kind that passes no gradient.
     """
@@ -46,7 +50,7 @@ def differentiable(patcher, root: nn.Module, checkpointing: bool = True, kept: i
         stack.enter_context(replaced_forwards(frozen_forwards(root)))
         stack.enter_context(_own_parameters(root))
         recomputed = list(blocks(root))[: -kept or None] if checkpointing else []
-        stack.enter_context(replaced_forwards({block: _checkpointed(block.forward) for block in recomputed}))
+        stack.enter_context(replaced_forwards({block: _checkpointed(block.forward, parked) for block in recomputed}))
         patcher.inject_model()
         stack.callback(patcher.eject_model)
         yield
@@ -232,7 +236,7 @@ def _own(value):
     return value.as_subclass(Tensor) if torch.is_tensor(value) else value
 
 
-def _checkpointed(forward: Callable) -> Callable:
+def _checkpointed(forward: Callable, parked: bool = False) -> Callable:
     """The block's forward, run without a graph, and again with one when its gradient is asked for."""
 
     def recomputable(*args, **kwargs):
@@ -250,7 +254,8 @@ def _checkpointed(forward: Callable) -> Callable:
         # have none.
         inside = tree_leaves([value for value in values if not torch.is_tensor(value)])
         reentrant = any(map(_needs, values)) and not any(map(_needs, inside))
-        return checkpoint(run, *values, use_reentrant=reentrant, preserve_rng_state=False)
+        with save_on_cpu(pin_memory=True) if parked else contextlib.nullcontext():
+            return checkpoint(run, *values, use_reentrant=reentrant, preserve_rng_state=False)
 
     return recomputable
 

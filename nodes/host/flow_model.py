@@ -1,5 +1,7 @@
 """The FLUX (or other flow model) that ComfyUI loaded, as the core's FlowModel."""
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import comfy.model_management
@@ -30,7 +32,8 @@ class HostFlow:
     """A MODEL of the host; its adapter, if SRPO Trainer gave it one, is what gradients reach.
 
     guidance: of the differentiated step; None leaves it to the conditioning.
-    checkpointing, kept: see `differentiable`.
+    checkpointing, kept, parked: see `differentiable`.
+    working: bytes of the device that the host leaves free of weights for that step; None: as for a sampler's.
     Raises ValueError for a model that does not predict a flow's velocity.
     """
 
@@ -41,6 +44,8 @@ class HostFlow:
         guidance: float | None = None,
         checkpointing: bool = True,
         kept: int = 0,
+        parked: bool = False,
+        working: int | None = None,
     ):
         if not isinstance(patcher.get_model_object("model_sampling"), comfy.model_sampling.CONST):
             raise ValueError(
@@ -50,7 +55,8 @@ class HostFlow:
         self.patcher = patcher
         self.sampling = sampling
         self.guidance = guidance
-        self.memory = {"checkpointing": checkpointing, "kept": kept}
+        self.memory = {"checkpointing": checkpointing, "kept": kept, "parked": parked}
+        self.working = working
         adapter = adapter_of(patcher)
         self.parameters = adapter.parameters if adapter else {}
 
@@ -63,7 +69,8 @@ class HostFlow:
             if not self.parameters:
                 raise ValueError("This MODEL has nothing to train: connect the MODEL output of SRPO Trainer.")
             output = graph.pop() if graph else self._velocity(x, sigma, cond)  # a used one is computed again
-            comfy.model_management.load_models_gpu([self.patcher], self.patcher.memory_required(x.shape))
+            with self._room():
+                comfy.model_management.load_models_gpu([self.patcher], self.patcher.memory_required(x.shape))
             again = differentiable(self.patcher, self.patcher.model, **self.memory)
             with again if self.memory["checkpointing"] else in_training():
                 torch.autograd.backward(output, gradient.to(output))
@@ -84,7 +91,19 @@ class HostFlow:
         return self.patcher.model.process_latent_in(samples.to(comfy.model_management.intermediate_device()))
 
     def _velocity(self, x: Tensor, sigma: Tensor, cond: list) -> Tensor:
-        return self._ask(self.patcher, _OneDifferentiableStep(self.memory), x, sigma, cond)
+        with self._room():
+            return self._ask(self.patcher, _OneDifferentiableStep(self.memory), x, sigma, cond)
+
+    @contextlib.contextmanager
+    def _room(self) -> Iterator[None]:
+        """The host takes `working` for what the model needs beside its weights: its own estimate is a sampler's."""
+        model = self.patcher.model
+        if self.working is not None:
+            model.memory_required = lambda *_, **__: self.working
+        try:
+            yield
+        finally:
+            model.__dict__.pop("memory_required", None)
 
     def _ask(self, patcher, sampler: "_OneStep", x: Tensor, sigma: Tensor, cond: list) -> Tensor:
         with torch.inference_mode(False):

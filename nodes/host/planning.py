@@ -6,7 +6,7 @@ counted.
 
 import contextlib
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import NamedTuple
 
@@ -19,46 +19,85 @@ from comfy.taesd.taesd import TAESD
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from ...srpo_core.planning import Block, LiveBytes, Need, advice, most_missing, over_blocks
+from ...srpo_core.planning import (
+    BY_HAND,
+    CARDS,
+    Block,
+    LiveBytes,
+    Need,
+    Use,
+    advice,
+    fastest,
+    most_missing,
+    over_blocks,
+)
 from .adapter import Adapter, adapter_of
 from .decoder import HostDecoder
 from .differentiable import blocks, differentiable, replaced_forwards
-from .flow_model import HostFlow, attention_with_backward
+from .flow_model import attention_with_backward
 from .without_content import without_content
 
 SMALLER = (0.85, 0.7, 0.5)  # of each side: sizes to try where the chosen one is too much
 
 
-def check(flow: HostFlow, vae, rewards: list, cond: list, shape: tuple[int, int, int], at_once: int) -> str:
-    """What to say before a run of these settings, see `estimate`; empty where all fits on the device."""
-    model = flow.patcher
+class Plan(NamedTuple):
+    """working: bytes for the branch that the host should leave free of weights. text: what does not fit, or empty."""
+
+    use: Use
+    working: int
+    text: str
+
+
+def plan(memory: str, by_hand: Use, model, vae, rewards: list, cond: list, shape: tuple[int, int, int]) -> Plan:
+    """How a run uses the device: as set, or as is fastest in the memory that is free, or that a card of a size has.
+
+    memory: BY_HAND, AUTO, or a key of CARDS. by_hand: what is set; the others take its at_once as the most.
+    The rest: see `estimate`.
+    """
+    free = _free(model)
+    budget = min(free, CARDS.get(memory, free))
+
+    def needs_with(use: Use, vae=vae, shape=shape) -> dict[str, Need]:
+        return estimate(model, vae, rewards, cond, shape, use.at_once, kept=use.kept, parked=use.parked)
+
+    use = by_hand
+    if memory != BY_HAND:
+        count = sum(1 for _ in blocks(model.model.diffusion_model))
+        use = fastest(needs_with, by_hand.at_once, count, budget)
+    needs = needs_with(use)
+    text = advice(needs, budget, _remedies(needs_with, use, budget, vae, shape, adapter_of(model)))
+    return Plan(use, needs["branch"].working + free - budget, text)
+
+
+def _free(model) -> int:
+    """Bytes of the device that a run of this model can have: the host makes room, and the adapter is there already."""
     device = comfy.model_management.get_torch_device()
     loaded = [held for held in comfy.model_management.current_loaded_models if held.device == device]
     free = comfy.model_management.get_free_memory(device) - comfy.model_management.extra_reserved_memory()
-    free += sum(held.model_loaded_memory() for held in loaded)  # the host makes room
-    free += _size(adapter_of(model))  # which is there already
-    remedies = _remedies(free, flow, vae, rewards, cond, shape, at_once)
-    return advice(estimate(model, vae, rewards, cond, shape, at_once, **flow.memory), free, remedies)
+    return free + sum(held.model_loaded_memory() for held in loaded) + _size(adapter_of(model))
 
 
-def _remedies(free: int, flow: HostFlow, vae, rewards: list, cond: list, shape: tuple[int, int, int], at_once: int):
+def _remedies(needs_with: Callable, use: Use, budget: int, vae, shape: tuple[int, int, int], adapter: Adapter):
     """See `advice`."""
-    model = flow.patcher
-    if flow.memory["kept"]:
-        yield "no kept_blocks", estimate(model, vae, rewards, cond, shape, at_once)
-    if at_once > 1:
-        yield "at_once 1", estimate(model, vae, rewards, cond, shape, 1)
+    if use.kept:
+        use = use._replace(kept=0)
+        yield "no kept_blocks", needs_with(use)
+    if not use.parked:
+        use = use._replace(parked=True)
+        yield "park_inputs", needs_with(use)
+    if use.at_once > 1:
+        use = use._replace(at_once=1)
+        yield "at_once 1", needs_with(use)
     for share in SMALLER:
         smaller = shape[0], *(int(share * side) // 2 * 2 for side in shape[1:])
-        needs = estimate(model, vae, rewards, cond, smaller, 1)
-        if most_missing(needs, free)[1] <= 0:
+        needs = needs_with(use, shape=smaller)
+        if most_missing(needs, budget)[1] <= 0:
             break
     yield "{}x{}".format(*(vae.upscale_ratio * side for side in (smaller[2], smaller[1]))), needs
     if shape[0] == 16 and not isinstance(vae.first_stage_model, TAESD):
         tiny = comfy.sd.VAE(sd=TAESD(latent_channels=16).state_dict())
-        needs = estimate(model, tiny, rewards, cond, smaller, 1)
+        needs = needs_with(use, tiny, smaller)
         yield "TAEF1 as the VAE of the gradient", needs
-    adapter = adapter_of(model)
     if adapter.kind == "LoRA" and (rank := next(iter(adapter.modules.values())).rank) >= 4:
         less = 3 * _size(adapter)  # three quarters of what is there four times
         yield f"rank {rank // 4}", {name: Need(need.weights, need.working - less) for name, need in needs.items()}
@@ -70,12 +109,20 @@ def _size(adapter: Adapter) -> int:
 
 @torch.inference_mode(False)
 def estimate(
-    model, vae, rewards: list, cond: list, shape: tuple[int, int, int], at_once: int, checkpointing=True, kept=0
+    model,
+    vae,
+    rewards: list,
+    cond: list,
+    shape: tuple[int, int, int],
+    at_once: int,
+    checkpointing: bool = True,
+    kept: int = 0,
+    parked: bool = False,
 ) -> dict[str, Need]:
     """What each stage of an update with AdamW needs, by its name.
 
     model: the MODEL of SRPO Trainer. vae: the VAE whose gradient is taken. rewards: their image towers count.
-    cond: of one prompt. shape: (C, H, W) of latents. checkpointing, kept: see `differentiable`.
+    cond: of one prompt. shape: (C, H, W) of latents. checkpointing, kept, parked: see `differentiable`.
     The branch's activations stay while its pictures are decoded and scored, the decoder's while they are scored.
     """
     device = comfy.model_management.get_torch_device()
@@ -85,7 +132,7 @@ def estimate(
     own = resting + sum(sizes)  # and their gradients
     step = 2 * max(sizes) if device.type == "cpu" else sum(sizes)  # elsewhere AdamW takes all parameters at once
     image = 3 * x[:, 0].nbytes * vae.upscale_ratio**2  # the last one, of which saturation is taken
-    rollout, branch, graph = _flow(model, x, cond, checkpointing, kept)
+    rollout, branch, graph = _flow(model, x, cond, checkpointing, kept, parked)
     decode, picture = HostDecoder(vae, model).memory(x.shape)
     needs = {
         "rollout": Need(model.model_size(), resting + rollout),
@@ -99,13 +146,14 @@ def estimate(
     return needs
 
 
-def _flow(patcher, x: Tensor, cond: list, checkpointing: bool, kept: int) -> tuple[int, int, int]:
+def _flow(patcher, x: Tensor, cond: list, checkpointing: bool, kept: int, parked: bool) -> tuple[int, int, int]:
     """The peaks of a forward without gradient and of one with its backward, and what is held between those two."""
     model, device = patcher.model, x.device
     trained = adapter_of(patcher).modules.values()
     lists, calls = _lists(model.diffusion_model), {}
     sigma, inputs = _inputs(patcher, x, cond)
-    with _ejected(model), differentiable(patcher, model, checkpointing, kept), without_content(device, model, *trained):
+    trainable = differentiable(patcher, model, checkpointing, kept, parked)
+    with _ejected(model), trainable, without_content(device, model, *trained):
         with torch.no_grad(), LiveBytes(device.type) as count, _first_of_each(lists, calls, count):
             model.apply_model(x, sigma, **inputs)
         for parameter in (p for module in trained for p in module.parameters() if p.requires_grad):
@@ -114,7 +162,7 @@ def _flow(patcher, x: Tensor, cond: list, checkpointing: bool, kept: int) -> tup
         keys = [(first, checkpointing and i < len(order) - kept) for i, (first, _) in enumerate(order)]
         for key, (first, block) in zip(keys, order):
             if key not in costs:
-                costs[key] = _cost(block, *calls[first].inputs, device)
+                costs[key] = _cost(block, *calls[first].inputs, device, parked and key[1])
     return count.peak, *over_blocks(min(call.before for call in calls.values()), [costs[key] for key in keys])
 
 
@@ -177,8 +225,11 @@ def _lists(root: nn.Module) -> list[list[nn.Module]]:
     return [list(listed) for _, listed in grouped]
 
 
-def _cost(block: nn.Module, args: tuple, kwargs: dict, device: torch.device) -> Block:
-    """What one block keeps for its backward and takes meanwhile. args, kwargs: of a call, on the meta device."""
+def _cost(block: nn.Module, args: tuple, kwargs: dict, device: torch.device, parked: bool) -> Block:
+    """What one block keeps for its backward and takes meanwhile. args, kwargs: of a call, on the meta device.
+
+    Its output stays as the input of the next block, unless that is parked.
+    """
     args, kwargs = tree_map_only(Tensor, lambda tensor: torch.empty_like(tensor, device=device), (args, kwargs))
     with torch.no_grad():
         shapes = {tensor.shape for tensor in _tensors(block(*args, **kwargs))}
@@ -190,7 +241,7 @@ def _cost(block: nn.Module, args: tuple, kwargs: dict, device: torch.device) -> 
     args, kwargs = tree_map_only(Tensor, flowing, (args, kwargs))
     with LiveBytes(device.type) as count:
         outputs = _tensors(block(*args, **kwargs))
-        kept = count.held
+        kept = count.held - parked * sum(output.nbytes for output in outputs)
         torch.autograd.backward(outputs, [torch.ones_like(output) for output in outputs])
     return Block(kept, count.peak - kept)
 

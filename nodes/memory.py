@@ -1,0 +1,56 @@
+"""How SRPO Train uses a GPU's memory: what the user chooses, and what becomes of it."""
+
+import logging
+
+from comfy_api.latest import io
+from server import PromptServer
+
+from ..srpo_core.planning import AUTO, BY_HAND, CARDS, GB, Use
+from ..srpo_core.terms import Term
+
+log = logging.getLogger(__name__)
+
+
+def memory_inputs() -> list:
+    return [
+        io.Combo.Input(
+            "memory",
+            options=[AUTO, *CARDS, BY_HAND],
+            default=AUTO,
+            optional=True,
+            tooltip="On a GPU, how to use its memory: auto takes what is free; a size, no more than a card of that "
+            "size has; by hand, kept_blocks and park_inputs as they are set here.",
+        ),
+        io.Boolean.Input(
+            "park_inputs",
+            default=False,
+            optional=True,
+            tooltip="The inputs of the blocks wait for the backward in RAM: a little slower, but frees about 1 GB at "
+            "720x720.",
+        ),
+    ]
+
+
+def use_of_memory(
+    node: str, memory: str, by_hand: Use, trainer, decoder, terms: list[Term], dataset, shape: tuple[int, int, int]
+) -> tuple[Use, int | None]:
+    """What to use, and the bytes that the trained step needs beside the weights, None if unknown.
+
+    Says in the log and on the node what does not fit. An estimate may be wrong, or not possible for a model, so it
+    stops nobody.
+    """
+    from .host.planning import plan
+
+    if decoder.vae.device.type == "cpu":
+        return by_hand, None  # all is in RAM already
+    rewards = [term.reward for term in terms]
+    try:
+        use, working, text = plan(memory, by_hand, trainer.model, decoder.vae, rewards, dataset.cond([0]), shape)
+    except Exception as error:
+        log.info("How much memory this takes could not be estimated (%s: %s).", type(error).__name__, error)
+        return by_hand, None
+    log.info("Memory: at_once %d, kept_blocks %d, park_inputs %s; %.1f GB beside the weights.", *use, working / GB)
+    if text:
+        log.warning("%s", text)
+        PromptServer.instance.send_progress_text(text, node)
+    return use, working
