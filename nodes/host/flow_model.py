@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ...srpo_core.models import Pullback
 from .adapter import adapter_of, without_adapter
+from .compiled import or_uncompiled
 from .differentiable import differentiable, in_training
 
 
@@ -78,7 +79,8 @@ class HostFlow:
         return Pullback(value.detach().to(x), pull)
 
     def frozen_velocity(self, x: Tensor, sigma: Tensor, cond: list) -> Tensor:
-        return self._ask(without_adapter(self.patcher), _OneStep(), x, sigma, cond).to(x)
+        ask = lambda: self._ask(without_adapter(self.patcher), _OneStep(), x, sigma, cond)  # noqa: E731
+        return or_uncompiled(self.patcher, ask).to(x)
 
     def rollout(self, noise: Tensor, cond: list, seed: int) -> Tensor:
         self._check(noise, cond)
@@ -86,13 +88,19 @@ class HostFlow:
         schedule = self.patcher.get_model_object("model_sampling")
         sigmas = comfy.samplers.calculate_sigmas(schedule, sampling.scheduler, sampling.steps)
         sampler = comfy.samplers.sampler_object(sampling.sampler_name)
-        guider = _guider(self.patcher, with_guidance(cond, sampling.guidance))
-        samples = guider.sample(noise, torch.zeros_like(noise), sampler, sigmas, disable_pbar=True, seed=seed)
+        cond = with_guidance(cond, sampling.guidance)
+
+        def sample() -> Tensor:
+            latent, guider = torch.zeros_like(noise), _guider(self.patcher, cond)
+            return guider.sample(noise, latent, sampler, sigmas, disable_pbar=True, seed=seed)
+
+        samples = or_uncompiled(self.patcher, sample)
         return self.patcher.model.process_latent_in(samples.to(comfy.model_management.intermediate_device()))
 
     def _velocity(self, x: Tensor, sigma: Tensor, cond: list) -> Tensor:
+        ask = lambda: self._ask(self.patcher, _OneDifferentiableStep(self.memory), x, sigma, cond)  # noqa: E731
         with self._room():
-            return self._ask(self.patcher, _OneDifferentiableStep(self.memory), x, sigma, cond)
+            return or_uncompiled(self.patcher, ask)
 
     @contextlib.contextmanager
     def _room(self) -> Iterator[None]:
