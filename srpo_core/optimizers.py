@@ -3,7 +3,8 @@
 import importlib
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -58,14 +59,24 @@ def optimizer_state(optimizer: Optimizer, names: list[str]) -> tuple[dict[str, T
     """An optimiser's tensors, as "optimizer.<slot>.<parameter>" and, of its groups, "optimizer_group.<group>.<name>",
     and all that are plain numbers, as JSON."""
     state = optimizer.state_dict()
-    slots = [(slot, names[i], value) for i, held in state["state"].items() for slot, value in held.items()]
+    slots = [(slot, names[i], value) for i, held in state["state"].items() for slot, value in _slots(held)]
     tensors = {f"optimizer.{slot}.{name}": value for slot, name, value in slots if isinstance(value, Tensor)}
     numbers = [(slot, name, value) for slot, name, value in slots if not isinstance(value, Tensor)]
     groups = [{k: v for k, v in group.items() if k not in CHOSEN} for group in state["param_groups"]]
     for i, group in enumerate(groups):
         for name in [name for name, value in group.items() if isinstance(value, Tensor)]:
             tensors[f"optimizer_group.{i}.{name}"] = group.pop(name)
+    owner: dict[int, str] = {}
+    for key, value in tensors.items():  # a file has no tensors that share memory, as bitsandbytes' maps do
+        if owner.setdefault(value.data_ptr(), key) != key and value.numel():
+            tensors[key] = value.clone()
     return tensors, json.dumps({"state": numbers, "groups": groups})
+
+
+def _slots(held: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Of one parameter; bitsandbytes puts its own into a dict within, and takes them without it."""
+    for slot, value in held.items():
+        yield from value.items() if isinstance(value, dict) else [(slot, value)]
 
 
 def restore_optimizer(optimizer: Optimizer, names: list[str], tensors: dict[str, Tensor], numbers: str):
