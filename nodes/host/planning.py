@@ -66,7 +66,8 @@ def plan(memory: str, by_hand: Use, model, vae, rewards: list, cond: list, shape
         use = fastest(needs_with, by_hand.at_once, count, budget)
     needs = needs_with(use)
     text = advice(needs, budget, _remedies(needs_with, use, budget, vae, shape, adapter_of(model)))
-    return Plan(use, needs["branch"].working + free - budget, text)
+    there = 3 * _size(adapter_of(model))  # parameters and moments, which the host sees are taken
+    return Plan(use, needs["branch"].working - there + free - budget, text)
 
 
 def _free(model) -> int:
