@@ -4,10 +4,12 @@ ComfyUI has modules called `nodes`, `tests` and more of our names.
 """
 
 import importlib.util
+import logging
 import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # peft imports it, and it warns of a kernel nobody needs here
 
 
 def _import_from(folder: Path):
