@@ -5,8 +5,7 @@ ComfyUI is imported by the functions, as it must have been found before.
 
 import copy
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -257,14 +256,6 @@ def one_step(inside: Callable):
     return OneStep()
 
 
-@contextmanager
-def training() -> Iterator[None]:
+def training():
     """With gradients, and the host leaves out its kernels that have no backward."""
-    import comfy.model_management
-
-    before, comfy.model_management.in_training = comfy.model_management.in_training, True
-    try:
-        with torch.inference_mode(False), torch.enable_grad():
-            yield
-    finally:
-        comfy.model_management.in_training = before
+    return pack_module("nodes.host.differentiable").in_training()

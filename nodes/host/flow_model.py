@@ -79,8 +79,9 @@ class HostFlow:
         return Pullback(value.detach().to(x), pull)
 
     def frozen_velocity(self, x: Tensor, sigma: Tensor, cond: list) -> Tensor:
-        ask = lambda: self._ask(without_adapter(self.patcher), _OneStep(), x, sigma, cond)  # noqa: E731
-        return or_uncompiled(self.patcher, ask).to(x)
+        return or_uncompiled(
+            self.patcher, lambda: self._ask(without_adapter(self.patcher), _OneStep(), x, sigma, cond)
+        ).to(x)
 
     def rollout(self, noise: Tensor, cond: list, seed: int) -> Tensor:
         self._check(noise, cond)
@@ -98,9 +99,9 @@ class HostFlow:
         return self.patcher.model.process_latent_in(samples.to(comfy.model_management.intermediate_device()))
 
     def _velocity(self, x: Tensor, sigma: Tensor, cond: list) -> Tensor:
-        ask = lambda: self._ask(self.patcher, _OneDifferentiableStep(self.memory), x, sigma, cond)  # noqa: E731
+        step = _OneDifferentiableStep(self.memory)
         with self._room():
-            return or_uncompiled(self.patcher, ask)
+            return or_uncompiled(self.patcher, lambda: self._ask(self.patcher, step, x, sigma, cond))
 
     @contextlib.contextmanager
     def _room(self) -> Iterator[None]:

@@ -7,7 +7,7 @@ counted.
 import contextlib
 import itertools
 from collections.abc import Callable, Iterator
-from functools import partial
+from functools import cache, partial
 from typing import NamedTuple
 
 import comfy.model_management
@@ -57,6 +57,7 @@ def plan(memory: str, by_hand: Use, model, vae, rewards: list, cond: list, shape
     free = _free(model)
     budget = min(free, CARDS.get(memory, free))
 
+    @cache  # each takes seconds
     def needs_with(use: Use, vae=vae, shape=shape) -> dict[str, Need]:
         return estimate(model, vae, rewards, cond, shape, use.at_once, kept=use.kept, parked=use.parked)
 
