@@ -184,7 +184,7 @@ class Bench:
         step, step_bytes = count(self.forward)
         decode, decode_bytes = count(lambda: world.decoder.decode(latent))
         reward, reward_bytes = count(score)
-        recomputed = world.flow.memory["checkpointing"]
+        recomputed = world.flow.differentiable.checkpointing
         found = {
             "rollout": (steps * sum(step.values()), steps * step_bytes),
             "comparison": (sum(step.values()), step_bytes),

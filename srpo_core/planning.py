@@ -2,7 +2,7 @@
 
 import math
 import weakref
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -28,11 +28,16 @@ class LiveBytes(TorchDispatchMode):
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         result = function(*args, **(kwargs or {}))
-        if all(returned.alias_info is None for returned in function._schema.returns):  # no view, nothing in place
-            for tensor in tree_leaves(result):
-                if isinstance(tensor, Tensor) and tensor.device.type == self.device_type:
-                    self._add(tensor.untyped_storage())
+        given = {storage._cdata for storage in self._storages((args, kwargs))}  # views and what is written in place
+        for storage in self._storages(result):
+            if storage._cdata not in given:
+                self._add(storage)
         return result
+
+    def _storages(self, tree) -> Iterator[torch.UntypedStorage]:
+        for leaf in tree_leaves(tree):
+            if isinstance(leaf, Tensor) and leaf.device.type == self.device_type:
+                yield leaf.untyped_storage()
 
     def _add(self, storage: torch.UntypedStorage):
         size, place = storage.nbytes(), storage._cdata

@@ -192,7 +192,7 @@ def test_a_layer_that_quantises_its_input_gets_the_straight_through_gradient(pac
     dtype = torch.bfloat16 if form == "mxfp8" else torch.float32  # the CPU's product for mxfp8 knows no fp32
     weight = layer.weight.dequantize().to(dtype) * getattr(layer, "pre_quant_scale", torch.ones(())).to(dtype)
     x = torch.randn(2, 32, 256, dtype=dtype, requires_grad=True)
-    with pack("nodes.host.differentiable").differentiable(model, model.model):
+    with pack("nodes.host.differentiable").Differentiable(model.model).open(model):
         y = layer(x)
         gradient = torch.randn_like(y)
         y.backward(gradient)
@@ -309,7 +309,7 @@ def test_a_layer_that_needs_two_gradients_is_named(pack):
             return x * gate * self.weight
 
     gate = Gate()
-    forward = pack("nodes.host.differentiable").frozen_forwards(gate)[gate]
+    forward = pack("nodes.host.frozen").frozen_forwards(gate)[gate]
     x, y = torch.ones(2, requires_grad=True), torch.ones(2)
     assert torch.equal(torch.autograd.grad(forward(x, y).sum(), x)[0], torch.ones(2))
     with pytest.raises(ValueError, match="Gate pass no gradient back .more than one"):

@@ -80,19 +80,18 @@ def test_gradient_equals_diffusers_and_peft(world, pack, checkpointing, batch, p
 @pytest.fixture
 def work(pack, monkeypatch):
     """How often the frozen layers ran, and how often a gradient went through them, by the layer."""
-    differentiable = pack("nodes.host.differentiable")
-    forwards, backwards, frozen = Counter(), Counter(), differentiable._frozen_forward
-    backward = differentiable._FrozenLinear.backward
+    layer = pack("nodes.host.frozen").FrozenLinear
+    forwards, backwards, make, pull = Counter(), Counter(), layer.__init__, layer.pull
 
-    def counted(module, forward):
-        return frozen(module, lambda *args, **kwargs: forwards.update([module]) or forward(*args, **kwargs))
+    def counted(self, module, forward):
+        make(self, module, lambda *args, **kwargs: forwards.update([module]) or forward(*args, **kwargs))
 
-    def counted_backward(ctx, gradient):
-        backwards.update([ctx.module])
-        return backward(ctx, gradient)
+    def counted_pull(self, *args):
+        backwards.update([self.module])
+        return pull(self, *args)
 
-    monkeypatch.setattr(differentiable, "_frozen_forward", counted)
-    monkeypatch.setattr(differentiable._FrozenLinear, "backward", staticmethod(counted_backward))
+    monkeypatch.setattr(layer, "__init__", counted)
+    monkeypatch.setattr(layer, "pull", counted_pull)
     return forwards, backwards
 
 

@@ -2,7 +2,7 @@
 
 import contextlib
 from collections.abc import Callable, Iterator
-from functools import partial
+from functools import cache, partial
 
 import comfy.model_management
 import torch
@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ...srpo_core.models import Pullback
 from ...srpo_core.planning import GB, LiveBytes
-from .differentiable import differentiable, replaced_forwards
+from .differentiable import Differentiable, replaced_forwards
 from .strips import NormSiluConv
 from .without_content import without_content
 
@@ -70,10 +70,14 @@ class HostDecoder:
 
     @contextlib.contextmanager
     def _differentiable(self, shape: tuple[int, ...]) -> Iterator[None]:
-        model, checkpointing = self.vae.first_stage_model, shape[0] * shape[-2] * shape[-1] > SMALL
-        frugal = frugal_forwards(model, checkpointing)
-        with replaced_forwards(frugal), differentiable(self.vae.patcher, model, checkpointing and not frugal):
+        frugal, model = self._forwards(shape[0] * shape[-2] * shape[-1] > SMALL)
+        with replaced_forwards(frugal), model.open(self.vae.patcher):
             yield
+
+    @cache  # noqa: B019  one of two for each decoder
+    def _forwards(self, checkpointing: bool) -> tuple[dict[nn.Module, Callable], Differentiable]:
+        frugal = frugal_forwards(self.vae.first_stage_model, checkpointing)
+        return frugal, Differentiable(self.vae.first_stage_model, checkpointing=checkpointing and not frugal)
 
     @contextlib.contextmanager
     def _says_what_fits(self, shape: tuple[int, ...], free: int) -> Iterator[None]:

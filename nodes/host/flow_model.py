@@ -16,7 +16,7 @@ from torch import Tensor
 from ...srpo_core.models import Pullback
 from .adapter import adapter_of, without_adapter
 from .compiled import or_uncompiled
-from .differentiable import differentiable, in_training
+from .differentiable import Differentiable, in_training
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class HostFlow:
     """A MODEL of the host; its adapter, if SRPO Trainer gave it one, is what gradients reach.
 
     guidance: of the differentiated step; None leaves it to the conditioning.
-    checkpointing, kept, parked: see `differentiable`.
+    checkpointing, kept, parked: see Differentiable.
     working: bytes of the device that the host leaves free of weights for that step; None: as for a sampler's.
     Raises ValueError for a model that does not predict a flow's velocity.
     """
@@ -56,10 +56,11 @@ class HostFlow:
         self.patcher = patcher
         self.sampling = sampling
         self.guidance = guidance
-        self.memory = {"checkpointing": checkpointing, "kept": kept, "parked": parked}
         self.working = working
         adapter = adapter_of(patcher)
         self.parameters = adapter.parameters if adapter else {}
+        trained = map(patcher.model.get_submodule, adapter.modules if adapter else ())
+        self.differentiable = Differentiable(patcher.model, trained, checkpointing, kept, parked)
 
     def velocity(self, x: Tensor, sigma: Tensor, cond: list) -> Pullback:
         self._check(x, cond)
@@ -72,8 +73,8 @@ class HostFlow:
             output = graph.pop() if graph else self._velocity(x, sigma, cond)  # a used one is computed again
             with self._room():
                 comfy.model_management.load_models_gpu([self.patcher], self.patcher.memory_required(x.shape))
-            again = differentiable(self.patcher, self.patcher.model, **self.memory)
-            with again if self.memory["checkpointing"] else in_training():
+            model = self.differentiable
+            with model.open(self.patcher) if model.checkpointing else in_training():
                 torch.autograd.backward(output, gradient.to(output))
 
         return Pullback(value.detach().to(x), pull)
@@ -99,7 +100,7 @@ class HostFlow:
         return self.patcher.model.process_latent_in(samples.to(comfy.model_management.intermediate_device()))
 
     def _velocity(self, x: Tensor, sigma: Tensor, cond: list) -> Tensor:
-        step = _OneDifferentiableStep(self.memory)
+        step = _OneDifferentiableStep(self.differentiable)
         with self._room():
             return or_uncompiled(self.patcher, lambda: self._ask(self.patcher, step, x, sigma, cond))
 
@@ -157,12 +158,11 @@ class _OneStep(comfy.samplers.Sampler):
 class _OneDifferentiableStep(_OneStep):
     """The same with gradient."""
 
-    def __init__(self, memory: dict):
-        self.memory = memory
+    def __init__(self, model: Differentiable):
+        self.model = model
 
     def _velocity(self, guider, *args) -> Tensor:
-        patcher = guider.model_patcher
-        with differentiable(patcher, patcher.model, **self.memory):
+        with self.model.open(guider.model_patcher):
             return super()._velocity(guider, *args)
 
 

@@ -33,7 +33,7 @@ from ...srpo_core.planning import (
 )
 from .adapter import Adapter, adapter_of
 from .decoder import HostDecoder
-from .differentiable import blocks, differentiable, replaced_forwards
+from .differentiable import Differentiable, blocks, replaced_forwards
 from .flow_model import attention_with_backward
 from .without_content import without_content
 
@@ -124,7 +124,7 @@ def estimate(
     """What each stage of an update with AdamW needs, by its name.
 
     model: the MODEL of SRPO Trainer. vae: the VAE whose gradient is taken. rewards: their image towers count.
-    cond: of one prompt. shape: (C, H, W) of latents. checkpointing, kept, parked: see `differentiable`.
+    cond: of one prompt. shape: (C, H, W) of latents. checkpointing, kept, parked: see Differentiable.
     The branch's activations stay while its pictures are decoded and scored, the decoder's while they are scored.
     """
     device = comfy.model_management.get_torch_device()
@@ -154,7 +154,8 @@ def _flow(patcher, x: Tensor, cond: list, checkpointing: bool, kept: int, parked
     trained = adapter_of(patcher).modules.values()
     lists, calls = _lists(model.diffusion_model), {}
     sigma, inputs = _inputs(patcher, x, cond)
-    trainable = differentiable(patcher, model, checkpointing, kept, parked)
+    layers = map(model.get_submodule, adapter_of(patcher).modules)
+    trainable = Differentiable(model, layers, checkpointing, kept, parked).open(patcher)
     with _ejected(model), trainable, without_content(device, model, *trained):
         with torch.no_grad(), LiveBytes(device.type) as count, _first_of_each(lists, calls, count):
             model.apply_model(x, sigma, **inputs)

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from .differentiable import weight_of
+from .frozen import weight_of
 
 STRIP = 2**23  # elements of an activation that are computed at once
 
