@@ -43,6 +43,7 @@ from .flux_world import BASES, Naive, Photos, World, make_world
 from .measure import Stages, count, interleaved, limits, live_bytes
 
 ROOT = Path(__file__).resolve().parent.parent
+SETTINGS = "device size base mode toy steps batch at_once checkpointing kept parked".split()
 POSITION = 500  # of a branch that is measured alone, in the window
 
 
@@ -93,14 +94,16 @@ class MarkedDecoder:
 class Bench:
     """The world, a run in it, and one sample at which single stages are measured."""
 
-    def __init__(self, world: World, shape: tuple[int, int, int], at_once: int, online: bool, folder: Path):
-        self.world, self.schedule = world, Schedule(shape, batch=at_once, at_once=at_once)
+    def __init__(self, world: World, shape: tuple[int, int, int], options: argparse.Namespace, folder: Path):
+        at_once = options.at_once
+        self.world, self.schedule = world, Schedule(shape, options.batch, at_once)
         self.cond = world.prompts.cond(list(range(at_once)))
         self.noise = draw_noise(list(range(at_once)), shape)
-        self.x0 = torch.randn(at_once, *shape)
-        self.data = world.prompts if online else Photos(**vars(world.prompts), x0=self.x0)
+        x0 = torch.randn(options.batch, *shape)
+        self.x0 = x0[:at_once]
+        self.data = world.prompts if options.mode == "online" else Photos(**vars(world.prompts), x0=x0)
         self.noised = Noised(self.x0, self.noise, Window().branches([POSITION] * at_once))
-        self.branch = self.noised.branches[0]
+        self.branch, self.prompts = self.noised.branches[0], world.prompts.prompts[:at_once]
         self.run = Run(folder, world.flow.parameters, Settings(save_every=10**6))
 
     def update(self, mark: Callable = lambda _: None):
@@ -111,9 +114,10 @@ class Bench:
         self.run.update(scores, self.schedule.batch)
 
     def naive_update(self, naive: Naive):
-        x0 = self.x0 if isinstance(self.data, Photos) else naive.flow.rollout(self.noise, self.cond, 0)
-        for branch in self.noised.branches:
-            naive.branch(Noised(x0, self.noise, self.noised.branches), branch, self.data.prompts, self.cond)
+        for _ in range(self.schedule.batch // self.schedule.at_once):
+            x0 = self.x0 if isinstance(self.data, Photos) else naive.flow.rollout(self.noise, self.cond, 0)
+            for branch in self.noised.branches:
+                naive.branch(Noised(x0, self.noise, self.noised.branches), branch, self.prompts, self.cond)
         naive.step()
 
     def train_branch(self):
@@ -132,8 +136,8 @@ class Bench:
         """Relative difference of the adapter's gradients of one branch, from the loss on."""
         world = self.world
         recovered = one_step_recover(world.flow, self.cond, self.noised, self.branch)
-        score_recovered(recovered, self.branch, world.decoder, [world.term], self.data.prompts, 1).pull(1.0)
-        naive.branch(self.noised, self.branch, self.data.prompts, self.cond)
+        score_recovered(recovered, self.branch, world.decoder, [world.term], self.prompts, 1).pull(1.0)
+        naive.branch(self.noised, self.branch, self.prompts, self.cond)
         pairs = list(zip(world.flow.parameters.values(), naive.parameters))
         away = sum((ours.grad - theirs.grad).double().square().sum() for ours, theirs in pairs)
         length = sum(theirs.grad.double().square().sum() for _, theirs in pairs)
@@ -148,25 +152,22 @@ class Bench:
             return memory.held
 
     def peaks(self) -> dict[str, int]:
-        """Bytes on the device at most, by stage of an update, with no more models there than the stage needs."""
-        import comfy.model_management
+        """Bytes on the device at most, by stage of an update, with no more models there than the stage needs.
 
-        device, world = self.world.device, self.world
-        on_gpu = device.type == "cuda"
-        with live_bytes(device) as memory:
-            unload = comfy.model_management.unload_all_models if on_gpu else lambda: None
-            stages = Stages(device, memory, unload)
+        Counted beside the models, which stay where they are; theirs, and the adapter's, are added by their sizes.
+        """
+        world = self.world
+        with live_bytes(world.device) as memory:
+            stages = Stages(world.device, memory)
             self.update(stages.mark)
             stages.mark()
-        if on_gpu:
-            return {name: memory.began + peak for name, peak in stages.peaks.items()}
         flux, vae = world.base.model_size(), world.vae.patcher.model_size()
         reward = sum(p.nbytes for p in world.term.reward.image_tower.parameters())
         models = {"decode": vae, "reward": reward, "optimizer": 0}
         slots = (slot for state in self.run.optimizer.state.values() for slot in state.values())
         adapter = sum(tensor.nbytes for tensor in (*world.flow.parameters.values(), *slots))
-        # Run's copy of its state is on the CPU anyway.
-        start = adapter - stages.before
+        # On a CPU Run's copy of its state, to undo a step with, is on the same device; it is no part of the estimate.
+        start = adapter - (stages.before if world.device.type == "cpu" else 0)
         return {name: start + models.get(name, flux) + peak for name, peak in stages.peaks.items()}
 
     def floors(self, steps: int) -> dict[str, tuple[float, int]]:
@@ -175,7 +176,7 @@ class Bench:
         latent = self.x0
         with torch.no_grad():
             image = world.decoder.decode(latent).value.clamp(0, 1)
-        words = term.objective.texts(self.data.prompts, 1)
+        words = term.objective.texts(self.prompts, 1)
 
         def score():
             with torch.no_grad():
@@ -202,42 +203,49 @@ def with_gradient(forward: Counter, recomputed: bool) -> float:
 
 
 def measure(options: argparse.Namespace, folder: Path) -> dict:
-    """All numbers of one setting. Raises SystemExit where there is no ComfyUI."""
-    width, height = (int(side) for side in options.size.split("x"))
+    """All numbers of one setting."""
     torch.manual_seed(0)
-    world = make_world(options.toy, BASES[options.base], options.checkpointing, options.at_once, options.steps)
+    return measured(make_world(options.toy, BASES[options.base], options.batch, options.steps), options, folder)
+
+
+def measured(world: World, options: argparse.Namespace, folder: Path) -> dict:
+    """The same of a world that is there already."""
+    memory = {name: getattr(options, name) for name in ("checkpointing", "kept", "parked")}
+    world.flow = type(world.flow)(world.flow.patcher, world.flow.sampling, world.flow.guidance, **memory)
+    width, height = (int(side) for side in options.size.split("x"))
     shape = pack_module("nodes.host.flow_model").latent_shape(world.base, width, height)
-    bench = Bench(world, shape, options.at_once, options.mode == "online", folder)
+    bench = Bench(world, shape, options, folder)
     bench.update()  # loads, encodes the words, makes the optimiser's state
     peaks, estimate = bench.peaks(), estimated(world, shape, options)
-    naive = Naive(world)
-    difference = bench.gradient_to_naive(naive)
-    kept = {"ours": bench.kept(world.flow.velocity), "naive": bench.kept(naive.velocity)}
-    works = {
-        "forward": bench.forward,
-        "branch": bench.train_branch,
-        "naive branch": partial(bench.naive_train_branch, naive),
-        "update": bench.update,
-        "naive update": partial(bench.naive_update, naive),
-    }
+    works = {"forward": bench.forward, "branch": bench.train_branch, "update": bench.update}
+    kept, compared = {"ours": bench.kept(world.flow.velocity)}, {}
+    if options.naive:
+        naive = Naive(world)
+        compared["gradient_to_naive"] = bench.gradient_to_naive(naive)
+        kept["naive"] = bench.kept(naive.velocity)
+        works["naive branch"] = partial(bench.naive_train_branch, naive)
+        works["naive update"] = partial(bench.naive_update, naive)
     least = interleaved(works, options.repeats, world.device)
+    if options.naive:
+        compared |= {
+            "branch_to_naive": round(least["branch"] / least["naive branch"], 3),
+            "time_to_naive": round(least["update"] / least["naive update"], 3),
+            "activations_to_naive": round(kept["ours"] / kept["naive"], 4),
+        }
     stages = fastest_stages(bench, options.repeats)
     return {
-        **{name: getattr(options, name) for name in ("device", "size", "base", "mode", "toy", "steps", "at_once")},
-        "checkpointing": options.checkpointing,
+        **{name: getattr(options, name) for name in SETTINGS},
         "seconds": {name: round(value, 4) for name, value in least.items()},
         "stage_seconds": {name: round(value, 4) for name, value in stages.items()},
         "update_seconds": round(least["update"], 4),
+        "prompt_seconds": round(least["update"] / options.batch, 4),
         "branch_per_forward": round(least["branch"] / least["forward"], 3),
-        "branch_to_naive": round(least["branch"] / least["naive branch"], 3),
-        "time_to_naive": round(least["update"] / least["naive update"], 3),
+        **compared,
         "kept_bytes": kept,
-        "activations_to_naive": round(kept["ours"] / kept["naive"], 4),
         "stage_bytes": peaks,
         "peak_bytes": max(peaks.values()),
         "estimate": estimate,
         "estimate_error": round(max(abs(estimate[name] / peaks[name] - 1) for name in estimate if name in peaks), 3),
-        "gradient_to_naive": difference,
         "floors": floors_of(bench, options),
     }
 
@@ -257,7 +265,8 @@ def estimated(world: World, shape: tuple[int, int, int], options: argparse.Names
     """What SRPO Train expects: bytes at most, by stage."""
     estimate, model = pack_module("nodes.host.planning").estimate, world.flow.patcher
     cond, rewards = world.prompts.cond([0]), [world.term.reward]
-    needs = estimate(model, world.vae, rewards, cond, shape, options.at_once, options.checkpointing)
+    memory = options.checkpointing, options.kept, options.parked
+    needs = estimate(model, world.vae, rewards, cond, shape, options.at_once, *memory)
     return {stage: need.peak for stage, need in needs.items()}
 
 
@@ -280,8 +289,12 @@ def main():
     parser.add_argument("--mode", choices=("online", "offline"), default="online", help="rollouts, or photos")
     parser.add_argument("--toy", action="store_true", help="the sizes of the toy FLUX, with its VAE and its reward")
     parser.add_argument("--steps", type=int, default=25, help="of a rollout")
+    parser.add_argument("--batch", type=int, default=1, help="prompts in one update")
+    parser.add_argument("--at-once", type=int, default=1, help="of them in one forward; divides the batch")
     parser.add_argument("--no-checkpointing", dest="checkpointing", action="store_false")
-    parser.add_argument("--at-once", type=int, default=1, help="prompts in one forward")
+    parser.add_argument("--kept", type=int, default=0, help="blocks whose activations are kept all the same")
+    parser.add_argument("--parked", action="store_true", help="inputs of the recomputed blocks wait in RAM")
+    parser.add_argument("--no-naive", dest="naive", action="store_false", help="no comparison with plain autograd")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--picture", type=Path, help="a PNG to draw seconds and roofline in")
     options = parser.parse_args()

@@ -99,7 +99,15 @@ class World:
         return self.flow._ask(self.flow.patcher, one_step(torch.no_grad), x, sigma, cond)
 
 
-def make_world(toy: bool, base: torch.dtype, checkpointing: bool, at_once: int, steps: int) -> World:
+def make_world(
+    toy: bool,
+    base: torch.dtype,
+    batch: int,
+    steps: int,
+    checkpointing: bool = True,
+    kept: int = 0,
+    parked: bool = False,
+) -> World:
     host_flow = pack_module("nodes.host.flow_model")
     sizes = TOY if toy else FLUX_DEV
     with torch.inference_mode():  # as loader nodes do it
@@ -108,10 +116,10 @@ def make_world(toy: bool, base: torch.dtype, checkpointing: bool, at_once: int, 
     reward = pack_module("nodes.host.toy").load_reward() if toy else random_reward()
     adapter = random_adapter(model)
     sampling = host_flow.Sampling(steps=steps, guidance=3.5)
-    flow = host_flow.HostFlow(adapter.attach(model), sampling, 3.5, checkpointing)
-    context = torch.randn(at_once, TEXT_LENGTH if toy else TOKENS, sizes["context_in_dim"])
-    texts = [f"a picture of number {i}" for i in range(at_once)]
-    prompts = Prompts(texts, context, torch.randn(at_once, sizes["vec_in_dim"]))
+    flow = host_flow.HostFlow(adapter.attach(model), sampling, 3.5, checkpointing, kept, parked)
+    context = torch.randn(batch, TEXT_LENGTH if toy else TOKENS, sizes["context_in_dim"])
+    texts = [f"a picture of number {i}" for i in range(batch)]
+    prompts = Prompts(texts, context, torch.randn(batch, sizes["vec_in_dim"]))
     decoder = pack_module("nodes.host.decoder").HostDecoder(vae, model)
     # No reward is so high that its loss is nothing.
     return World(model, vae, adapter, flow, decoder, Term(reward, Objective(threshold=100.0)), prompts)
@@ -150,19 +158,21 @@ def draw_weights(named, device: torch.device):
     """Of a size at which signals neither die nor explode: norms as they are made, the rest as wide layers are."""
     for name, weight in named:
         if weight.ndim > 1:
-            drawn = torch.randn(weight.shape, device=device) * weight[0].numel() ** -0.5
+            dtype = weight.dtype if weight.itemsize > 1 else torch.bfloat16
+            drawn = torch.randn(weight.shape, device=device, dtype=dtype).mul_(weight[0].numel() ** -0.5)
         else:
             drawn = torch.full(weight.shape, float(name.endswith(("weight", "scale"))), device=device)
-        weight.data.copy_(drawn)
+        weight.data.copy_(drawn.to(weight.dtype))
 
 
 def random_reward():
     """A ViT-H-14 in the size of HPS v2.1, bf16, by our own loader."""
+    import comfy.model_management
     import open_clip
 
     with tempfile.TemporaryDirectory(prefix="srpo-bench-") as folder:
         file, config = Path(folder) / "hps_random.safetensors", open_clip.get_model_config("ViT-H-14")
-        write_random(config, torch.bfloat16, file)
+        write_random(config, torch.bfloat16, file, comfy.model_management.get_torch_device())
         reward = load_reward(file, dtype=torch.bfloat16)
         text = reward.text_tower()
     reward.text_tower = lambda: text
@@ -196,6 +206,7 @@ class Naive:
         for norm in (module for module in base.model.modules() if isinstance(module, nn.LayerNorm)):
             norm.register_forward_pre_hook(lambda _, args: (args[0].clone(),) if torch.is_grad_enabled() else None)
         adapter = random_adapter(base, like=world.adapter)
+        as_the_host_has_it(adapter)
         self.flow = copy.copy(world.flow)
         self.flow.patcher = adapter.attach(base)
         self.first_stage_model = plain(world.vae.first_stage_model)
@@ -228,6 +239,16 @@ class Naive:
         self.optimizer.zero_grad()
 
 
+def as_the_host_has_it(adapter):
+    """Its LoRA computed by the host's own class, in place of ours (see nodes/host/adapter_kinds.py)."""
+    from comfy.weight_adapter.lora import LoraDiff
+
+    kinds = pack_module("nodes.host.adapter_kinds")
+    for module in adapter.modules.values():
+        module.__class__ = LoraDiff
+        module.h = kinds.in_the_type_of_its_input(module.h, torch.float32)
+
+
 def plain(module: nn.Module) -> nn.Module:
     """A second module of the same weights, which are no inference tensors there; they take no memory of their own."""
     shared = {id(p): nn.Parameter(ordinary(p), requires_grad=False) for p in module.parameters()}
@@ -249,9 +270,10 @@ def one_step(inside: Callable):
     """One evaluation of the model through the host's sampling, like ours, inside of this context."""
 
     class OneStep(pack_module("nodes.host.flow_model")._OneStep):
-        def _velocity(self, *args):
+        def _velocity(self, guider, noise, options, seed):
+            options["transformer_options"].pop("patches", None)  # FLUX's positions by the host's own operations
             with inside():
-                return super()._velocity(*args)
+                return super()._velocity(guider, noise, options, seed)
 
     return OneStep()
 

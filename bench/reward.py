@@ -32,12 +32,12 @@ TOY = {
 }
 
 
-def write_random(config: dict, dtype: torch.dtype, path: Path):
-    """An open_clip CLIP of this configuration, its weights drawn at random."""
+def write_random(config: dict, dtype: torch.dtype, path: Path, device: str | torch.device = "cpu"):
+    """An open_clip CLIP of this configuration, its weights drawn at random, on the device."""
     with torch.device("meta"):
         shapes = open_clip.CLIP(**config).state_dict()
-    generator = torch.Generator().manual_seed(0)
-    weights = {name: 0.02 * torch.randn(t.shape, generator=generator, dtype=dtype) for name, t in shapes.items()}
+    kind = {"generator": torch.Generator(device).manual_seed(0), "dtype": dtype, "device": device}
+    weights = {name: 0.02 * torch.randn(t.shape, **kind) for name, t in shapes.items()}
     weights |= {name: torch.ones_like(t) for name, t in weights.items() if ".ln_" in name and name.endswith("weight")}
     weights["logit_scale"] = torch.tensor(4.6)
     save_file(weights, path)

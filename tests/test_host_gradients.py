@@ -159,3 +159,43 @@ def test_a_gradient_that_reaches_blocks_inside_of_a_tuple(pack, hidden):
         x = block(x, (modulation,) if hidden else modulation)
     x.sum().backward()
     assert weight.grad.item() == pytest.approx(2 * 2 * (25 * 1 + 49 * 3))
+
+
+@pytest.fixture
+def moving_host(monkeypatch):
+    """As on a GPU: what is loaded is moved, and so gets a new content."""
+    import comfy.model_management
+
+    load = comfy.model_management.load_models_gpu
+
+    def load_and_move(models, *args, **kwargs):
+        load(models, *args, **kwargs)
+        for patcher in models:
+            for tensor in (*patcher.model.parameters(), *patcher.model.buffers()):
+                tensor.data = tensor.data.clone()
+
+    monkeypatch.setattr(comfy.model_management, "load_models_gpu", load_and_move)
+
+
+@pytest.mark.parametrize("as_a_node", [False, True])
+def test_weights_that_the_host_moves_meanwhile(pack, request, as_a_node):
+    """Loader nodes make inference tensors, which only inference mode can move; updates run outside of it."""
+    host_flow = pack("nodes.host.flow_model")
+    model, adapter = with_adapter(host_model(random_flux()))
+    flow = host_flow.HostFlow(model, host_flow.Sampling(steps=1))
+    decoder = pack("nodes.host.decoder").HostDecoder(host_vae(random_vae()), model)
+    reward = pack("nodes.host.reward").managed(clip_reward(random_clip(), load_tokenizer()))
+    noised, context, pooled = sample(1, 500)
+    cond = [[context, {"pooled_output": pooled}]]
+
+    def update():
+        with torch.inference_mode(as_a_node):
+            x0 = flow.rollout(noised.noise, cond, 0)
+            frozen = flow.frozen_velocity(x0, torch.tensor([0.8]), cond)
+            pull_back(flow, cond, Noised(x0, noised.noise, noised.branches), noised.branches[0], decoder, reward)
+        return x0, frozen, *(parameter.grad for parameter in adapter.parameters.values())
+
+    expected = update()
+    request.getfixturevalue("moving_host")
+    for _ in range(2):
+        assert all(torch.equal(ours, theirs) for ours, theirs in zip(update(), expected, strict=True))

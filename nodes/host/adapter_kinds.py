@@ -102,7 +102,7 @@ def create(kind: str, layer: nn.Linear, rank: int, alpha: float, dtype: torch.dt
         return adapter
     if kind == "OFT":
         adapter.g = _but_for_the_bias(adapter.g, layer)
-    adapter.h = _in_the_type_of_its_input(_loha(adapter) if kind == "LoHa" else adapter.h, dtype)
+    adapter.h = in_the_type_of_its_input(_loha(adapter) if kind == "LoHa" else adapter.h, dtype)
     return adapter
 
 
@@ -130,7 +130,7 @@ def _but_for_the_bias(g: Callable, layer: nn.Linear) -> Callable:
     return turn
 
 
-def _in_the_type_of_its_input(h: Callable, dtype: torch.dtype) -> Callable:
+def in_the_type_of_its_input(h: Callable, dtype: torch.dtype) -> Callable:
     """The model may run in another type than the parameters."""
 
     def cast(x: Tensor, base_out: Tensor) -> Tensor:

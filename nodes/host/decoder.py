@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 from ...srpo_core.models import Pullback
 from ...srpo_core.planning import GB, LiveBytes
 from .differentiable import Differentiable, replaced_forwards
+from .loading import load
 from .strips import NormSiluConv
 from .without_content import without_content
 
@@ -37,16 +38,14 @@ class HostDecoder:
     def decode(self, latent: Tensor) -> Pullback:
         """See Decoder. Out of memory, it and the way back raise torch.OutOfMemoryError that says which size fits."""
         vae, shape = self.vae, latent.shape
-        comfy.model_management.load_models_gpu(
-            [vae.patcher], memory_required=vae.memory_used_decode(shape, vae.vae_dtype)
-        )
+        load(vae.patcher, vae.memory_used_decode(shape, vae.vae_dtype))
         free = comfy.model_management.get_free_memory(vae.device)
         with self._says_what_fits(shape, free), self._differentiable(shape):
             leaf = latent.clone().requires_grad_()
             image = self._image(leaf)
 
         def pull(gradient: Tensor) -> Tensor:
-            comfy.model_management.load_models_gpu([vae.patcher])
+            load(vae.patcher)
             with self._says_what_fits(shape, free), self._differentiable(shape):
                 image.backward(gradient.to(image))
                 return leaf.grad

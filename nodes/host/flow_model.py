@@ -10,13 +10,14 @@ import comfy.model_sampling
 import comfy.samplers
 import node_helpers
 import torch
-from comfy.ldm.modules.attention import attention_pytorch
 from torch import Tensor
 
 from ...srpo_core.models import Pullback
 from .adapter import adapter_of, without_adapter
+from .attention import quickest, with_backward
 from .compiled import or_uncompiled
 from .differentiable import Differentiable, in_training
+from .loading import load, own
 
 
 @dataclass(frozen=True)
@@ -72,9 +73,10 @@ class HostFlow:
                 raise ValueError("This MODEL has nothing to train: connect the MODEL output of SRPO Trainer.")
             output = graph.pop() if graph else self._velocity(x, sigma, cond)  # a used one is computed again
             with self._room():
-                comfy.model_management.load_models_gpu([self.patcher], self.patcher.memory_required(x.shape))
+                load(self.patcher, self.patcher.memory_required(x.shape))
             model = self.differentiable
-            with model.open(self.patcher) if model.checkpointing else in_training():
+            backward = model.open(self.patcher) if model.checkpointing else in_training()
+            with backward, quickest(self.patcher.load_device):
                 torch.autograd.backward(output, gradient.to(output))
 
         return Pullback(value.detach().to(x), pull)
@@ -92,11 +94,13 @@ class HostFlow:
         sampler = comfy.samplers.sampler_object(sampling.sampler_name)
         cond = with_guidance(cond, sampling.guidance)
 
+        @torch.inference_mode()  # see loading.py
+        @quickest(self.patcher.load_device)
         def sample() -> Tensor:
             latent, guider = torch.zeros_like(noise), _guider(self.patcher, cond)
             return guider.sample(noise, latent, sampler, sigmas, disable_pbar=True, seed=seed)
 
-        samples = or_uncompiled(self.patcher, sample)
+        samples = own(or_uncompiled(self.patcher, sample))
         return self.patcher.model.process_latent_in(samples.to(comfy.model_management.intermediate_device()))
 
     def _velocity(self, x: Tensor, sigma: Tensor, cond: list) -> Tensor:
@@ -116,13 +120,10 @@ class HostFlow:
             model.__dict__.pop("memory_required", None)
 
     def _ask(self, patcher, sampler: "_OneStep", x: Tensor, sigma: Tensor, cond: list) -> Tensor:
-        with torch.inference_mode(False):
-            # Clones: what nodes hand over are inference tensors.
-            sampler.sigma = _own(sigma).float()
-            cond = [[_own(c[0]), {k: _own(v) for k, v in c[1].items()}] for c in with_guidance(cond, self.guidance)]
-            x = _own(x)
-            ends = torch.stack([sampler.sigma.max(), sampler.sigma.new_zeros(())])
-            _guider(patcher, cond).sample(x, torch.zeros_like(x), sampler, ends)
+        sampler.sigma = sigma.float()
+        ends = torch.stack([sampler.sigma.max(), sampler.sigma.new_zeros(())])
+        with torch.inference_mode(), quickest(patcher.load_device):  # see loading.py
+            _guider(patcher, with_guidance(cond, self.guidance)).sample(x, torch.zeros_like(x), sampler, ends)
         return sampler.velocity
 
     def _check(self, x: Tensor, cond: list):
@@ -145,12 +146,14 @@ class _OneStep(comfy.samplers.Sampler):
         self, guider, sigmas, extra_args, callback, noise, latent_image=None, denoise_mask=None, disable_pbar=False
     ):
         options = comfy.model_patcher.create_model_options_clone(extra_args["model_options"])
-        options["transformer_options"]["optimized_attention_override"] = attention_with_backward
-        self.velocity = self._velocity(guider, noise, options, extra_args["seed"])
+        model = guider.model_patcher.model.diffusion_model
+        options["transformer_options"] = with_backward(options["transformer_options"], model)
+        with torch.inference_mode(False), torch.no_grad():
+            self.velocity = self._velocity(guider, own(noise), options, extra_args["seed"])
         return noise
 
     def _velocity(self, guider, noise: Tensor, options: dict, seed: int) -> Tensor:
-        sigma = self.sigma.to(noise)
+        sigma = own(self.sigma).to(noise)
         denoised = guider(noise, sigma, model_options=options, seed=seed)
         return (noise - denoised) / sigma.view(-1, *[1] * (noise.ndim - 1))
 
@@ -166,10 +169,6 @@ class _OneDifferentiableStep(_OneStep):
             return super()._velocity(guider, *args)
 
 
-def attention_with_backward(_, *args, **kwargs):
-    return attention_pytorch(*args, **kwargs)
-
-
 def _guider(patcher, positive: list) -> comfy.samplers.CFGGuider:
     guider = comfy.samplers.CFGGuider(patcher)
     guider.inner_set_conds({"positive": positive})
@@ -178,10 +177,6 @@ def _guider(patcher, positive: list) -> comfy.samplers.CFGGuider:
 
 def with_guidance(cond: list, guidance: float | None) -> list:
     return cond if guidance is None else node_helpers.conditioning_set_values(cond, {"guidance": guidance})
-
-
-def _own(value):
-    return value.clone() if torch.is_tensor(value) else value
 
 
 def check_latent(patcher, latent: Tensor):

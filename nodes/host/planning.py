@@ -32,9 +32,9 @@ from ...srpo_core.planning import (
     over_blocks,
 )
 from .adapter import Adapter, adapter_of
+from .attention import with_backward
 from .decoder import HostDecoder
 from .differentiable import Differentiable, blocks, replaced_forwards
-from .flow_model import attention_with_backward
 from .without_content import without_content
 
 SMALLER = (0.85, 0.7, 0.5)  # of each side: sizes to try where the chosen one is too much
@@ -218,7 +218,7 @@ def _inputs(patcher, x: Tensor, cond: list) -> tuple[Tensor, dict]:
     conds = comfy.samplers.process_conds(patcher.model, x, conds, x.device)["positive"]
     inputs = comfy.samplers.cond_cat([comfy.samplers.get_area_and_mult(conds[0], x, sigma).conditioning])
     options = patcher.model_options["transformer_options"] | {"cond_or_uncond": [0], "sigmas": sigma}
-    return sigma, inputs | {"transformer_options": options | {"optimized_attention_override": attention_with_backward}}
+    return sigma, inputs | {"transformer_options": with_backward(options, patcher.model.diffusion_model)}
 
 
 def _lists(root: nn.Module) -> list[list[nn.Module]]:

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from ...srpo_core.rewards import DotProductReward
+from .loading import load_ordinary
 
 
 def place(tower: nn.Module) -> torch.device:
@@ -16,7 +17,7 @@ def place(tower: nn.Module) -> torch.device:
             load_device=comfy.model_management.get_torch_device(),
             offload_device=comfy.model_management.unet_offload_device(),
         )
-    comfy.model_management.load_models_gpu([tower.patcher])
+    load_ordinary(tower.patcher)
     return tower.patcher.load_device
 
 
