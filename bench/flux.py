@@ -43,7 +43,7 @@ from .flux_world import BASES, Naive, Photos, World, make_world
 from .measure import Stages, count, interleaved, limits, live_bytes
 
 ROOT = Path(__file__).resolve().parent.parent
-SETTINGS = "device size base mode toy steps batch at_once checkpointing kept parked".split()
+SETTINGS = "device size base mode toy steps batch at_once checkpointing kept parked compiled".split()
 POSITION = 500  # of a branch that is measured alone, in the window
 
 
@@ -99,7 +99,7 @@ class Bench:
         self.world, self.schedule = world, Schedule(shape, options.batch, at_once)
         self.cond = world.prompts.cond(list(range(at_once)))
         self.noise = draw_noise(list(range(at_once)), shape)
-        x0 = torch.randn(options.batch, *shape)
+        x0 = torch.randn(len(world.prompts.prompts), *shape)
         self.x0 = x0[:at_once]
         self.data = world.prompts if options.mode == "online" else Photos(**vars(world.prompts), x0=x0)
         self.noised = Noised(self.x0, self.noise, Window().branches([POSITION] * at_once))
@@ -210,8 +210,8 @@ def measure(options: argparse.Namespace, folder: Path) -> dict:
 
 def measured(world: World, options: argparse.Namespace, folder: Path) -> dict:
     """The same of a world that is there already."""
-    memory = {name: getattr(options, name) for name in ("checkpointing", "kept", "parked")}
-    world.flow = type(world.flow)(world.flow.patcher, world.flow.sampling, world.flow.guidance, **memory)
+    use = {name: getattr(options, name) for name in ("checkpointing", "kept", "parked", "compiled")}
+    world.flow = type(world.flow)(world.flow.patcher, world.flow.sampling, world.flow.guidance, **use)
     width, height = (int(side) for side in options.size.split("x"))
     shape = pack_module("nodes.host.flow_model").latent_shape(world.base, width, height)
     bench = Bench(world, shape, options, folder)
@@ -294,6 +294,7 @@ def main():
     parser.add_argument("--no-checkpointing", dest="checkpointing", action="store_false")
     parser.add_argument("--kept", type=int, default=0, help="blocks whose activations are kept all the same")
     parser.add_argument("--parked", action="store_true", help="inputs of the recomputed blocks wait in RAM")
+    parser.add_argument("--compiled", action="store_true", help="torch.compile of FLUX's blocks")
     parser.add_argument("--no-naive", dest="naive", action="store_false", help="no comparison with plain autograd")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--picture", type=Path, help="a PNG to draw seconds and roofline in")

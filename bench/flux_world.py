@@ -99,15 +99,7 @@ class World:
         return self.flow._ask(self.flow.patcher, one_step(torch.no_grad), x, sigma, cond)
 
 
-def make_world(
-    toy: bool,
-    base: torch.dtype,
-    batch: int,
-    steps: int,
-    checkpointing: bool = True,
-    kept: int = 0,
-    parked: bool = False,
-) -> World:
+def make_world(toy: bool, base: torch.dtype, batch: int, steps: int) -> World:
     host_flow = pack_module("nodes.host.flow_model")
     sizes = TOY if toy else FLUX_DEV
     with torch.inference_mode():  # as loader nodes do it
@@ -116,7 +108,7 @@ def make_world(
     reward = pack_module("nodes.host.toy").load_reward() if toy else random_reward()
     adapter = random_adapter(model)
     sampling = host_flow.Sampling(steps=steps, guidance=3.5)
-    flow = host_flow.HostFlow(adapter.attach(model), sampling, 3.5, checkpointing, kept, parked)
+    flow = host_flow.HostFlow(adapter.attach(model), sampling, 3.5)
     context = torch.randn(batch, TEXT_LENGTH if toy else TOKENS, sizes["context_in_dim"])
     texts = [f"a picture of number {i}" for i in range(batch)]
     prompts = Prompts(texts, context, torch.randn(batch, sizes["vec_in_dim"]))
@@ -209,6 +201,7 @@ class Naive:
         as_the_host_has_it(adapter)
         self.flow = copy.copy(world.flow)
         self.flow.patcher = adapter.attach(base)
+        pack_module("nodes.host.loading").load_ordinary(self.flow.patcher)
         self.first_stage_model = plain(world.vae.first_stage_model)
         self.parameters = list(adapter.parameters.values())
         self.optimizer = torch.optim.AdamW(self.parameters, lr=1e-4, weight_decay=1e-4)
@@ -251,15 +244,11 @@ def as_the_host_has_it(adapter):
 
 def plain(module: nn.Module) -> nn.Module:
     """A second module of the same weights, which are no inference tensors there; they take no memory of their own."""
+    ordinary = pack_module("nodes.host.compiled").ordinary
     shared = {id(p): nn.Parameter(ordinary(p), requires_grad=False) for p in module.parameters()}
     shared |= {id(b): ordinary(b) for b in module.buffers()}
     same = (getattr(module, "model_config", None), getattr(module, "current_patcher", None))
     return copy.deepcopy(module, shared | {id(value): value for value in same})
-
-
-def ordinary(tensor: Tensor) -> Tensor:
-    alias = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
-    return alias.set_(tensor.untyped_storage(), tensor.storage_offset(), tensor.shape, tensor.stride())
 
 
 def patcher_of(model: nn.Module, like):

@@ -47,7 +47,10 @@ class _Rotated(torch.autograd.Function):
 
 @contextlib.contextmanager
 def quickest(device: torch.device) -> Iterator[None]:
-    """On Hopper, torch's attention is cuDNN's first: of FLUX at 720x720 0.15 ms, not 0.31, with backward 0.61, not 1.11."""
+    """On Hopper, cuDNN's attention comes first.
+
+    A block's of FLUX at 720x720 takes 0.15 ms then instead of 0.31, and with backward 0.61 instead of 1.11 (H200).
+    """
     priority: list[SDPBackend] = getattr(comfy.ops, "SDPA_BACKEND_PRIORITY", [])
     before = list(priority)
     if device.type == "cuda" and torch.cuda.get_device_capability(device)[0] == 9:

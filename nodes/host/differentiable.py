@@ -6,7 +6,7 @@ gradient is wanted, layers have other forwards, and blocks are recomputed, from 
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator
-from functools import cached_property
+from functools import cached_property, partial
 
 import comfy.model_management
 import torch
@@ -15,7 +15,8 @@ from torch.autograd.graph import save_on_cpu
 from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import checkpoint
 
-from .frozen import copy, frozen_forwards, needs_gradient, own_parameters
+from .compiled import are_resident, compiled, is_compiled, many_kinds, ordinary_parameters, run_on_copies
+from .frozen import frozen_forwards, is_norm, needs_gradient, own_parameters
 
 
 class Differentiable:
@@ -24,6 +25,7 @@ class Differentiable:
     trained: its layers that an adapter sits on.
     checkpointing: blocks run again for the backward, but for the last `kept`, whose activations stay in memory.
     parked: the inputs of those that run again wait for it in (pinned) RAM.
+    compiled: blocks are, while all their weights are on the device.
     """
 
     def __init__(
@@ -33,9 +35,10 @@ class Differentiable:
         checkpointing: bool = True,
         kept: int = 0,
         parked: bool = False,
+        compiled: bool = False,
     ):
         self.root, self.trained = root, set(trained)
-        self.checkpointing, self.kept, self.parked = checkpointing, kept, parked
+        self.checkpointing, self.kept, self.parked, self.compiled = checkpointing, kept, parked, compiled
 
     @contextlib.contextmanager
     def open(self, patcher) -> Iterator[None]:
@@ -44,21 +47,56 @@ class Differentiable:
         All is as before on leaving, also by an exception. Raises ValueError, here or in the backward, at a layer of a
         kind that passes no gradient.
         """
+        compiles = self.compiles(patcher)
         with in_training(), patcher.use_ejected(), contextlib.ExitStack() as stack:
-            stack.enter_context(replaced_forwards(self._forwards))
+            stack.enter_context(replaced_forwards(self._compiled_forwards if compiles else self._forwards))
             stack.enter_context(own_parameters(self._beside_layers))
+            stack.enter_context(ordinary_parameters(self.root.modules() if compiles or is_compiled(patcher) else ()))
+            stack.enter_context(many_kinds())
             patcher.inject_model()
             stack.callback(patcher.eject_model)
             yield
 
+    @contextlib.contextmanager
+    def plain(self, patcher) -> Iterator[None]:
+        """Without gradients, but compiled where it is."""
+        forwards = {block: compiled(block.forward) for block in self._blocks} if self.compiles(patcher) else {}
+        with replaced_forwards(forwards), many_kinds():
+            yield
+
+    def compiles(self, patcher) -> bool:
+        """Whether blocks are compiled now."""
+        if not self.compiled:
+            return False
+        return are_resident(self._in_blocks, patcher.load_device, patcher.model.get_dtype_inference())
+
     @cached_property  # looking through all modules takes as long as a small model's step
     def _forwards(self) -> dict[nn.Module, Callable]:
-        recomputed = list(blocks(self.root))[: -self.kept or None] if self.checkpointing else []
-        checkpointed = {
-            block: _checkpointed(block.forward, not self.trained.isdisjoint(block.modules()), self.parked)
+        return frozen_forwards(self.root) | self._checkpointed(lambda forward: partial(run_on_copies, forward))
+
+    @cached_property
+    def _compiled_forwards(self) -> dict[nn.Module, Callable]:
+        """Compiled code has no need of frozen layers, but of norms that copy their input, into which blocks write."""
+        inside = {module for module in self._in_blocks if not is_norm(module)}
+        outside = {module: forward for module, forward in frozen_forwards(self.root).items() if module not in inside}
+        kept = {block: compiled(block.forward) for block in self._blocks}
+        return outside | kept | self._checkpointed(compiled)
+
+    def _checkpointed(self, on_copies: Callable) -> dict[nn.Module, Callable]:
+        """on_copies: makes of a forward one that leaves its inputs alone."""
+        recomputed = self._blocks[: -self.kept or None] if self.checkpointing else []
+        return {
+            block: _checkpointed(on_copies(block.forward), not self.trained.isdisjoint(block.modules()), self.parked)
             for block in recomputed
         }
-        return frozen_forwards(self.root) | checkpointed
+
+    @cached_property
+    def _blocks(self) -> list[nn.Module]:
+        return list(blocks(self.root))
+
+    @cached_property
+    def _in_blocks(self) -> list[nn.Module]:
+        return [module for block in self._blocks for module in block.modules()]
 
     @cached_property
     def _beside_layers(self) -> list[nn.Module]:
@@ -98,7 +136,7 @@ def _own(value):
 
 
 def _checkpointed(forward: Callable, trained: bool = False, parked: bool = False) -> Callable:
-    """The block's forward, run without a graph, and again with one when its gradient is asked for.
+    """A block's forward, which leaves its inputs alone, run without a graph, and again with one for its gradient.
 
     trained: whether there is something to train in it.
     """
@@ -110,8 +148,6 @@ def _checkpointed(forward: Callable, trained: bool = False, parked: bool = False
             return forward(*args, **kwargs)
 
         def run(_, *values):
-            # The block writes into its inputs, which the recomputation needs as they were.
-            values = [copy(v) if torch.is_tensor(v) else v for v in values]
             return forward(*values[: len(args)], **dict(zip(kwargs, values[len(args) :])))
 
         # The reentrant kind keeps nothing but the inputs, and has no hook on each tensor that a block saves; but it

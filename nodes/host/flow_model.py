@@ -11,6 +11,7 @@ import comfy.samplers
 import node_helpers
 import torch
 from torch import Tensor
+from torch._dynamo.exc import TorchDynamoException
 
 from ...srpo_core.models import Pullback
 from .adapter import adapter_of, without_adapter
@@ -34,7 +35,7 @@ class HostFlow:
     """A MODEL of the host; its adapter, if SRPO Trainer gave it one, is what gradients reach.
 
     guidance: of the differentiated step; None leaves it to the conditioning.
-    checkpointing, kept, parked: see Differentiable.
+    checkpointing, kept, parked, compiled: see Differentiable.
     working: bytes of the device that the host leaves free of weights for that step; None: as for a sampler's.
     Raises ValueError for a model that does not predict a flow's velocity.
     """
@@ -48,6 +49,7 @@ class HostFlow:
         kept: int = 0,
         parked: bool = False,
         working: int | None = None,
+        compiled: bool = False,
     ):
         if not isinstance(patcher.get_model_object("model_sampling"), comfy.model_sampling.CONST):
             raise ValueError(
@@ -61,7 +63,7 @@ class HostFlow:
         adapter = adapter_of(patcher)
         self.parameters = adapter.parameters if adapter else {}
         trained = map(patcher.model.get_submodule, adapter.modules if adapter else ())
-        self.differentiable = Differentiable(patcher.model, trained, checkpointing, kept, parked)
+        self.differentiable = Differentiable(patcher.model, trained, checkpointing, kept, parked, compiled)
 
     def velocity(self, x: Tensor, sigma: Tensor, cond: list) -> Pullback:
         self._check(x, cond)
@@ -71,20 +73,31 @@ class HostFlow:
         def pull(gradient: Tensor):
             if not self.parameters:
                 raise ValueError("This MODEL has nothing to train: connect the MODEL output of SRPO Trainer.")
-            output = graph.pop() if graph else self._velocity(x, sigma, cond)  # a used one is computed again
-            with self._room():
-                load(self.patcher, self.patcher.memory_required(x.shape))
-            model = self.differentiable
-            backward = model.open(self.patcher) if model.checkpointing else in_training()
-            with backward, quickest(self.patcher.load_device):
-                torch.autograd.backward(output, gradient.to(output))
+            or_uncompiled(self, lambda: self._pull(graph.pop() if graph else self._velocity(x, sigma, cond), gradient))
 
         return Pullback(value.detach().to(x), pull)
 
+    def _pull(self, output: Tensor, gradient: Tensor):
+        model = self.differentiable
+        with self._room():
+            load(self.patcher, self.patcher.memory_required(gradient.shape))
+        backward = model.open(self.patcher) if model.checkpointing else in_training()
+        with backward, quickest(self.patcher.load_device), self._unless_compiling_fails():
+            torch.autograd.backward(output, gradient.to(output))
+
+    @contextlib.contextmanager
+    def _unless_compiling_fails(self) -> Iterator[None]:
+        """Gradients are as they were if it does, which may be half-way."""
+        kept = {p: own(p.grad) for p in self.parameters.values()} if self.differentiable.compiled else {}
+        try:
+            yield
+        except TorchDynamoException:
+            for parameter, gradient in kept.items():
+                parameter.grad = gradient
+            raise
+
     def frozen_velocity(self, x: Tensor, sigma: Tensor, cond: list) -> Tensor:
-        return or_uncompiled(
-            self.patcher, lambda: self._ask(without_adapter(self.patcher), _OneStep(), x, sigma, cond)
-        ).to(x)
+        return or_uncompiled(self, lambda: self._ask(without_adapter(self.patcher), _OneStep(), x, sigma, cond)).to(x)
 
     def rollout(self, noise: Tensor, cond: list, seed: int) -> Tensor:
         self._check(noise, cond)
@@ -98,15 +111,17 @@ class HostFlow:
         @quickest(self.patcher.load_device)
         def sample() -> Tensor:
             latent, guider = torch.zeros_like(noise), _guider(self.patcher, cond)
-            return guider.sample(noise, latent, sampler, sigmas, disable_pbar=True, seed=seed)
+            load(self.patcher, self.patcher.memory_required(noise.shape))  # what is loaded decides what is compiled
+            with self.differentiable.plain(self.patcher):
+                return guider.sample(noise, latent, sampler, sigmas, disable_pbar=True, seed=seed)
 
-        samples = own(or_uncompiled(self.patcher, sample))
+        samples = own(or_uncompiled(self, sample))
         return self.patcher.model.process_latent_in(samples.to(comfy.model_management.intermediate_device()))
 
     def _velocity(self, x: Tensor, sigma: Tensor, cond: list) -> Tensor:
         step = _OneDifferentiableStep(self.differentiable)
         with self._room():
-            return or_uncompiled(self.patcher, lambda: self._ask(self.patcher, step, x, sigma, cond))
+            return or_uncompiled(self, lambda: self._ask(self.patcher, step, x, sigma, cond))
 
     @contextlib.contextmanager
     def _room(self) -> Iterator[None]:

@@ -49,6 +49,10 @@ def _frozen_forward(module: nn.Module, forward: Callable) -> Callable | None:
     return kind(module, forward)
 
 
+def is_norm(module: nn.Module) -> bool:
+    return isinstance(module, tuple(NORMS))
+
+
 def is_linear(module: nn.Module) -> bool:
     """Whether it is a linear layer of whatever kind: the host's quantised ones are no nn.Linear."""
     return hasattr(module, "in_features") and type(module).forward is not nn.Module.forward
@@ -82,7 +86,7 @@ def _kind_of(module: nn.Module, kinds) -> type | None:
 @contextlib.contextmanager
 def weight_of(module: nn.Module, like: Tensor) -> Iterator[tuple[Tensor | None, Tensor | None]]:
     """The layer's weight and bias as the host would use them on `like`, wherever and however they are stored."""
-    if _is_ready(module, like):
+    if is_ready(module, like):
         yield module.weight, getattr(module, "bias", None)
         return
     if hasattr(module, "cast_bias_weight"):  # ComfyUI-GGUF's layers dequantise in a method of this name
@@ -96,7 +100,7 @@ def weight_of(module: nn.Module, like: Tensor) -> Iterator[tuple[Tensor | None, 
         comfy.ops.uncast_bias_weight(module, weight, bias, stream)
 
 
-def _is_ready(module: nn.Module, like: Tensor) -> bool:
+def is_ready(module: nn.Module, like: Tensor) -> bool:
     """Whether the host would use the parameters as they are stored; asking it takes longer than a small layer."""
     weight, bias = module.weight, getattr(module, "bias", None)
     if weight is None or not hasattr(module, "weight_function"):
@@ -108,7 +112,7 @@ def _is_ready(module: nn.Module, like: Tensor) -> bool:
 
 def copy(tensor: Tensor) -> Tensor:
     """A copy, also of ComfyUI-GGUF's kind of tensor, which returns itself for a clone and makes more of its kind."""
-    return torch.clone(tensor.as_subclass(Tensor))
+    return torch.clone(tensor if type(tensor) in (Tensor, nn.Parameter) else tensor.as_subclass(Tensor))
 
 
 def _norm(module: nn.Module, norm: Callable, x: Tensor) -> Tensor:
