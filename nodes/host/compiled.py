@@ -6,7 +6,6 @@ Given up where it fails. Blocks are compiled while all weights are on the device
 import contextlib
 import logging
 from collections.abc import Callable, Iterable, Iterator
-from functools import partial
 from typing import TypeVar
 
 import torch
@@ -33,12 +32,7 @@ def _copy(value):
     return copy(value) if torch.is_tensor(value) else value
 
 
-_run_compiled = torch.compile(run_on_copies, dynamic=False)
-
-
-def compiled(forward: Callable) -> Callable:
-    """A block's forward, compiled, and on copies of its inputs. All blocks of a kind share one compilation."""
-    return partial(_run_compiled, forward)
+run_compiled = torch.compile(run_on_copies, dynamic=False)
 
 
 def many_kinds() -> contextlib.AbstractContextManager:

@@ -15,8 +15,9 @@ from torch.autograd.graph import save_on_cpu
 from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import checkpoint
 
-from .compiled import are_resident, compiled, is_compiled, many_kinds, ordinary_parameters, run_on_copies
+from .compiled import are_resident, is_compiled, many_kinds, ordinary_parameters, run_compiled, run_on_copies
 from .frozen import frozen_forwards, is_norm, needs_gradient, own_parameters
+from .prefetch import fetching
 
 
 class Differentiable:
@@ -53,15 +54,16 @@ class Differentiable:
             stack.enter_context(own_parameters(self._beside_layers))
             stack.enter_context(ordinary_parameters(self.root.modules() if compiles or is_compiled(patcher) else ()))
             stack.enter_context(many_kinds())
+            self._fetch = stack.enter_context(fetching(patcher))
             patcher.inject_model()
             stack.callback(patcher.eject_model)
             yield
 
     @contextlib.contextmanager
     def plain(self, patcher) -> Iterator[None]:
-        """Without gradients, but compiled where it is."""
-        forwards = {block: compiled(block.forward) for block in self._blocks} if self.compiles(patcher) else {}
-        with replaced_forwards(forwards), many_kinds():
+        """Without gradients, but fetched and compiled as with them."""
+        forwards = self._kept_compiled if self.compiles(patcher) else self._kept
+        with replaced_forwards(forwards), many_kinds(), fetching(patcher) as self._fetch:
             yield
 
     def compiles(self, patcher) -> bool:
@@ -70,25 +72,49 @@ class Differentiable:
             return False
         return are_resident(self._in_blocks, patcher.load_device, patcher.model.get_dtype_inference())
 
-    @cached_property  # looking through all modules takes as long as a small model's step
+    # Made once: looking through all modules takes as long as a small model's step, and for other forwards torch.compile
+    # would begin anew.
+    @cached_property
     def _forwards(self) -> dict[nn.Module, Callable]:
-        return frozen_forwards(self.root) | self._checkpointed(lambda forward: partial(run_on_copies, forward))
+        on_copies = partial(self._fetched, run=run_on_copies)
+        return frozen_forwards(self.root) | self._kept | self._checkpointed(on_copies)
 
     @cached_property
     def _compiled_forwards(self) -> dict[nn.Module, Callable]:
         """Compiled code has no need of frozen layers, but of norms that copy their input, into which blocks write."""
         inside = {module for module in self._in_blocks if not is_norm(module)}
         outside = {module: forward for module, forward in frozen_forwards(self.root).items() if module not in inside}
-        kept = {block: compiled(block.forward) for block in self._blocks}
-        return outside | kept | self._checkpointed(compiled)
+        return outside | self._kept_compiled | self._checkpointed(self._compiled)
 
-    def _checkpointed(self, on_copies: Callable) -> dict[nn.Module, Callable]:
-        """on_copies: makes of a forward one that leaves its inputs alone."""
+    @cached_property
+    def _kept(self) -> dict[nn.Module, Callable]:
+        return {block: self._fetched(block) for block in self._blocks}
+
+    @cached_property
+    def _kept_compiled(self) -> dict[nn.Module, Callable]:
+        return {block: self._compiled(block) for block in self._blocks}
+
+    def _checkpointed(self, on_copies: Callable[[nn.Module], Callable]) -> dict[nn.Module, Callable]:
+        """on_copies: makes of a block a forward that leaves its inputs alone."""
         recomputed = self._blocks[: -self.kept or None] if self.checkpointing else []
         return {
-            block: _checkpointed(on_copies(block.forward), not self.trained.isdisjoint(block.modules()), self.parked)
+            block: _checkpointed(on_copies(block), not self.trained.isdisjoint(block.modules()), self.parked)
             for block in recomputed
         }
+
+    def _fetched(self, block: nn.Module, run: Callable = lambda forward, *args, **kwargs: forward(*args, **kwargs)):
+        """Its forward, by `run`, once its weights are on their way."""
+        forward = block.forward
+
+        def fetched(*args, **kwargs):
+            self._fetch(block)
+            return run(forward, *args, **kwargs)
+
+        return fetched
+
+    def _compiled(self, block: nn.Module) -> Callable:
+        """Its forward, compiled, and on copies of its inputs. All blocks of a kind share one compilation."""
+        return partial(run_compiled, block.forward)
 
     @cached_property
     def _blocks(self) -> list[nn.Module]:

@@ -1,0 +1,37 @@
+"""Weights that the host streams to the device (dynamic VRAM), fetched a block at a time.
+
+A block's transfer is under way while the block before it computes, in both directions, and what a recomputed block
+fetched serves its backward too. The host does so for the models that ask it to; FLUX fetches layer by layer.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterator
+
+from comfy.model_prefetch import make_prefetch_queue, prefetch_queue_pop
+from torch import nn
+
+from .compiled import is_compiled
+
+
+@contextlib.contextmanager
+def fetching(patcher) -> Iterator[Callable[[nn.Module], None]]:
+    """What to call with a block before it runs: nothing where nothing is streamed."""
+    device, streamed = patcher.load_device, patcher.is_dynamic() and not is_compiled(patcher)
+    queue = make_prefetch_queue([], device, {"prefetch_dynamic_vbars": streamed})
+    if queue is None:
+        yield _nothing
+        return
+
+    def fetch(block: nn.Module | None):
+        queue.append(block)
+        prefetch_queue_pop(queue, device, block)
+
+    queue.pop()  # the order of the blocks is theirs
+    try:
+        yield fetch
+    finally:
+        fetch(None)
+
+
+def _nothing(_):
+    pass
