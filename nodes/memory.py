@@ -28,11 +28,28 @@ def memory_inputs() -> list:
             tooltip="The inputs of the blocks wait for the backward in RAM: a little slower, but frees about 1 GB at "
             "720x720.",
         ),
+        io.Int.Input(
+            "sampled_at_once",
+            default=0,
+            min=0,
+            max=1024,
+            optional=True,
+            tooltip="How many pictures of a batch are sampled together, if more than at_once: a GPU does so faster, "
+            "above all where the model does not fit. memory chooses it on a GPU, but for by hand.",
+        ),
     ]
 
 
 def use_of_memory(
-    node: str, memory: str, by_hand: Use, trainer, decoder, terms: list[Term], dataset, shape: tuple[int, int, int]
+    node: str,
+    memory: str,
+    by_hand: Use,
+    trainer,
+    decoder,
+    terms: list[Term],
+    dataset,
+    shape: tuple[int, int, int],
+    batch: int,
 ) -> tuple[Use, int | None]:
     """What to use, and the bytes that the trained step needs beside the weights, None if unknown.
 
@@ -45,11 +62,15 @@ def use_of_memory(
         return by_hand, None  # all is in RAM already
     rewards = [term.reward for term in terms]
     try:
-        use, working, text = plan(memory, by_hand, trainer.model, decoder.vae, rewards, dataset.cond([0]), shape)
+        use, working, text = plan(memory, by_hand, trainer.model, decoder.vae, rewards, dataset.cond([0]), shape, batch)
     except Exception as error:
         log.info("How much memory this takes could not be estimated (%s: %s).", type(error).__name__, error)
         return by_hand, None
-    log.info("Memory: at_once %d, kept_blocks %d, park_inputs %s; %.1f GB beside the weights.", *use, working / GB)
+    log.info(
+        "Memory: at_once %d, kept_blocks %d, park_inputs %s, sampled_at_once %d; %.1f GB beside the weights.",
+        *use,
+        working / GB,
+    )
     if text:
         log.warning("%s", text)
         PromptServer.instance.send_progress_text(text, node)

@@ -193,6 +193,13 @@ class TrainNode(io.ComfyNode):
                     "own. Their noise levels still differ.",
                 ),
                 *memory_inputs(),
+                io.Boolean.Input(
+                    "compile_blocks",
+                    default=False,
+                    optional=True,
+                    tooltip="Experimental: torch.compile of the model's blocks, for rollouts and training. Takes minutes "
+                    "at first, and needs the whole model on the GPU; where it fails, training goes on without.",
+                ),
             ],
             outputs=[
                 TrainerType.Output(display_name="trainer"),
@@ -252,6 +259,8 @@ class TrainNode(io.ComfyNode):
         shared_noise=False,
         memory=AUTO,
         park_inputs=False,
+        sampled_at_once=0,
+        compile_blocks=False,
     ) -> io.NodeOutput:
         from .host.decoder import HostDecoder
         from .host.flow_model import HostFlow, Sampling, latent_shape
@@ -260,11 +269,23 @@ class TrainNode(io.ComfyNode):
         dataset, photos = (for_model(data, trainer.model) for data in (dataset, photos))
         shape = latent_shape(trainer.model, width, height)
         decoder = HostDecoder(gradient_vae or vae, trainer.model)
-        by_hand = Use(min(at_once, batch), kept_blocks, park_inputs)
-        use, working = use_of_memory(cls.hidden.unique_id, memory, by_hand, trainer, decoder, terms, dataset, shape)
-        schedule = Schedule(shape, batch, use.at_once, seed, pairs, reuse, photo_share, shared_noise)
+        by_hand = Use(min(at_once, batch), kept_blocks, park_inputs, sampled_at_once)
+        use, working = use_of_memory(
+            cls.hidden.unique_id, memory, by_hand, trainer, decoder, terms, dataset, shape, batch
+        )
+        schedule = Schedule(
+            shape, batch, use.at_once, seed, pairs, reuse, photo_share, shared_noise, use.sampled_at_once
+        )
         rollouts = Sampling(sampler_name, scheduler, steps, rollout_guidance)
-        flow = HostFlow(trainer.model, rollouts, guidance, kept=use.kept, parked=use.parked, working=working)
+        flow = HostFlow(
+            trainer.model,
+            rollouts,
+            guidance,
+            kept=use.kept,
+            parked=use.parked,
+            working=working,
+            compiled=compile_blocks,
+        )
         sampling = Sampling(sampler_name, scheduler, steps, guidance)
         seeds = parse_seeds(preview_seeds)
         samples = Previews(trainer, preview_dataset or dataset, vae, sampling, schedule, previews, seeds)

@@ -53,6 +53,7 @@ def round_order(seed: int, number: int, prompts: int) -> list[int]:
 class Schedule:
     """What one update gathers: `batch` prompts, `at_once` of them in one forward; latents of `shape` (C, H, W).
 
+    sampled_at_once: how many are rolled out together; no fewer than `at_once`.
     pairs: of branches that one rollout serves, each at a noise level of its own; 1 as published.
     reuse: updates that the same prompts and their rollouts serve, at ever new noise levels; 1 as published.
     photo_share: of the prompts, how many are photos instead, where there are both; spread evenly.
@@ -67,6 +68,7 @@ class Schedule:
     reuse: int = 1
     photo_share: float = 0.0
     shared_noise: bool = False
+    sampled_at_once: int = 1
 
 
 class Draw(NamedTuple):
@@ -112,11 +114,9 @@ def sample_scores(
     age, compare = run.updates % schedule.reuse, True
     if age == 0:
         run.rollouts = {}
-    for group in of_one_shape(draws_of(run.updates, schedule, dataset, photos), schedule):
+    for group, x0, noise in sampled(run, flow, schedule, draws_of(run.updates, schedule, dataset, photos)):
         data, indices = group[0].data, [draw.index for draw in group]
         prompts, cond = [data.prompts[i] for i in indices], data.cond(indices)
-        noise = draw_noise([noise_seed(schedule, draw) for draw in group], shape_of(group[0], schedule))
-        x0 = clean_latents(run, flow, schedule, group, noise, cond)
         for pair in range(age * schedule.pairs, (age + 1) * schedule.pairs):
             positions = [draw_position(draw_seed(schedule, draw.number), pair) for draw in group]
             noised = Noised(x0, noise, window.branches(positions))
@@ -129,20 +129,31 @@ def sample_scores(
                     yield score_recovered(recovered, branch, decoder, asked, prompts, run.updates + 1, run.spreads)
 
 
-def clean_latents(run: Run, flow: FlowModel, schedule: Schedule, group: list[Draw], noise: Tensor, cond: Any) -> Tensor:
-    """x0 (B, C, H, W): photos, or what the model makes of the noise.
+def sampled(run: Run, flow: FlowModel, schedule: Schedule, draws: list[Draw]) -> Iterator[tuple]:
+    """The draws in groups that share a trained forward, each with its x0 and its noise, (B, C, H, W)."""
+    for together in of_one_shape(draws, schedule):
+        x0, noise = clean_latents(run, flow, schedule, together)
+        for start in range(0, len(together), schedule.at_once):
+            part = slice(start, start + schedule.at_once)
+            yield together[part], x0[part], noise[part]
+
+
+def clean_latents(run: Run, flow: FlowModel, schedule: Schedule, group: list[Draw]) -> tuple[Tensor, Tensor]:
+    """x0 (B, C, H, W): photos, or what the model makes of the noise; and the noise.
 
     Rollouts that serve several updates are kept by the run, also on disk, so that it resumes with the same.
     """
-    data, seed = group[0].data, noise_seed(schedule, group[0])
+    data, indices = group[0].data, [draw.index for draw in group]
+    seeds = [noise_seed(schedule, draw) for draw in group]
+    noise = draw_noise(seeds, shape_of(group[0], schedule))
     if group[0].is_photo:
-        return data.latents([draw.index for draw in group])
+        return data.latents(indices), noise
     if schedule.reuse == 1:
-        return flow.rollout(noise, cond, seed)
-    names = [digest([noise_seed(schedule, draw), schedule.shape, data.prompts[draw.index]]) for draw in group]
+        return flow.rollout(noise, data.cond(indices), seeds[0]), noise
+    names = [digest([seed, schedule.shape, data.prompts[i]]) for seed, i in zip(seeds, indices)]
     if not run.rollouts.keys() >= set(names):
-        run.rollouts |= zip(names, flow.rollout(noise, cond, seed).detach().cpu())
-    return torch.stack([run.rollouts[name] for name in names])
+        run.rollouts |= zip(names, flow.rollout(noise, data.cond(indices), seeds[0]).detach().cpu())
+    return torch.stack([run.rollouts[name] for name in names]), noise
 
 
 def noise_seed(schedule: Schedule, draw: Draw) -> int:
@@ -160,15 +171,15 @@ def shape_of(draw: Draw, schedule: Schedule) -> tuple[int, int, int]:
 
 
 def of_one_shape(draws: Sequence[Draw], schedule: Schedule) -> list[list[Draw]]:
-    """The draws of an update in groups that share a forward: of one dataset and shape, and at most `at_once`.
+    """The draws of an update in groups that are sampled together: of one dataset and shape, and not too many.
 
     Keeps the order within a group; where all are of one shape, the order of all.
     """
     alike: dict[Any, list[Draw]] = {}
     for draw in draws:
         alike.setdefault((id(draw.data), shape_of(draw, schedule)), []).append(draw)
-    at_once = schedule.at_once
-    return [same[i : i + at_once] for same in alike.values() for i in range(0, len(same), at_once)]
+    most = max(schedule.at_once, schedule.sampled_at_once)
+    return [same[i : i + most] for same in alike.values() for i in range(0, len(same), most)]
 
 
 def prepare(run: Run, updates: int, terms: Sequence[Term], schedule: Schedule, dataset: Dataset, photos=None):

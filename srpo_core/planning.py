@@ -84,13 +84,14 @@ def over_blocks(before: int, blocks: Iterable[Block]) -> tuple[int, int]:
 class Use(NamedTuple):
     """How a run uses memory.
 
-    at_once: pictures in one forward; kept: blocks whose activations stay for the backward; parked: the inputs of the
-    others wait for it in RAM.
+    at_once: pictures in one trained forward; kept: blocks whose activations stay for the backward; parked: the inputs
+    of the others wait for it in RAM; sampled_at_once: pictures that are rolled out together.
     """
 
     at_once: int = 1
     kept: int = 0
     parked: bool = False
+    sampled_at_once: int = 1
 
 
 def fastest(needs_with: Callable[[Use], Mapping[str, Need]], at_once: int, blocks: int, budget: int) -> Use:
@@ -112,6 +113,19 @@ def fastest(needs_with: Callable[[Use], Mapping[str, Need]], at_once: int, block
     while kept and peak(use._replace(kept=kept)) > budget:  # blocks differ
         kept = kept * 3 // 4
     return use._replace(kept=kept)
+
+
+def sampled_together(rollout: Need, resting: int, at_once: int, batch: int, budget: float) -> int:
+    """How many of a batch to roll out together: all, or half of them, and so on; no fewer than `at_once`.
+
+    Together they fill a GPU better, and weights that don't fit there are fetched once for all. Those have the room
+    first where they fit, and otherwise half of it.
+    rollout: of `at_once` pictures; resting: what of that is there for any number.
+    """
+    each = (rollout.working - resting) / at_once
+    room = budget - resting - (rollout.weights if rollout.peak <= budget else budget / 2)
+    counts = (math.ceil(batch / 2**halvings) for halvings in range(batch.bit_length()))
+    return max(at_once, next((count for count in counts if count * each <= room), 1))
 
 
 def advice(needs: Mapping[str, Need], free: int, remedies: Iterable[tuple[str, Mapping[str, Need]]] = ()) -> str:

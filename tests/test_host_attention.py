@@ -25,15 +25,18 @@ def test_positions_by_the_fused_kernel_have_the_gradient_of_the_plain_operations
         assert torch.allclose(found, expected, atol=1e-6)
 
 
-@pytest.mark.parametrize("capability, first", [((9, 0), "CUDNN_ATTENTION"), ((8, 9), "FLASH_ATTENTION")])
-def test_the_quicker_attention_of_a_card_comes_first_for_a_while(pack, monkeypatch, capability, first):
+@pytest.mark.parametrize(
+    "capability, compiled, first",
+    [((9, 0), False, "CUDNN_ATTENTION"), ((9, 0), True, "FLASH_ATTENTION"), ((8, 9), False, "FLASH_ATTENTION")],
+)
+def test_the_quicker_attention_of_a_card_comes_first_for_a_while(pack, monkeypatch, capability, compiled, first):
     import comfy.ops
     from torch.nn.attention import SDPBackend
 
     order = [SDPBackend.FLASH_ATTENTION, SDPBackend.CUDNN_ATTENTION, SDPBackend.MATH]
     monkeypatch.setattr(comfy.ops, "SDPA_BACKEND_PRIORITY", list(order), raising=False)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
-    with pytest.raises(KeyError), pack("nodes.host.attention").quickest(torch.device("cuda")):
+    with pytest.raises(KeyError), pack("nodes.host.attention").quickest(torch.device("cuda"), compiled):
         assert comfy.ops.SDPA_BACKEND_PRIORITY[0].name == first
         assert set(comfy.ops.SDPA_BACKEND_PRIORITY) == set(order)
         raise KeyError

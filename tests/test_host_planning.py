@@ -162,7 +162,7 @@ def test_by_hand(pack, reward, monkeypatch, share, kept, words):
     needs = pack("nodes.host.planning").estimate(model, vae, [reward], COND, shape, 2, kept=kept)
     all_there = share > 0.9 and not kept
     free = int(share * max(need.peak if all_there else need.working for need in needs.values()))
-    found = plan(pack, monkeypatch, free, "by hand", Use(2, kept), model, vae, [reward], COND, shape)
+    found = plan(pack, monkeypatch, free, "by hand", Use(2, kept), model, vae, [reward], COND, shape, 8)
     assert words in found.text and bool(words) == bool(found.text)
     there = 3 * sum(p.nbytes for p in pack("nodes.host.adapter").adapter_of(model).parameters.values())
     assert found.use == Use(2, kept) and found.working == needs["branch"].working - there
@@ -178,18 +178,18 @@ def test_a_plan_for_a_card_of_some_size(pack, reward, monkeypatch):
         return max(need.peak for need in needs.values()), needs["branch"].working
 
     def planned(free, memory):
-        return plan(pack, monkeypatch, free, memory, Use(4, 2, True), *of)
+        return plan(pack, monkeypatch, free, memory, Use(4, 2, True), *of, 8)
 
     blocks = 4
-    assert planned(int(1.01 * peak(4, blocks)[0]), "auto").use == Use(4, blocks)
+    assert planned(int(1.01 * peak(4, blocks)[0]), "auto").use == Use(4, blocks, sampled_at_once=8)
     between = (peak(2, 1)[0] + peak(2, 2)[0]) // 2
-    assert planned(between, "auto").use == Use(2, 1)
+    assert planned(between, "auto").use == Use(2, 1, sampled_at_once=8)
     little = planned(peak(1, 0)[0] - 1, "auto")
-    assert little.use == Use(1, 0, True) and "slower" in little.text
+    assert little.use == Use(1, 0, True, 8) and "slower" in little.text
     monkeypatch.setitem(planning.CARDS, "8 GB", between)  # of a larger card no more than this is used
     small = planned(10 * between, "8 GB")
     there = 3 * sum(p.nbytes for p in pack("nodes.host.adapter").adapter_of(model).parameters.values())
-    assert small.use == Use(2, 1) and small.working == peak(2, 1)[1] - there + 9 * between
+    assert small.use == Use(2, 1, sampled_at_once=8) and small.working == peak(2, 1)[1] - there + 9 * between
 
 
 def test_parked_inputs_are_not_on_the_device(pack, monkeypatch):

@@ -12,10 +12,11 @@ from srpo_core.objective import Objective
 from srpo_core.run import Run, Settings
 
 
-@pytest.mark.parametrize("at_once", [8, 3])
-def test_many_at_once_is_one_by_one_accumulated(tmp_path, at_once):
+@pytest.mark.parametrize("at_once, sampled_at_once", [(8, 1), (3, 1), (1, 8), (2, 5), (3, 8)])
+def test_many_at_once_is_one_by_one_accumulated(tmp_path, at_once, sampled_at_once):
     one = go(tmp_path / "one", 3, Schedule(SHAPE, batch=8, at_once=1), dtype=torch.float64)
-    many = go(tmp_path / "many", 3, Schedule(SHAPE, batch=8, at_once=at_once), dtype=torch.float64)
+    together = Schedule(SHAPE, batch=8, at_once=at_once, sampled_at_once=sampled_at_once)
+    many = go(tmp_path / "many", 3, together, dtype=torch.float64)
     for name, parameter in one.parameters.items():
         torch.testing.assert_close(many.parameters[name], parameter, rtol=0, atol=1e-6)
     for metrics, expected in zip(many.history, one.history):

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from srpo_core.planning import Block, LiveBytes, Need, Use, advice, fastest, over_blocks
+from srpo_core.planning import Block, LiveBytes, Need, Use, advice, fastest, over_blocks, sampled_together
 
 GB = 1_000_000_000
 
@@ -100,3 +100,19 @@ def test_blocks_that_cost_more_than_the_mean():
         return {"branch": Need(0, 10 * min(use.kept, 2) + max(use.kept - 2, 0))}
 
     assert fastest(needs_with, 1, 10, 14) == Use(1, 1)
+
+
+@pytest.mark.parametrize(
+    "budget, together",
+    [
+        (40, 12),  # 24 of weights, 1 of the adapter, 15 for pictures of 1 each
+        (32, 6),
+        (28, 3),
+        (26, 12),  # not even two beside the weights: half of it is theirs, 1 the adapter's
+        (20, 6),
+        (4, 2),
+    ],
+)
+def test_how_many_are_sampled_together(budget, together):
+    rollout = Need(24 * GB, 3 * GB)  # of two pictures
+    assert sampled_together(rollout, 1 * GB, at_once=2, batch=12, budget=budget * GB) == together

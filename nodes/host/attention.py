@@ -46,14 +46,14 @@ class _Rotated(torch.autograd.Function):
 
 
 @contextlib.contextmanager
-def quickest(device: torch.device) -> Iterator[None]:
-    """On Hopper, cuDNN's attention comes first.
+def quickest(device: torch.device, compiled: bool) -> Iterator[None]:
+    """On Hopper, cuDNN's attention comes first, unless it would be compiled (see bench/RESULTS.md).
 
     A block's of FLUX at 720x720 takes 0.15 ms then instead of 0.31, and with backward 0.61 instead of 1.11 (H200).
     """
     priority: list[SDPBackend] = getattr(comfy.ops, "SDPA_BACKEND_PRIORITY", [])
     before = list(priority)
-    if device.type == "cuda" and torch.cuda.get_device_capability(device)[0] == 9:
+    if device.type == "cuda" and not compiled and torch.cuda.get_device_capability(device)[0] == 9:
         priority.sort(key=lambda backend: backend is not SDPBackend.CUDNN_ATTENTION)
     try:
         yield

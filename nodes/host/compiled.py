@@ -71,13 +71,16 @@ def is_compiled(patcher) -> bool:
     return bool(patcher.get_wrappers(WrappersMP.APPLY_MODEL, COMPILE_KEY))
 
 
-def or_uncompiled(flow, ask: Callable[[], T]) -> T:
-    """What `ask` gives, asked once more if compiling the flow's blocks or model fails: they are not compiled then."""
+def or_uncompiled(flow, ask: Callable[[], T], errors: tuple[type[Exception], ...] = (TorchDynamoException,)) -> T:
+    """What `ask` gives, asked once more if compiling the flow's blocks or model fails: they are not compiled then.
+
+    errors: as what that may come.
+    """
     while True:
         try:
             return ask()
-        except TorchDynamoException as error:
-            if not _give_up(flow):
+        except errors as error:
+            if isinstance(error, torch.OutOfMemoryError) or not _give_up(flow):
                 raise
             reason = str(getattr(error, "inner_exception", error)).strip().splitlines()
             log.warning("torch.compile failed (%s): training goes on without it, more slowly.", *reason[:1])

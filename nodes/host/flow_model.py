@@ -16,7 +16,7 @@ from torch._dynamo.exc import TorchDynamoException
 from ...srpo_core.models import Pullback
 from .adapter import adapter_of, without_adapter
 from .attention import quickest, with_backward
-from .compiled import or_uncompiled
+from .compiled import is_compiled, or_uncompiled
 from .differentiable import Differentiable, in_training
 from .loading import load, own
 
@@ -73,7 +73,12 @@ class HostFlow:
         def pull(gradient: Tensor):
             if not self.parameters:
                 raise ValueError("This MODEL has nothing to train: connect the MODEL output of SRPO Trainer.")
-            or_uncompiled(self, lambda: self._pull(graph.pop() if graph else self._velocity(x, sigma, cond), gradient))
+
+            def ask():
+                self._pull(graph.pop() if graph else self._velocity(x, sigma, cond), gradient)
+
+            # What compiling a backward fails with comes as it is.
+            or_uncompiled(self, ask, (TorchDynamoException, RuntimeError))
 
         return Pullback(value.detach().to(x), pull)
 
@@ -82,16 +87,23 @@ class HostFlow:
         with self._room():
             load(self.patcher, self.patcher.memory_required(gradient.shape))
         backward = model.open(self.patcher) if model.checkpointing else in_training()
-        with backward, quickest(self.patcher.load_device), self._unless_compiling_fails():
+        with backward, self._attention(), self._whole_or_not_at_all():
             torch.autograd.backward(output, gradient.to(output))
 
+    def _attention(self) -> contextlib.AbstractContextManager:
+        return quickest(self.patcher.load_device, self._is_compiled)
+
+    @property
+    def _is_compiled(self) -> bool:
+        return self.differentiable.compiled or is_compiled(self.patcher)
+
     @contextlib.contextmanager
-    def _unless_compiling_fails(self) -> Iterator[None]:
-        """Gradients are as they were if it does, which may be half-way."""
-        kept = {p: own(p.grad) for p in self.parameters.values()} if self.differentiable.compiled else {}
+    def _whole_or_not_at_all(self) -> Iterator[None]:
+        """Where compiling may fail half-way, gradients are then as they were."""
+        kept = {p: own(p.grad) for p in self.parameters.values()} if self._is_compiled else {}
         try:
             yield
-        except TorchDynamoException:
+        except Exception:
             for parameter, gradient in kept.items():
                 parameter.grad = gradient
             raise
@@ -108,11 +120,10 @@ class HostFlow:
         cond = with_guidance(cond, sampling.guidance)
 
         @torch.inference_mode()  # see loading.py
-        @quickest(self.patcher.load_device)
         def sample() -> Tensor:
             latent, guider = torch.zeros_like(noise), _guider(self.patcher, cond)
             load(self.patcher, self.patcher.memory_required(noise.shape))  # what is loaded decides what is compiled
-            with self.differentiable.plain(self.patcher):
+            with self.differentiable.plain(self.patcher), self._attention():
                 return guider.sample(noise, latent, sampler, sigmas, disable_pbar=True, seed=seed)
 
         samples = own(or_uncompiled(self, sample))
@@ -137,7 +148,7 @@ class HostFlow:
     def _ask(self, patcher, sampler: "_OneStep", x: Tensor, sigma: Tensor, cond: list) -> Tensor:
         sampler.sigma = sigma.float()
         ends = torch.stack([sampler.sigma.max(), sampler.sigma.new_zeros(())])
-        with torch.inference_mode(), quickest(patcher.load_device):  # see loading.py
+        with torch.inference_mode(), self._attention():  # see loading.py
             _guider(patcher, with_guidance(cond, self.guidance)).sample(x, torch.zeros_like(x), sampler, ends)
         return sampler.velocity
 

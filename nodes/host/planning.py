@@ -30,6 +30,7 @@ from ...srpo_core.planning import (
     fastest,
     most_missing,
     over_blocks,
+    sampled_together,
 )
 from .adapter import Adapter, adapter_of
 from .attention import with_backward
@@ -48,10 +49,13 @@ class Plan(NamedTuple):
     text: str
 
 
-def plan(memory: str, by_hand: Use, model, vae, rewards: list, cond: list, shape: tuple[int, int, int]) -> Plan:
+def plan(
+    memory: str, by_hand: Use, model, vae, rewards: list, cond: list, shape: tuple[int, int, int], batch: int
+) -> Plan:
     """How a run uses the device: as set, or as is fastest in the memory that is free, or that a card of a size has.
 
     memory: BY_HAND, AUTO, or a key of CARDS. by_hand: what is set; the others take its at_once as the most.
+    batch: pictures of an update.
     The rest: see `estimate`.
     """
     free = _free(model)
@@ -66,6 +70,10 @@ def plan(memory: str, by_hand: Use, model, vae, rewards: list, cond: list, shape
         count = sum(1 for _ in blocks(model.model.diffusion_model))
         use = fastest(needs_with, by_hand.at_once, count, budget)
     needs = needs_with(use)
+    if memory != BY_HAND:
+        resting = 3 * _size(adapter_of(model))
+        together = sampled_together(needs["rollout"], resting, use.at_once, batch, budget)
+        use = use._replace(sampled_at_once=together)
     text = advice(needs, budget, _remedies(needs_with, use, budget, vae, shape, adapter_of(model)))
     there = 3 * _size(adapter_of(model))  # parameters and moments, which the host sees are taken
     return Plan(use, needs["branch"].working - there + free - budget, text)

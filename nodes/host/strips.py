@@ -14,7 +14,7 @@ from torch.autograd.function import once_differentiable
 
 from .frozen import weight_of
 
-STRIP = 2**23  # elements of an activation that are computed at once
+STRIP = 2**24  # elements of an activation that are computed at once
 
 
 class NormSiluConv(torch.autograd.Function):
