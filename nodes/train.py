@@ -197,7 +197,7 @@ class TrainNode(io.ComfyNode):
                     "compile_blocks",
                     default=False,
                     optional=True,
-                    tooltip="Experimental: torch.compile of the model's blocks, for rollouts and training. Takes minutes "
+                    tooltip="Experimental: torch.compile of the model's blocks, to sample and to train. Takes minutes "
                     "at first, and needs the whole model on the GPU; where it fails, training goes on without.",
                 ),
             ],
