@@ -10,10 +10,11 @@ and the naive ones in turns; on a CPU they are its own, in one thread. Needs a C
 toy, diffusers.
 
 The last line is one JSON object. Among others: `branch_per_forward`, seconds of a training branch (forward,
-recomputation, backward to the adapter) by those of a forward without gradient; `time_to_naive`, an update's seconds
-by the naive one's; `activations_to_naive`, bytes kept between a branch's forward and backward by what the naive one
-keeps; `peak_bytes`, of the largest stage, with the models that it needs; `estimate_error`, of what SRPO Train says
-before a run, the largest relative error over the stages; `gradient_to_naive`, relative difference of the gradients.
+recomputation, backward to the adapter) by those of a forward without gradient; `prompt_seconds`, an update's by its
+prompts; `time_to_naive`, an update's seconds by the naive one's; `activations_to_naive`, bytes kept between a branch's
+forward and backward by what the naive one keeps; `peak_bytes`, of the largest stage, with the models that it needs;
+`estimate_error`, of what SRPO Train says before a run, the largest relative error over the stages;
+`gradient_to_naive`, relative difference of the gradients.
 """
 
 import argparse

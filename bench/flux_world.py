@@ -183,7 +183,7 @@ def random_adapter(model, like=None):
 class Naive:
     """The same models, weights (shared) and adapter, differentiated by autograd alone.
 
-    The host's own forwards on ordinary, frozen tensors, everything kept: one graph from the adapter to the loss.
+    The host's own forwards and adapter on ordinary, frozen tensors, everything kept: one graph from there to the loss.
     What the host's forwards need for that they get, and no more: no fused kernels without a backward, and a copy of
     what LayerNorms save before blocks write into it.
     """

@@ -15,16 +15,23 @@ from torch.nn.attention import SDPBackend
 
 def with_backward(options: dict, model: nn.Module) -> dict:
     """The transformer options of a step of the diffusion model `model` through which a gradient shall pass."""
-    options = options | {"optimized_attention_override": lambda _, *args, **kwargs: attention_pytorch(*args, **kwargs)}
+    options = options | {"optimized_attention_override": _attention}
     if isinstance(model, comfy.ldm.flux.model.Flux):
         patches = options.get("patches", {})
         options["patches"] = patches | {"attn1_patch": [*patches.get("attn1_patch", ()), _rotate]}
     return options
 
 
+def _attention(_, *args, **kwargs) -> Tensor:
+    return attention_pytorch(*args, **kwargs)
+
+
 def _rotate(q: Tensor, k: Tensor, v: Tensor, pe: Tensor | None = None, **_) -> dict:
-    """FLUX's positions, by the host's fused kernel of a GPU: autograd makes many passes of its plain operations."""
-    if pe is None or q.device.type == "cpu":
+    """FLUX's positions, by the host's fused kernel of a GPU: autograd makes many passes of its plain operations.
+
+    torch.compile fuses those.
+    """
+    if pe is None or q.device.type == "cpu" or torch.compiler.is_compiling():
         return {}
     q, k = _Rotated.apply(q, k, pe)
     return {"q": q, "k": k, "pe": None}

@@ -53,7 +53,7 @@ class Differentiable:
             stack.enter_context(replaced_forwards(self._compiled_forwards if compiles else self._forwards))
             stack.enter_context(own_parameters(self._beside_layers))
             stack.enter_context(ordinary_parameters(self.root.modules() if compiles or is_compiled(patcher) else ()))
-            stack.enter_context(many_kinds())
+            stack.enter_context(many_kinds() if compiles else contextlib.nullcontext())
             self._fetch = stack.enter_context(fetching(patcher))
             patcher.inject_model()
             stack.callback(patcher.eject_model)
@@ -62,9 +62,10 @@ class Differentiable:
     @contextlib.contextmanager
     def plain(self, patcher) -> Iterator[None]:
         """Without gradients, but fetched and compiled as with them."""
-        forwards = self._kept_compiled if self.compiles(patcher) else self._kept
-        with replaced_forwards(forwards), many_kinds(), fetching(patcher) as self._fetch:
-            yield
+        compiles = self.compiles(patcher)
+        with replaced_forwards(self._kept_compiled if compiles else self._kept), fetching(patcher) as self._fetch:
+            with many_kinds() if compiles else contextlib.nullcontext():
+                yield
 
     def compiles(self, patcher) -> bool:
         """Whether blocks are compiled now."""
