@@ -189,10 +189,10 @@ class Naive:
     """
 
     def __init__(self, world: World):
-        import comfy.model_management
-
+        loading = pack_module("nodes.host.loading")
         self.world = world
-        comfy.model_management.load_models_gpu([world.flow.patcher, world.vae.patcher])
+        for patcher in (world.flow.patcher, world.vae.patcher):
+            loading.load(patcher)
         with world.flow.patcher.use_ejected():
             base = patcher_of(plain(world.base.model), world.base)
         for norm in (module for module in base.model.modules() if isinstance(module, nn.LayerNorm)):
@@ -201,7 +201,7 @@ class Naive:
         as_the_host_has_it(adapter)
         self.flow = copy.copy(world.flow)
         self.flow.patcher = adapter.attach(base)
-        pack_module("nodes.host.loading").load_ordinary(self.flow.patcher)
+        loading.load_ordinary(self.flow.patcher)
         self.first_stage_model = plain(world.vae.first_stage_model)
         self.parameters = list(adapter.parameters.values())
         self.optimizer = torch.optim.AdamW(self.parameters, lr=1e-4, weight_decay=1e-4)

@@ -68,8 +68,15 @@ def second_fails(graph, inputs, asked=[]):  # noqa: B006
     return make_boxed_func(graph)
 
 
-@pytest.mark.parametrize("use", [{}, {"kept": 1}, {"checkpointing": False}], ids=str)
-@pytest.mark.parametrize("backend", ["aot_eager", no_compiler, no_backward_compiler])
+@pytest.mark.parametrize(
+    "backend, use",
+    [
+        ("aot_eager", {"kept": 1}),
+        ("aot_eager", {"checkpointing": False}),
+        (no_compiler, {}),
+        (no_backward_compiler, {"kept": 1}),
+    ],
+)
 def test_compiled_block_by_block(pack, caplog, monkeypatch, backend, use):
     """Once for each kind of block, not for each block."""
     compiled = pack("nodes.host.compiled")
