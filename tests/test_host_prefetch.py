@@ -11,7 +11,13 @@ X, SIGMA = torch.randn(1, 16, 8, 8), torch.tensor([0.9])
 @pytest.fixture
 def fetched(pack, monkeypatch):
     """What was fetched, None where the last is let go; the queue is the host's: what was before, and what is next."""
-    prefetch, order = pack("nodes.host.prefetch"), []
+    from comfy import model_prefetch
+
+    order = []
+
+    def make(queue, device, options):
+        model_prefetch.PREFETCH_QUEUES.append([None, *queue, None])
+        return model_prefetch.PREFETCH_QUEUES[-1]
 
     def pop(queue, device, module):
         before, wanted = queue
@@ -19,9 +25,10 @@ def fetched(pack, monkeypatch):
         queue.pop(0)
         order.append(module)
 
-    monkeypatch.setattr(prefetch, "make_prefetch_queue", lambda queue, device, options: [None, *queue, None])
-    monkeypatch.setattr(prefetch, "prefetch_queue_pop", pop)
-    return order
+    monkeypatch.setattr(model_prefetch, "make_prefetch_queue", make)
+    monkeypatch.setattr(model_prefetch, "prefetch_queue_pop", pop)
+    yield order
+    assert not model_prefetch.PREFETCH_QUEUES
 
 
 @pytest.fixture

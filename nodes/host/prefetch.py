@@ -7,7 +7,7 @@ fetched serves its backward too. The host does so for the models that ask it to;
 import contextlib
 from collections.abc import Callable, Iterator
 
-from comfy.model_prefetch import make_prefetch_queue, prefetch_queue_pop
+from comfy import model_prefetch
 from torch import nn
 
 from .compiled import is_compiled
@@ -17,20 +17,22 @@ from .compiled import is_compiled
 def fetching(patcher) -> Iterator[Callable[[nn.Module], None]]:
     """What to call with a block before it runs: nothing where nothing is streamed."""
     device, streamed = patcher.load_device, patcher.is_dynamic() and not is_compiled(patcher)
-    queue = make_prefetch_queue([], device, {"prefetch_dynamic_vbars": streamed})
+    queue = model_prefetch.make_prefetch_queue([], device, {"prefetch_dynamic_vbars": streamed})
     if queue is None:
         yield _nothing
         return
 
     def fetch(block: nn.Module | None):
         queue.append(block)
-        prefetch_queue_pop(queue, device, block)
+        model_prefetch.prefetch_queue_pop(queue, device, block)
 
     queue.pop()  # the order of the blocks is theirs
     try:
         yield fetch
     finally:
         fetch(None)
+        # The host forgets its queues at the end of a prompt; one of training may take thousands.
+        model_prefetch.PREFETCH_QUEUES[:] = [q for q in model_prefetch.PREFETCH_QUEUES if q is not queue]
 
 
 def _nothing(_):
