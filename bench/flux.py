@@ -13,11 +13,13 @@ The last line is one JSON object. Among others: `branch_per_forward`, seconds of
 recomputation, backward to the adapter) by those of a forward without gradient; `prompt_seconds`, an update's by its
 prompts; `time_to_naive`, an update's seconds by the naive one's; `activations_to_naive`, bytes kept between a branch's
 forward and backward by what the naive one keeps; `peak_bytes`, of the largest stage, with the models that it needs;
-`estimate_error`, of what SRPO Train says before a run, the largest relative error over the stages;
+`card_bytes`, of a streamed one, what was used of the device; `estimate_error`, of what SRPO Train says before a run,
+the largest relative error over the stages;
 `gradient_to_naive`, relative difference of the gradients.
 """
 
 import argparse
+import contextlib
 import json
 import sys
 import tempfile
@@ -33,15 +35,24 @@ from .flux_report import draw, table
 from .flux_update import Bench
 from .flux_world import BASES, Naive, World, make_world
 from .measure import Stages, interleaved, limits
+from .streamed import SmallCard, models_streamed, prepare
 
 ROOT = Path(__file__).resolve().parent.parent
-SETTINGS = "device size base mode toy steps batch at_once checkpointing kept parked compiled".split()
+SETTINGS = "device size base mode toy steps batch at_once checkpointing kept parked compiled streamed".split()
 
 
 def measure(options: argparse.Namespace, folder: Path) -> dict:
     """All numbers of one setting."""
     torch.manual_seed(0)
-    world = make_world(options.toy, BASES[options.base], options.batch, options.steps)
+    with models_streamed() if options.streamed else contextlib.nullcontext():
+        world = make_world(options.toy, BASES[options.base], options.batch, options.steps)
+    if not options.streamed:
+        return measure_in(world, options, folder)
+    with SmallCard(int(options.streamed * 1e9)) as card:
+        return measure_in(world, options, folder) | {"card_bytes": card.used}
+
+
+def measure_in(world: World, options: argparse.Namespace, folder: Path) -> dict:
     use = {name: getattr(options, name) for name in ("checkpointing", "kept", "parked", "compiled")}
     world.flow = type(world.flow)(world.flow.patcher, world.flow.sampling, world.flow.guidance, **use)
     width, height = (int(side) for side in options.size.split("x"))
@@ -99,7 +110,7 @@ def estimated(world: World, shape: tuple[int, int, int], options: argparse.Names
     cond, rewards = world.prompts.cond([0]), [world.term.reward]
     memory = options.checkpointing, options.kept, options.parked
     needs = estimate(model, world.vae, rewards, cond, shape, options.at_once, *memory)
-    return {stage: need.peak for stage, need in needs.items()}
+    return {stage: need.working if model.is_dynamic() else need.peak for stage, need in needs.items()}
 
 
 def floors_of(bench: Bench, options: argparse.Namespace) -> dict[str, dict[str, float]]:
@@ -127,10 +138,17 @@ def main():
     parser.add_argument("--kept", type=int, default=0, help="blocks whose activations are kept all the same")
     parser.add_argument("--parked", action="store_true", help="inputs of the recomputed blocks wait in RAM")
     parser.add_argument("--compiled", action="store_true", help="torch.compile of FLUX's blocks")
+    parser.add_argument(
+        "--streamed", type=float, help="GB of the device to leave free, with ComfyUI's dynamic VRAM; without naive"
+    )
     parser.add_argument("--no-naive", dest="naive", action="store_false", help="no comparison with plain autograd")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--picture", type=Path, help="a PNG to draw seconds and roofline in")
     options = parser.parse_args()
+    if options.streamed:
+        if options.device == "cpu" or options.naive:
+            parser.error("--streamed needs --device cuda and --no-naive: plain autograd needs all weights there.")
+        prepare()
     if find_host() is None:
         raise SystemExit("There is no ComfyUI to measure on: set COMFYUI_PATH.")
     # The host has modules of our names, and must be imported without the project's root in the way.

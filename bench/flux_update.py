@@ -129,7 +129,8 @@ class Bench:
     def peaks(self) -> dict[str, int]:
         """Bytes on the device at most, by stage of an update, with no more models there than the stage needs.
 
-        Counted beside the models, which stay where they are; theirs, and the adapter's, are added by their sizes.
+        Counted beside the models, which stay where they are; their sizes, and the adapter's, are added. Those of streamed
+        models are not: the host has as much of them there as fits.
         """
         world = self.world
         with live_bytes(world.device) as memory:
@@ -138,12 +139,13 @@ class Bench:
             stages.mark()
         flux, vae = world.base.model_size(), world.vae.patcher.model_size()
         reward = sum(p.nbytes for p in world.term.reward.image_tower.parameters())
-        models = {"decode": vae, "reward": reward, "optimizer": 0}
+        models = dict.fromkeys(stages.peaks, flux) | {"decode": vae, "reward": reward, "optimizer": 0}
         slots = (slot for state in self.run.optimizer.state.values() for slot in state.values())
         adapter = sum(tensor.nbytes for tensor in (*world.flow.parameters.values(), *slots))
         # On a CPU Run's copy of its state, to undo a step with, is on the same device; it is no part of the estimate.
         start = adapter - (stages.before if world.device.type == "cpu" else 0)
-        return {name: start + models.get(name, flux) + peak for name, peak in stages.peaks.items()}
+        added = {} if world.base.is_dynamic() else models
+        return {name: start + added.get(name, 0) + peak for name, peak in stages.peaks.items()}
 
     def floors(self, steps: int) -> dict[str, tuple[float, int]]:
         """FLOPs that each stage of an update can't do without, and the bytes moved by what was counted for it."""

@@ -1,7 +1,10 @@
 """The benchmark at the toy's size: it says what its readers look for, and the loose truths hold on any machine."""
 
+import subprocess
+import sys
+
 import pytest
-from test_bench import last_line
+from test_bench import ROOT, last_line
 
 TOY = ("--toy", "--device", "cpu", "--size", "64x64", "--base", "fp32", "--steps", "2", "--repeats", "3")
 
@@ -44,3 +47,11 @@ def test_operations_of_a_stage(measured):
     assert floors["rollout"]["flops"] == 2 * floors["comparison"]["flops"]
     assert 4 < floors["branch"]["flops"] / floors["comparison"]["flops"] <= 7
     assert all(0 < floor["seconds"] < 10 for name, floor in floors.items() if name != "device")
+
+
+@pytest.mark.parametrize("options", [("--device", "cpu", "--no-naive"), ("--device", "cuda")])
+def test_streaming_needs_a_gpu_and_no_plain_autograd(options):
+    result = subprocess.run(
+        [sys.executable, "-m", "bench.flux", "--streamed", "8", *options], cwd=ROOT, capture_output=True, text=True
+    )
+    assert result.returncode == 2 and "--streamed needs --device cuda and --no-naive" in result.stderr
