@@ -129,8 +129,8 @@ class Bench:
     def peaks(self) -> dict[str, int]:
         """Bytes on the device at most, by stage of an update, with no more models there than the stage needs.
 
-        Counted beside the models, which stay where they are; their sizes, and the adapter's, are added. Those of streamed
-        models are not: the host has as much of them there as fits.
+        Counted beside the models, which stay where they are; their sizes, and the adapter's, are added. Not those of
+        streamed models: the host has as much of them there as fits.
         """
         world = self.world
         with live_bytes(world.device) as memory:
