@@ -2,7 +2,7 @@
 
 import contextlib
 from collections.abc import Callable, Iterator
-from functools import cache, partial
+from functools import partial
 
 import comfy.model_management
 import torch
@@ -27,7 +27,7 @@ class HostDecoder:
     """
 
     def __init__(self, vae, model):
-        self.vae = vae
+        self.vae, self._made = vae, {}
         self.latent_format = model.get_model_object("latent_format")
         if vae.latent_dim != 2 or vae.latent_channels != self.latent_format.latent_channels:
             raise ValueError(
@@ -73,10 +73,11 @@ class HostDecoder:
         with replaced_forwards(frugal), model.open(self.vae.patcher):
             yield
 
-    @cache  # noqa: B019  one of two for each decoder
     def _forwards(self, checkpointing: bool) -> tuple[dict[nn.Module, Callable], Differentiable]:
-        frugal = frugal_forwards(self.vae.first_stage_model, checkpointing)
-        return frugal, Differentiable(self.vae.first_stage_model, checkpointing=checkpointing and not frugal)
+        if checkpointing not in self._made:
+            frugal, model = frugal_forwards(self.vae.first_stage_model, checkpointing), self.vae.first_stage_model
+            self._made[checkpointing] = frugal, Differentiable(model, checkpointing=checkpointing and not frugal)
+        return self._made[checkpointing]
 
     @contextlib.contextmanager
     def _says_what_fits(self, shape: tuple[int, ...], free: int) -> Iterator[None]:

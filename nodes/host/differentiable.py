@@ -20,6 +20,12 @@ from .frozen import frozen_forwards, is_norm, needs_gradient, own_parameters
 from .prefetch import fetching
 
 
+class _Weights:
+    """How the blocks' weights are fetched at present."""
+
+    fetch: Callable[[nn.Module], None]
+
+
 class Differentiable:
     """`root`, a part of a loaded model, which passes gradients while this is open.
 
@@ -40,6 +46,7 @@ class Differentiable:
     ):
         self.root, self.trained = root, set(trained)
         self.checkpointing, self.kept, self.parked, self.compiled = checkpointing, kept, parked, compiled
+        self._weights = _Weights()
 
     @contextlib.contextmanager
     def open(self, patcher) -> Iterator[None]:
@@ -54,7 +61,7 @@ class Differentiable:
             stack.enter_context(own_parameters(self._beside_layers))
             stack.enter_context(ordinary_parameters(self.root.modules() if compiles or is_compiled(patcher) else ()))
             stack.enter_context(many_kinds() if compiles else contextlib.nullcontext())
-            self._fetch = stack.enter_context(fetching(patcher))
+            self._weights.fetch = stack.enter_context(fetching(patcher))
             patcher.inject_model()
             stack.callback(patcher.eject_model)
             yield
@@ -63,7 +70,10 @@ class Differentiable:
     def plain(self, patcher) -> Iterator[None]:
         """Without gradients, but fetched and compiled as with them."""
         compiles = self.compiles(patcher)
-        with replaced_forwards(self._kept_compiled if compiles else self._kept), fetching(patcher) as self._fetch:
+        with (
+            replaced_forwards(self._kept_compiled if compiles else self._kept),
+            fetching(patcher) as self._weights.fetch,
+        ):
             with many_kinds() if compiles else contextlib.nullcontext():
                 yield
 
@@ -105,10 +115,10 @@ class Differentiable:
 
     def _fetched(self, block: nn.Module, run: Callable = lambda forward, *args, **kwargs: forward(*args, **kwargs)):
         """Its forward, by `run`, once its weights are on their way."""
-        forward = block.forward
+        forward, weights = block.forward, self._weights  # not the whole model, which a graph may outlive
 
         def fetched(*args, **kwargs):
-            self._fetch(block)
+            weights.fetch(block)
             return run(forward, *args, **kwargs)
 
         return fetched
