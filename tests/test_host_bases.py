@@ -197,7 +197,7 @@ def test_a_layer_that_quantises_its_input_gets_the_straight_through_gradient(pac
         gradient = torch.randn_like(y)
         y.backward(gradient)
     assert relative(y, F.linear(x, weight, layer.bias.to(dtype))) > 0.004  # it did quantise
-    assert relative(x.grad, gradient @ weight) < 4 * torch.finfo(dtype).eps
+    assert relative(x.grad, gradient @ weight) < 16 * torch.finfo(dtype).eps  # sums of 1,792 products
 
 
 @pytest.mark.parametrize("form", ["fp8_e4m3fn", *QUANTISED])
