@@ -142,10 +142,8 @@ class Bench:
         models = dict.fromkeys(stages.peaks, flux) | {"decode": vae, "reward": reward, "optimizer": 0}
         slots = (slot for state in self.run.optimizer.state.values() for slot in state.values())
         adapter = sum(tensor.nbytes for tensor in (*world.flow.parameters.values(), *slots))
-        # On a CPU Run's copy of its state, to undo a step with, is on the same device; it is no part of the estimate.
-        start = adapter - (stages.before if world.device.type == "cpu" else 0)
         added = {} if world.base.is_dynamic() else models
-        return {name: start + added.get(name, 0) + peak for name, peak in stages.peaks.items()}
+        return {name: adapter + added.get(name, 0) + peak for name, peak in stages.peaks.items()}
 
     def floors(self, steps: int) -> dict[str, tuple[float, int]]:
         """FLOPs that each stage of an update can't do without, and the bytes moved by what was counted for it."""

@@ -90,11 +90,11 @@ def count(work: Callable) -> tuple[Counter, int]:
 class Stages:
     """Seconds, and the most bytes alive, from one `mark` to the next, by the name given to the first.
 
-    between: called at each mark, on nobody's time. before: bytes that were alive at the first mark.
+    between: called at each mark, on nobody's time.
     """
 
     def __init__(self, device: torch.device, memory=None, between: Callable = lambda: None):
-        self.device, self.memory, self.between, self.before = device, memory, between, None
+        self.device, self.memory, self.between = device, memory, between
         self.seconds, self.peaks, self.name = defaultdict(float), defaultdict(int), None
 
     def mark(self, name: str | None = None):
@@ -106,7 +106,6 @@ class Stages:
         self.between()
         if self.memory:
             self.memory.forget()
-            self.before = self.memory.held if self.before is None else self.before
         self.name, self.began = name, clock(self.device)
 
 

@@ -21,14 +21,16 @@ OPTIONAL = {  # module, class, the package to install, what else it is told
     "AdamW with Kahan sums": ("optimi", "AdamW", "torch-optimi", {"kahan_sum": True, "eps": 1e-8, "triton": False}),
 }
 OPTIMIZERS = ("AdamW", *OPTIONAL)
-CHOSEN = ("params", "lr", "weight_decay")  # of an optimiser's groups: these follow from the settings
+CHOSEN = ("params", "lr", "weight_decay", "fused")  # of an optimiser's groups: from the settings and the device
 
 
 def make_optimizer(name: str, parameters: Iterable[Parameter], learning_rate: float, weight_decay: float) -> Optimizer:
     """One of OPTIMIZERS. Raises ValueError for another, and ImportError, a sentence, where its package is missing."""
     options = {"lr": learning_rate, "weight_decay": weight_decay, "betas": BETAS}
     if name == "AdamW":
-        return torch.optim.AdamW(parameters, **options)
+        parameters = list(parameters)
+        # On a GPU by one kernel, which takes no memory.
+        return torch.optim.AdamW(parameters, **options, fused=parameters[0].is_cuda)
     if name not in OPTIONAL:
         raise ValueError(f'There is no optimiser "{name}": choose one of {", ".join(OPTIMIZERS)}.')
     module, kind, package, more = OPTIONAL[name]
@@ -80,7 +82,7 @@ def _slots(held: dict[str, Any]) -> Iterator[tuple[str, Any]]:
 
 
 def restore_optimizer(optimizer: Optimizer, names: list[str], tensors: dict[str, Tensor], numbers: str):
-    """The other way; what the settings choose stays as it is."""
+    """The other way; what is CHOSEN stays as it is."""
     saved = json.loads(numbers)
     state: dict[int, dict] = {}
     for key, value in tensors.items():

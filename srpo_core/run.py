@@ -97,7 +97,8 @@ class Run:
         that fails half-way leaves it as it was last saved. A loss or gradient that is not finite skips the step;
         raises RuntimeError after MAX_SKIPPED of them in a row.
         """
-        kept, stepping, finite = self._copy(), False, False
+        rollouts, stepping, finite = dict(self.rollouts), False, False
+        kept = self._copy("cpu") if hasattr(self.optimizer, "train") else None
         try:
             self._turn("train")
             seen = []
@@ -107,6 +108,7 @@ class Run:
             norm = torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.settings.max_gradient_norm).item()
             metrics = {"update": self.updates + 1, **describe(seen), "gradient_norm": norm}
             if math.isfinite(norm) and math.isfinite(metrics["loss"]):
+                kept = kept or self._copy()
                 stepping = True
                 self._step()
                 self._turn("eval")
@@ -117,15 +119,23 @@ class Run:
             self.optimizer.zero_grad(set_to_none=True)
             if not finite:
                 self._undo(kept, stepping)
+                self.rollouts = rollouts
         self._finish(metrics, finite)
         return metrics
 
-    def _copy(self) -> tuple[dict[str, Tensor], dict[str, str]] | None:
-        """The state, on the CPU: a step that fails half-way, out of memory, is undone with it. None if it is large."""
+    def _copy(self, device: str | None = None) -> tuple[dict[str, Tensor], dict[str, str]] | None:
+        """The state, with which a step that fails half-way is undone; None if it is large.
+
+        Each tensor stays on its device, where a branch's activations have just made room for it, or goes to the CPU
+        where it does not fit.
+        """
         tensors, header = self._state()
         if sum(tensor.nbytes for tensor in tensors.values()) > MOST_COPIED:
             return None
-        return {name: tensor.to("cpu", copy=True) for name, tensor in tensors.items()}, header
+        try:
+            return {name: tensor.to(device or tensor.device, copy=True) for name, tensor in tensors.items()}, header
+        except torch.OutOfMemoryError:
+            return {name: tensor.to("cpu", copy=True) for name, tensor in tensors.items()}, header
 
     def _undo(self, kept: tuple | None, stepping: bool):
         self._turn("eval")

@@ -60,7 +60,15 @@ def counted(pack, model, adapter, vae, reward, shape, at_once, checkpointing):
     reward.prepare(["a"])
     image = decoded.value.clone().requires_grad_()
     _, score, _ = cost(lambda: torch.autograd.grad(reward.score(image, ["a"] * at_once).sum(), image))
-    _, step, _ = cost(lambda: (saturation(image), optimizer.step()))
+    tensors = [tensor for held in optimizer.state.values() for tensor in held.values()] + parameters
+
+    def step():
+        """With a copy of the state, as a run keeps it."""
+        saturation(image)
+        kept = [tensor.clone() for tensor in tensors]  # noqa: F841
+        optimizer.step()
+
+    _, step, _ = cost(step)
     peaks = {"branch": branch.peak, "decode": graph + decode.peak, "reward": graph + picture + score}
     peaks |= {"optimizer": image.nbytes + step}
     return {"rollout": resting + rollout} | {name: own + peak for name, peak in peaks.items()}

@@ -97,6 +97,21 @@ def steps(optimizer, parameter, numbers):
         getattr(optimizer, "eval", lambda: None)()
 
 
+def test_a_run_of_a_gpu_goes_on_without_one_and_back():
+    """There AdamW is fused, which is a setting of its groups."""
+    parameter = torch.nn.Parameter(torch.linspace(-1, 1, 64))
+    straight = torch.nn.Parameter(parameter.detach().clone())
+    whole, optimizer = torch.optim.AdamW([straight]), torch.optim.AdamW([parameter], fused=True)
+    steps(whole, straight, range(6))
+    for number, fused in enumerate((True, False, True)):
+        saved = optimizer_state(optimizer, ["p"])
+        optimizer = torch.optim.AdamW([parameter], fused=fused)
+        restore_optimizer(optimizer, ["p"], *saved)
+        assert optimizer.param_groups[0]["fused"] is fused
+        steps(optimizer, parameter, range(2 * number, 2 * number + 2))
+    torch.testing.assert_close(parameter, straight, rtol=1e-6, atol=1e-7)
+
+
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_resumed_equals_uninterrupted_in_bf16(name):
     start = torch.linspace(-1e-4, 1e-4, 64, dtype=torch.bfloat16)  # so small that Prodigy's first steps count

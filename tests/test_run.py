@@ -47,6 +47,49 @@ def test_an_update_keeps_no_pictures_of_what_it_has_pulled(tmp_path):
     assert len(alive) == 8 and max(alive) <= 2
 
 
+def test_the_state_is_copied_for_the_step_alone(tmp_path):
+    """While scores take what memory there is, no copy does."""
+    run, order = Run(tmp_path, (parts := world())["flow"].parameters, Settings(save_every=1)), []
+
+    def scores():
+        for score in sample_scores(run, schedule=TWO, **parts):
+            order.append("score")
+            yield score
+
+    run._copy = noted(run._copy, "copy", order)
+    run._step = noted(run._step, "step", order)
+    run.update(scores(), 2)
+    assert order == ["score"] * 4 + ["copy", "step"]
+
+
+def noted(function, name, order):
+    def call(*args):
+        order.append(name)
+        return function(*args)
+
+    return call
+
+
+def test_a_state_that_does_not_fit_beside_itself_is_copied_to_the_cpu(tmp_path):
+    run = go(tmp_path, 1)
+    tensors, header = run._state()
+    run._state = lambda: ({name: OnAFullDevice(tensor) for name, tensor in tensors.items()}, header)
+    copied, _ = run._copy()
+    assert all(torch.equal(copied[name], tensor) for name, tensor in tensors.items())
+
+
+class OnAFullDevice:
+    device, nbytes = torch.device("cuda"), 4
+
+    def __init__(self, tensor):
+        self.tensor = tensor
+
+    def to(self, device, copy):
+        if device == self.device:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return self.tensor.to(device, copy=copy)
+
+
 def test_training_lowers_the_loss(tmp_path):
     def losses(run):
         return torch.tensor([metrics["loss"] for metrics in run.history])

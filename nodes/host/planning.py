@@ -140,7 +140,7 @@ def estimate(
     sizes = [parameter.nbytes for parameter in adapter_of(model).parameters.values()]
     resting = 3 * sum(sizes)  # the parameters and two moments
     own = resting + sum(sizes)  # and their gradients
-    step = 2 * max(sizes) if device.type == "cpu" else sum(sizes)  # elsewhere AdamW takes all parameters at once
+    step = resting + (2 * max(sizes) if device.type == "cpu" else 0)  # from a copy of them, to undo it with
     image = 3 * x[:, 0].nbytes * vae.upscale_ratio**2  # the last one, of which saturation is taken
     rollout, branch, graph = _flow(model, x, cond, checkpointing, kept, parked)
     decode, picture = HostDecoder(vae, model).memory(x.shape)
