@@ -102,7 +102,7 @@ def test_recomputing_takes_less(pack, flux_decoder, monkeypatch):
     taken = []
     for small in (0, 10**6):
         monkeypatch.setattr(module, "SMALL", small)
-        taken.append(flux_decoder.memory((1, 16, 64, 64))[0])
+        taken.append(flux_decoder.memory((1, 16, 128, 128))[0])
     assert taken[0] < 0.75 * taken[1]
 
 

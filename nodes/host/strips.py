@@ -9,12 +9,12 @@ from collections.abc import Callable, Iterator
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from .frozen import weight_of
 
-STRIP = 2**24  # elements of an activation that are computed at once
+STRIP = 2**25  # elements of an activation that are computed at once
 
 
 class NormSiluConv(torch.autograd.Function):
@@ -26,11 +26,12 @@ class NormSiluConv(torch.autograd.Function):
         mean, rstd = statistics(x, norm)
         ctx.save_for_backward(x, mean, rstd)
         y = x.new_empty(len(x), conv.out_channels, *x.shape[2:])
-        with weight_of(norm, x) as affine, weight_of(conv, x) as (kernel, bias):
-            scale, shift = scale_and_shift(mean, rstd, *affine)
+        with weight_of(norm, x) as (weight, shift), weight_of(conv, x) as (kernel, bias):
+            scale = rstd * weight
             for rows in strips(x):
-                seen = with_neighbours(x, rows, lambda part: F.silu((part * scale + shift).to(x)))
-                y[:, :, rows] = F.conv2d(seen, kernel, bias, padding=(0, 1))
+                y[:, :, rows] = convolved(
+                    x, rows, kernel, bias, lambda part: F.silu(affine(part, mean, scale, shift), inplace=True)
+                )
         return y
 
     @staticmethod
@@ -38,19 +39,19 @@ class NormSiluConv(torch.autograd.Function):
     def backward(ctx, gradient):
         x, mean, rstd = ctx.saved_tensors
         to_x = torch.empty_like(x)
-        sums = mean.new_zeros(2, *x.shape[:2])  # over the picture, of the gradient at the norm, and of it times x
-        with weight_of(ctx.norm, x) as affine, weight_of(ctx.conv, gradient) as (kernel, _):
-            scale, shift = scale_and_shift(mean, rstd, *affine)
-            back = kernel.transpose(0, 1).flip(2, 3)
+        sums = mean.new_zeros(2, *mean.shape)  # over the picture, of the gradient at the norm, and of it times x
+        with weight_of(ctx.norm, x) as (weight, shift), weight_of(ctx.conv, gradient) as (kernel, _):
+            scale, back = rstd * weight, kernel.transpose(0, 1).flip(2, 3)
             for rows in strips(x):
-                part = x[:, :, rows]
-                at_silu = F.conv2d(with_neighbours(gradient, rows), back, padding=(0, 1))
-                at_norm = torch.ops.aten.silu_backward(at_silu, (part * scale + shift).to(x))
-                sums += torch.stack([at_norm.sum((2, 3), dtype=sums.dtype), (at_norm.to(sums) * part).sum((2, 3))])
-                to_x[:, :, rows] = at_norm
-            slope, constant = through_statistics(x, mean, rstd, sums, affine[0])
+                at_silu = convolved(gradient, rows, back)
+                at_norm = torch.ops.aten.silu_backward(at_silu, affine(x[:, :, rows], mean, scale, shift))
+                torch.mul(at_norm, scale[..., None, None], out=to_x[:, :, rows])
+                sums[0] += at_norm.sum((2, 3), dtype=sums.dtype)
+                sums[1] += at_norm.mul_(x[:, :, rows]).sum((2, 3), dtype=sums.dtype)
+            # What reaches x through mean and deviation.
+            of_g, of_gx = over_groups(sums * weight, ctx.norm) / group_size(x, ctx.norm)
         for rows in strips(x):
-            to_x[:, :, rows] = to_x[:, :, rows] * scale + x[:, :, rows] * slope + constant
+            to_x[:, :, rows] += affine(x[:, :, rows], mean, rstd**3 * (mean * of_g - of_gx), -rstd * of_g)
         return to_x, None, None
 
 
@@ -60,38 +61,41 @@ def strips(x: Tensor) -> Iterator[slice]:
         yield slice(first, min(first + height, x.shape[2]))
 
 
-def with_neighbours(x: Tensor, rows: slice, function: Callable[[Tensor], Tensor] = lambda part: part) -> Tensor:
-    """The function of these rows and of one more on either side; zeros beyond the picture."""
+def convolved(
+    x: Tensor, rows: slice, kernel: Tensor, bias: Tensor | None = None, function: Callable = lambda part: part
+) -> Tensor:
+    """These rows of conv(function(x)): of it and one row more on either side, where there is one."""
     first, last = max(rows.start - 1, 0), min(rows.stop + 1, x.shape[2])
-    return F.pad(function(x[:, :, first:last]), (0, 0, first - (rows.start - 1), rows.stop + 1 - last))
+    y = F.conv2d(function(x[:, :, first:last]), kernel, bias, padding=1)
+    return y[:, :, rows.start - first : rows.stop - first]
 
 
-def statistics(x: Tensor, norm: torch.nn.GroupNorm) -> tuple[Tensor, Tensor]:
-    """Mean and 1 / standard deviation of each group, (B, groups), in fp32 at least."""
-    wide = torch.promote_types(x.dtype, torch.float32)
-    parts = [x[:, :, rows].unflatten(1, (norm.num_groups, -1)) for rows in strips(x)]
-    count = x[0].numel() // norm.num_groups
-    mean = sum(part.sum((2, 3, 4), dtype=wide) for part in parts) / count
-    squares = (((part - mean[..., None, None, None]) ** 2).sum((2, 3, 4)) for part in parts)
-    return mean, (sum(squares) / count + norm.eps).rsqrt()
+def affine(x: Tensor, mean: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+    """(x - mean) * scale + shift in the type of x (B, C, H, W), computed in that of the mean; the others (B, C).
 
-
-def scale_and_shift(mean: Tensor, rstd: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
-    """Both (B, C, 1, 1): norm(x) is x * scale + shift."""
-    scale = rstd[..., None] * weight.view(mean.shape[1], -1)
-    shift = bias.view(mean.shape[1], -1) - mean[..., None] * scale
-    return scale.flatten(1)[..., None, None], shift.flatten(1)[..., None, None]
-
-
-def through_statistics(x: Tensor, mean: Tensor, rstd: Tensor, sums: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Both (B, C, 1, 1): the gradient that reaches x through mean and deviation is x * slope + constant.
-
-    sums: (2, B, C), of the gradient g at the norm's output, and of g * x.
+    By the kernel of a BatchNorm with given statistics, which passes once over x; one by one, the operations would pass
+    over it six times, in fp32.
     """
-    groups = mean.shape[1]
-    count = x[0].numel() // groups
-    of_g, of_gx = (sums * weight).unflatten(2, (groups, -1)).sum(3)
-    slope = rstd**3 * (mean * of_g - of_gx) / count
-    constant = -rstd * of_g / count - mean * slope
-    each = x.shape[1] // groups
-    return tuple(value.repeat_interleave(each, 1)[..., None, None] for value in (slope, constant))
+    one, shift = torch.ones_like(mean).flatten(), shift.to(mean).expand_as(mean).flatten()
+    rows = x.flatten(0, 1)[None]
+    return F.batch_norm(rows, mean.flatten(), one, scale.flatten(), shift, training=False, eps=0.0).view(x.shape)
+
+
+def statistics(x: Tensor, norm: nn.GroupNorm) -> tuple[Tensor, Tensor]:
+    """Mean and 1 / standard deviation of each channel's group, (B, C), in fp32 at least."""
+    wide, count = torch.promote_types(x.dtype, torch.float32), group_size(x, norm)
+    mean = over_groups(sum(x[:, :, rows].sum((2, 3), dtype=wide) for rows in strips(x)), norm) / count
+    one, zero = torch.ones_like(mean), torch.zeros_like(mean)
+    away = (affine(x[:, :, rows], mean, one, zero) for rows in strips(x))
+    squares = sum(torch.linalg.vector_norm(part, dim=(2, 3), dtype=wide) ** 2 for part in away)
+    return mean, (over_groups(squares, norm) / count + norm.eps).rsqrt()
+
+
+def group_size(x: Tensor, norm: nn.GroupNorm) -> int:
+    return x[0].numel() // norm.num_groups
+
+
+def over_groups(values: Tensor, norm: nn.GroupNorm) -> Tensor:
+    """The sum over each channel's group: of (..., C), in the same shape."""
+    groups = values.unflatten(-1, (norm.num_groups, -1))
+    return groups.sum(-1, keepdim=True).expand_as(groups).flatten(-2)
