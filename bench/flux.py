@@ -31,9 +31,10 @@ from in_process import load_pack, pack_module
 
 from srpo_core.find_host import find_host
 
+from .flux_bases import BASES, QUANTISED
 from .flux_report import draw, table
 from .flux_update import Bench
-from .flux_world import BASES, Naive, World, make_world
+from .flux_world import Naive, World, make_world
 from .measure import Stages, interleaved, limits
 from .streamed import SmallCard, models_streamed, prepare
 
@@ -45,7 +46,7 @@ def measure(options: argparse.Namespace, folder: Path) -> dict:
     """All numbers of one setting."""
     torch.manual_seed(0)
     with models_streamed() if options.streamed else contextlib.nullcontext():
-        world = make_world(options.toy, BASES[options.base], options.batch, options.steps)
+        world = make_world(options.toy, options.base, options.batch, options.steps)
     if not options.streamed:
         return measure_in(world, options, folder)
     with SmallCard(int(options.streamed * 1e9)) as card:
@@ -128,7 +129,7 @@ def main():
     parser = argparse.ArgumentParser(prog="python -m bench.flux", description=__doc__.splitlines()[0])
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda")
     parser.add_argument("--size", default="720x720", help="width x height in pixels")
-    parser.add_argument("--base", choices=BASES, default="bf16", help="type of FLUX's weights")
+    parser.add_argument("--base", choices=BASES, default="bf16", help="form of FLUX's weights")
     parser.add_argument("--mode", choices=("online", "offline"), default="online", help="rollouts, or photos")
     parser.add_argument("--toy", action="store_true", help="the sizes of the toy FLUX, with its VAE and its reward")
     parser.add_argument("--steps", type=int, default=25, help="of a rollout")
@@ -145,9 +146,11 @@ def main():
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--picture", type=Path, help="a PNG to draw seconds and roofline in")
     options = parser.parse_args()
+    if options.naive and (options.streamed or options.base in QUANTISED):
+        parser.error("Plain autograd needs all weights there, and as they are: add --no-naive.")
     if options.streamed:
-        if options.device == "cpu" or options.naive:
-            parser.error("--streamed needs --device cuda and --no-naive: plain autograd needs all weights there.")
+        if options.device == "cpu":
+            parser.error("--streamed needs --device cuda.")
         prepare()
     if find_host() is None:
         raise SystemExit("There is no ComfyUI to measure on: set COMFYUI_PATH.")

@@ -21,36 +21,11 @@ from srpo_core.rewards.families import load_reward
 from srpo_core.schedule import Branch
 from srpo_core.step import Noised
 from srpo_core.terms import Term
-from srpo_core.toy.models import FLUX_CONFIG, TEXT_LENGTH
+from srpo_core.toy.models import TEXT_LENGTH
 
+from .flux_bases import FLUX_DEV, TOY, draw_weights, random_flux
 from .reward import write_random
 
-BASES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp8": torch.float8_e4m3fn, "fp32": torch.float32}
-FLUX_DEV = {
-    "in_channels": 16,
-    "out_channels": 16,
-    "vec_in_dim": 768,
-    "context_in_dim": 4096,
-    "hidden_size": 3072,
-    "mlp_ratio": 4.0,
-    "num_heads": 24,
-    "depth": 19,
-    "depth_single_blocks": 38,
-    "axes_dim": [16, 56, 56],
-    "theta": 10000,
-    "patch_size": 2,
-    "qkv_bias": True,
-    "guidance_embed": True,
-    "txt_ids_dims": [],
-}
-TOY = FLUX_DEV | {
-    "vec_in_dim": FLUX_CONFIG["pooled_projection_dim"],
-    "context_in_dim": FLUX_CONFIG["joint_attention_dim"],
-    "hidden_size": FLUX_CONFIG["num_attention_heads"] * FLUX_CONFIG["attention_head_dim"],
-    "num_heads": FLUX_CONFIG["num_attention_heads"],
-    "depth": FLUX_CONFIG["num_layers"],
-    "depth_single_blocks": FLUX_CONFIG["num_single_layers"],
-}
 TOKENS = 512  # of FLUX.1-dev's text
 RANK, ALPHA = 16, 16.0
 
@@ -99,7 +74,7 @@ class World:
         return self.flow._ask(self.flow.patcher, one_step(torch.no_grad), x, sigma, cond)
 
 
-def make_world(toy: bool, base: torch.dtype, batch: int, steps: int) -> World:
+def make_world(toy: bool, base: str, batch: int, steps: int) -> World:
     host_flow = pack_module("nodes.host.flow_model")
     sizes = TOY if toy else FLUX_DEV
     with torch.inference_mode():  # as loader nodes do it
@@ -117,21 +92,6 @@ def make_world(toy: bool, base: torch.dtype, batch: int, steps: int) -> World:
     return World(model, vae, adapter, flow, decoder, Term(reward, Objective(threshold=100.0)), prompts)
 
 
-def random_flux(sizes: dict, dtype: torch.dtype):
-    """MODEL as the host's loader makes it, without a file: 12 billion weights are drawn where they stay."""
-    import comfy.model_management
-    import comfy.model_patcher
-    import comfy.supported_models
-
-    device, offload = comfy.model_management.get_torch_device(), comfy.model_management.unet_offload_device()
-    config = comfy.supported_models.Flux({"image_model": "flux", **sizes})
-    cast = comfy.model_management.unet_manual_cast(dtype, device, config.supported_inference_dtypes)
-    config.set_inference_dtype(dtype, cast, device=device)
-    model = config.get_model({}).to(offload)
-    draw_weights(model.diffusion_model.named_parameters(), device)
-    return comfy.model_patcher.CoreModelPatcher(model, load_device=device, offload_device=offload)
-
-
 def random_vae():
     """VAE of FLUX, by the host's loader."""
     import comfy.sd
@@ -144,17 +104,6 @@ def random_vae():
     state = {name: torch.empty(tensor.shape) for name, tensor in shapes.items()}
     draw_weights(state.items(), torch.device("cpu"))
     return comfy.sd.VAE(sd=state)
-
-
-def draw_weights(named, device: torch.device):
-    """Of a size at which signals neither die nor explode: norms as they are made, the rest as wide layers are."""
-    for name, weight in named:
-        if weight.ndim > 1:
-            dtype = weight.dtype if weight.itemsize > 1 else torch.bfloat16
-            drawn = torch.randn(weight.shape, device=device, dtype=dtype).mul_(weight[0].numel() ** -0.5)
-        else:
-            drawn = torch.full(weight.shape, float(name.endswith(("weight", "scale"))), device=device)
-        weight.data.copy_(drawn.to(weight.dtype))
 
 
 def random_reward():

@@ -5,7 +5,7 @@ import logging
 import math
 import shutil
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -27,6 +27,7 @@ VERSION = 1  # of what a state file holds
 RECENT = 8  # updates, whose mean words-gap is a snapshot's merit
 COUNTS = ("updates", "skipped", "skipped_in_a_row")  # saved in the state's header
 MOST_COPIED = 8 * 2**30  # bytes of state that are copied before each step: of a large LoRA, not of a whole model
+MOST_IN_PLACE = 2**30  # of these, on their device: of FLUX's LoRA of rank 16, less than what a branch just freed there
 MAX_SKIPPED = 10  # updates in a row without a finite gradient, before the run gives up
 
 
@@ -98,7 +99,7 @@ class Run:
         raises RuntimeError after MAX_SKIPPED of them in a row.
         """
         rollouts, stepping, finite = dict(self.rollouts), False, False
-        kept = self._copy("cpu") if hasattr(self.optimizer, "train") else None
+        kept = self._copy(in_place=False) if hasattr(self.optimizer, "train") else None
         try:
             self._turn("train")
             seen = []
@@ -123,19 +124,19 @@ class Run:
         self._finish(metrics, finite)
         return metrics
 
-    def _copy(self, device: str | None = None) -> tuple[dict[str, Tensor], dict[str, str]] | None:
+    def _copy(self, in_place: bool = True) -> tuple[dict[str, Tensor], dict[str, str]] | None:
         """The state, with which a step that fails half-way is undone; None if it is large.
 
-        Each tensor stays on its device, where a branch's activations have just made room for it, or goes to the CPU
-        where it does not fit.
+        in_place: on its device, where it is small and fits there; else on the CPU.
         """
         tensors, header = self._state()
-        if sum(tensor.nbytes for tensor in tensors.values()) > MOST_COPIED:
+        size = sum(tensor.nbytes for tensor in tensors.values())
+        if size > MOST_COPIED:
             return None
-        try:
-            return {name: tensor.to(device or tensor.device, copy=True) for name, tensor in tensors.items()}, header
-        except torch.OutOfMemoryError:
-            return {name: tensor.to("cpu", copy=True) for name, tensor in tensors.items()}, header
+        if in_place and size <= MOST_IN_PLACE:
+            with suppress(torch.OutOfMemoryError):
+                return {name: tensor.clone() for name, tensor in tensors.items()}, header
+        return {name: tensor.to("cpu", copy=True) for name, tensor in tensors.items()}, header
 
     def _undo(self, kept: tuple | None, stepping: bool):
         self._turn("eval")

@@ -49,9 +49,21 @@ def test_operations_of_a_stage(measured):
     assert all(0 < floor["seconds"] < 10 for name, floor in floors.items() if name != "device")
 
 
-@pytest.mark.parametrize("options", [("--device", "cpu", "--no-naive"), ("--device", "cuda")])
-def test_streaming_needs_a_gpu_and_no_plain_autograd(options):
-    result = subprocess.run(
-        [sys.executable, "-m", "bench.flux", "--streamed", "8", *options], cwd=ROOT, capture_output=True, text=True
-    )
-    assert result.returncode == 2 and "--streamed needs --device cuda and --no-naive" in result.stderr
+@pytest.mark.parametrize(
+    "options, said",
+    [
+        (("--streamed", "8", "--device", "cpu", "--no-naive"), "--streamed needs --device cuda"),
+        (("--streamed", "8"), "add --no-naive"),
+        (("--base", "int8"), "add --no-naive"),
+    ],
+)
+def test_what_cannot_be_measured_together(options, said):
+    result = subprocess.run([sys.executable, "-m", "bench.flux", *options], cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 2 and said in result.stderr
+
+
+@pytest.mark.parametrize("base", ["fp8", "int8", "nvfp4"])
+def test_a_small_base_takes_what_is_estimated(comfyui, base):
+    options = ("--base", base, "--mode", "offline", "--no-naive", "--repeats", "1")
+    numbers = last_line("flux", "--toy", "--device", "cpu", "--size", "64x64", *options)
+    assert numbers["base"] == base and numbers["estimate_error"] < 0.1

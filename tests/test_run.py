@@ -79,14 +79,16 @@ def test_a_state_that_does_not_fit_beside_itself_is_copied_to_the_cpu(tmp_path):
 
 
 class OnAFullDevice:
-    device, nbytes = torch.device("cuda"), 4
+    nbytes = 4
 
     def __init__(self, tensor):
         self.tensor = tensor
 
+    def clone(self):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
     def to(self, device, copy):
-        if device == self.device:
-            raise torch.OutOfMemoryError("CUDA out of memory")
+        assert device == "cpu"
         return self.tensor.to(device, copy=copy)
 
 

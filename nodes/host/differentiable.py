@@ -88,14 +88,14 @@ class Differentiable:
     @cached_property
     def _forwards(self) -> dict[nn.Module, Callable]:
         on_copies = partial(self._fetched, run=run_on_copies)
-        return frozen_forwards(self.root) | self._kept | self._checkpointed(on_copies)
+        return frozen_forwards(self.root) | self._kept | self._recomputed(on_copies)
 
     @cached_property
     def _compiled_forwards(self) -> dict[nn.Module, Callable]:
         """Compiled code has no need of frozen layers, but of norms that copy their input, into which blocks write."""
         inside = {module for module in self._in_blocks if not is_norm(module)}
         outside = {module: forward for module, forward in frozen_forwards(self.root).items() if module not in inside}
-        return outside | self._kept_compiled | self._checkpointed(self._compiled)
+        return outside | self._kept_compiled | self._recomputed(self._compiled)
 
     @cached_property
     def _kept(self) -> dict[nn.Module, Callable]:
@@ -105,7 +105,7 @@ class Differentiable:
     def _kept_compiled(self) -> dict[nn.Module, Callable]:
         return {block: self._compiled(block) for block in self._blocks}
 
-    def _checkpointed(self, on_copies: Callable[[nn.Module], Callable]) -> dict[nn.Module, Callable]:
+    def _recomputed(self, on_copies: Callable[[nn.Module], Callable]) -> dict[nn.Module, Callable]:
         """on_copies: makes of a block a forward that leaves its inputs alone."""
         recomputed = self._blocks[: -self.kept or None] if self.checkpointing else []
         return {

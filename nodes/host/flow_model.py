@@ -122,7 +122,8 @@ class HostFlow:
         @torch.inference_mode()  # see loading.py
         def sample() -> Tensor:
             latent, guider = torch.zeros_like(noise), _guider(self.patcher, cond)
-            load(self.patcher, self.patcher.memory_required(noise.shape))  # what is loaded decides what is compiled
+            if self.differentiable.compiled:  # if all is loaded, which the sampler would do later
+                load(self.patcher, self.patcher.memory_required(noise.shape))
             with self.differentiable.plain(self.patcher), self._attention():
                 return guider.sample(noise, latent, sampler, sigmas, disable_pbar=True, seed=seed)
 

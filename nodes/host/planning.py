@@ -32,6 +32,7 @@ from ...srpo_core.planning import (
     over_blocks,
     sampled_together,
 )
+from ...srpo_core.run import MOST_IN_PLACE
 from .adapter import Adapter, adapter_of
 from .attention import with_backward
 from .decoder import HostDecoder
@@ -140,7 +141,9 @@ def estimate(
     sizes = [parameter.nbytes for parameter in adapter_of(model).parameters.values()]
     resting = 3 * sum(sizes)  # the parameters and two moments
     own = resting + sum(sizes)  # and their gradients
-    step = resting + (2 * max(sizes) if device.type == "cpu" else 0)  # from a copy of them, to undo it with
+    on_cpu = device.type == "cpu"
+    copied = resting if on_cpu or resting <= MOST_IN_PLACE else 0  # to undo a step with
+    step = copied + (2 * max(sizes) if on_cpu else 0)
     image = 3 * x[:, 0].nbytes * vae.upscale_ratio**2  # the last one, of which saturation is taken
     rollout, branch, graph = _flow(model, x, cond, checkpointing, kept, parked)
     decode, picture = HostDecoder(vae, model).memory(x.shape)
