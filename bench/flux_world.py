@@ -41,6 +41,9 @@ class Prompts:
     def cond(self, indices: list[int]) -> list:
         return [[self.context[indices], {"pooled_output": self.pooled[indices]}]]
 
+    def cond_shape(self, index: int) -> tuple[int, ...]:
+        return tuple(self.context[index].shape)
+
 
 @dataclass
 class Photos(Prompts):

@@ -125,4 +125,4 @@ class PhotosNode(io.ComfyNode):
         captions = [photo.caption for photo in encoded]
         prompts = Prompts(captions, encode(clip, captions, cache_folder("prompts")))
         PromptServer.instance.send_progress_text(summary(encoded, left_out), cls.hidden.unique_id)
-        return io.NodeOutput(Photos(encoded, prompts.cond))
+        return io.NodeOutput(Photos(encoded, prompts))

@@ -24,17 +24,17 @@ class Prompts:
     conditioning: Sequence[list]
 
     def cond(self, indices: list[int]) -> list:
-        """One CONDITIONING for the batch of these prompts."""
+        """One CONDITIONING for the batch of these prompts, which have the same shapes."""
         parts = [self.conditioning[i][0] for i in indices]
-        if len({part[0].shape for part in parts}) > 1:
-            raise ValueError(
-                "These prompts have different token lengths, so they can't share a forward: set at_once to 1."
-            )
         together = {
             name: torch.cat([part[1][name] for part in parts]) if isinstance(value, torch.Tensor) else value
             for name, value in parts[0][1].items()
         }
         return [[torch.cat([part[0] for part in parts]), together]]
+
+    def cond_shape(self, index: int) -> tuple:
+        context, extra = self.conditioning[index][0]
+        return context.shape, *((name, value.shape) for name, value in extra.items() if isinstance(value, torch.Tensor))
 
 
 def choose(text: Sequence[str], file: str, texts: Sequence[str] | None = None) -> list[str]:

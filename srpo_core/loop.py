@@ -2,7 +2,7 @@
 
 import math
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, NamedTuple, Protocol
@@ -29,7 +29,10 @@ class Dataset(Protocol):
     prompts: list[str]
 
     def cond(self, indices: list[int]) -> Any:
-        """The conditioning of these prompts as one batch."""
+        """The conditioning of these prompts as one batch; they have the same `cond_shape`."""
+
+    def cond_shape(self, index: int) -> Hashable:
+        """What conditionings have in common that can be one batch: for most models, the number of tokens."""
 
 
 def draw_noise(seeds: list[int], shape: tuple[int, ...]) -> Tensor:
@@ -171,13 +174,14 @@ def shape_of(draw: Draw, schedule: Schedule) -> tuple[int, int, int]:
 
 
 def of_one_shape(draws: Sequence[Draw], schedule: Schedule) -> list[list[Draw]]:
-    """The draws of an update in groups that are sampled together: of one dataset and shape, and not too many.
+    """The draws of an update in groups that are sampled together: of one dataset and shapes, and not too many.
 
     Keeps the order within a group; where all are of one shape, the order of all.
     """
     alike: dict[Any, list[Draw]] = {}
     for draw in draws:
-        alike.setdefault((id(draw.data), shape_of(draw, schedule)), []).append(draw)
+        shapes = shape_of(draw, schedule), draw.data.cond_shape(draw.index)
+        alike.setdefault((id(draw.data), *shapes), []).append(draw)
     most = max(schedule.at_once, schedule.sampled_at_once)
     return [same[i : i + most] for same in alike.values() for i in range(0, len(same), most)]
 

@@ -2,7 +2,7 @@
 
 import hashlib
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -105,12 +105,12 @@ def _as_stored(latents: Tensor) -> Tensor:
 class Photos:
     """Photos as a dataset (see `loop.Dataset`): their captions are its prompts.
 
-    cond(indices): the conditioning of these captions as one batch.
+    captions: those of the photos, encoded, as a dataset of their own.
     to_model: from the VAE's latents to the flow model's space.
     """
 
     photos: list[Encoded]
-    cond: Callable[[list[int]], Any]
+    captions: Any
     to_model: Callable[[Tensor], Tensor] = _as_stored
 
     @cached_property
@@ -121,6 +121,12 @@ class Photos:
     def content(self) -> list[tuple[str, str]]:
         """What makes this dataset another: captions, and the latents' names, which follow from the pictures."""
         return [(photo.caption, photo.file.name) for photo in self.photos]
+
+    def cond(self, indices: list[int]) -> Any:
+        return self.captions.cond(indices)
+
+    def cond_shape(self, index: int) -> Hashable:
+        return self.captions.cond_shape(index)
 
     def shape(self, index: int) -> Shape:
         return self.photos[index].shape

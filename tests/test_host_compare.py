@@ -149,6 +149,9 @@ class Captions:
     def cond(self, indices):
         return indices
 
+    def cond_shape(self, index):
+        return ()
+
 
 def test_cancel_is_heard_between_pictures(pack, toy, monkeypatch):
     """Somebody presses Cancel while the second picture is made."""

@@ -47,6 +47,15 @@ def test_the_second_start_encodes_nothing_and_trains_the_same(comfyui, tmp_path)
         assert counts(second)[1:] == [(1, 3)]
 
 
+def test_prompts_of_other_token_counts_share_an_update_and_its_previews(comfyui, tmp_path):
+    """But no forward: the host's text encoders give long prompts more tokens."""
+    text = f"{prompts.CAPTION}\n{' '.join([prompts.CAPTION] * 20)}\n{prompts.CAPTION}, bright"
+    with HostServer(comfyui, tmp_path) as host:
+        host.run(prompts.train("lengths", 1, text=text, batch=3, at_once=3, previews=3))
+        assert len({load_file(file)["context"].shape for file in files(host)}) == 2
+        assert len(list((host.base / "output/loras/srpo/lengths").glob("*.safetensors"))) == 1
+
+
 def test_another_text_encoder_is_another_place(host, pack):
     state = pack("nodes.host.toy").load_clip().cond_stage_model.state_dict()
     name, weight = next((k, v) for k, v in state.items() if k.endswith("fc1.weight"))

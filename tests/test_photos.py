@@ -10,6 +10,7 @@ import subprocess
 import sys
 import zlib
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -202,7 +203,7 @@ def test_latents_are_those_of_the_cropped_photos(tmp_path, store):
     thirds(300, 200).save(picture(tmp_path / "photos/a.png"))
     picture(tmp_path / "photos/b.png", 100, 100)
     encoded, left_out = encode(tmp_path / "photos", store)
-    dataset = Photos(encoded, cond=lambda indices: indices, to_model=lambda latents: 2 * latents)
+    dataset = Photos(encoded, SimpleNamespace(cond=lambda indices: indices), lambda latents: 2 * latents)
     assert dataset.prompts == ["a", "b"] and left_out == []
     assert [dataset.shape(i) for i in (0, 1)] == [(3, 6, 10), (3, 8, 8)]
     expected = 2 * torch.nn.functional.avg_pool2d(cropped(tmp_path / "photos/a.png", (80, 48)), 8)
@@ -318,12 +319,17 @@ def test_what_was_encoded_before_a_cancel_is_kept(tmp_path, store, encoder):
 # Batches
 
 
-def test_groups_share_a_shape_and_lose_nobody():
+@pytest.mark.parametrize(
+    "tokens, expected",
+    [([256] * 6, [[0, 2], [4], [1, 5], [3]]), ([256, 256, 300, 256, 256, 300], [[0, 4], [1], [2], [3], [5]])],
+)
+def test_groups_share_their_shapes_and_lose_nobody(tokens, expected):
+    """Of the picture, and of what its caption was encoded to."""
     shapes = ["square", "wide", "square", "tall", "square", "wide"]
-    photos = Photos([Encoded("", None, shape) for shape in shapes], None)
+    photos = Photos([Encoded("", None, shape) for shape in shapes], SimpleNamespace(cond_shape=tokens.__getitem__))
     draws = [Draw(100 + i, photos, i) for i in range(6)]
     groups = of_one_shape(draws, Schedule((), at_once=2))
-    assert [[draw.index for draw in group] for group in groups] == [[0, 2], [4], [1, 5], [3]]
+    assert [[draw.index for draw in group] for group in groups] == expected
 
 
 # Memory

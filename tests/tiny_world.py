@@ -84,3 +84,6 @@ class TinyData:
 
     def cond(self, indices):
         return torch.tensor(indices, dtype=torch.float64) / 3
+
+    def cond_shape(self, index):
+        return ()

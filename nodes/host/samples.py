@@ -1,7 +1,8 @@
 """Pictures of prompts from fixed seeds, by any MODEL: what previews and comparisons are made of."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import groupby
 
 import torch
 from torch import Tensor
@@ -24,13 +25,20 @@ class Plan:
     def sample(self, model, on_progress: Callable[[int], None] = lambda pictures: None) -> list[Tensor]:
         """Latents (B, C, H, W) of each part, as the VAE takes them. on_progress: told the pictures of every part."""
         flow, latents = HostFlow(model, self.sampling), []
-        for start in range(0, len(self.seeds), self.at_once):
-            part = slice(start, start + self.at_once)
+        for part in self._parts():
             noise = draw_noise(self.seeds[part], self.shape)
-            latent = flow.rollout(noise, self.dataset.cond(self.indices[part]), self.seeds[start])
+            latent = flow.rollout(noise, self.dataset.cond(self.indices[part]), self.seeds[part.start])
             latents.append(model.model.process_latent_out(latent))
             on_progress(len(noise))
         return latents
+
+    def _parts(self) -> Iterator[slice]:
+        """Consecutive pictures whose conditionings can be one batch."""
+        start = 0
+        for _, alike in groupby(self.indices, self.dataset.cond_shape):
+            end = start + len(list(alike))
+            yield from (slice(first, min(first + self.at_once, end)) for first in range(start, end, self.at_once))
+            start = end
 
 
 def decode(vae, latents: list[Tensor], on_progress: Callable[[int], None] = lambda pictures: None) -> Tensor:

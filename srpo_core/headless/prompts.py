@@ -22,3 +22,6 @@ class ClipPrompts:
 
     def cond(self, indices: list[int]) -> dict[str, Tensor]:
         return {"context": self.context[indices], "pooled": self.pooled[indices]}
+
+    def cond_shape(self, index: int) -> tuple[int, ...]:
+        return tuple(self.context[index].shape)
