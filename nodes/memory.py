@@ -53,19 +53,23 @@ def use_of_memory(
 ) -> tuple[Use, int | None]:
     """What to use, and the bytes that the trained step needs beside the weights, None if unknown.
 
+    by_hand: what is set; an at_once of 0 is chosen on a GPU, and else 1.
     Says in the log and on the node what does not fit. An estimate may be wrong, or not possible for a model, so it
     stops nobody.
     """
     from .host.planning import plan
 
+    least = by_hand._replace(at_once=max(1, by_hand.at_once))
     if decoder.vae.device.type == "cpu":
-        return by_hand, None  # all is in RAM already
-    rewards = [term.reward for term in terms]
+        return least, None  # all is in RAM already
+    rewards, set_or_chosen = [term.reward for term in terms], least if memory == BY_HAND else by_hand
     try:
-        use, working, text = plan(memory, by_hand, trainer.model, decoder.vae, rewards, dataset.cond([0]), shape, batch)
+        use, working, text = plan(
+            memory, set_or_chosen, trainer.model, decoder.vae, rewards, dataset.cond([0]), shape, batch
+        )
     except Exception as error:
         log.info("How much memory this takes could not be estimated (%s: %s).", type(error).__name__, error)
-        return by_hand, None
+        return least, None
     log.info(
         "Memory: at_once %d, kept_blocks %d, park_inputs %s, sampled_at_once %d; %.1f GB beside the weights.",
         *use,

@@ -61,10 +61,11 @@ class TrainNode(io.ComfyNode):
                 io.Int.Input("batch", default=8, min=1, max=1024, tooltip="Prompts in one update."),
                 io.Int.Input(
                     "at_once",
-                    default=1,
-                    min=1,
+                    default=0,
+                    min=0,
                     max=1024,
-                    tooltip="How many of them share a forward; more needs more memory and gives the same result.",
+                    tooltip="At most how many of them share a forward; more needs more memory and gives the same "
+                    "result. 0: on a GPU memory chooses, else 1.",
                 ),
                 *sampler_inputs(),
                 io.Float.Input(

@@ -94,16 +94,22 @@ class Use(NamedTuple):
     sampled_at_once: int = 1
 
 
-def fastest(needs_with: Callable[[Use], Mapping[str, Need]], at_once: int, blocks: int, budget: int) -> Use:
+def fastest(needs_with: Callable[[Use], Mapping[str, Need]], at_once: int, batch: int, blocks: int, budget: int) -> Use:
     """How to use `budget` bytes: with weights and all on the device, at most `at_once`, halved until it fits, and then
     as many of the `blocks` kept as fit too.
 
+    at_once: 0 is as many of a batch as fit with all blocks kept, which saves more than sharing a forward does.
     Where the weights don't fit beside one picture, the least that leaves room for them: the host streams the rest.
     """
 
     def peak(use: Use) -> int:
         return max(need.peak for need in needs_with(use).values())
 
+    if not at_once:
+        if peak(Use(1, blocks)) <= budget:
+            all_kept = (Use(count, blocks) for count in halves(batch))
+            return next((use for use in all_kept if peak(use) <= budget), Use(1, blocks))
+        at_once = 1
     uses = [Use(at_once >> halvings) for halvings in range(at_once.bit_length())]
     use = next((use for use in uses if peak(use) <= budget), None)
     if use is None:
@@ -124,8 +130,12 @@ def sampled_together(rollout: Need, resting: int, at_once: int, batch: int, budg
     """
     each = (rollout.working - resting) / at_once
     room = budget - resting - (rollout.weights if rollout.peak <= budget else budget / 2)
-    counts = (math.ceil(batch / 2**halvings) for halvings in range(batch.bit_length()))
-    return max(at_once, next((count for count in counts if count * each <= room), 1))
+    return max(at_once, next((count for count in halves(batch) if count * each <= room), 1))
+
+
+def halves(batch: int) -> Iterator[int]:
+    """All of a batch, half of it, and so on, to 2 or 1."""
+    return (math.ceil(batch / 2**halvings) for halvings in range(batch.bit_length()))
 
 
 def advice(needs: Mapping[str, Need], free: int, remedies: Iterable[tuple[str, Mapping[str, Need]]] = ()) -> str:

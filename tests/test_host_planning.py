@@ -1,6 +1,7 @@
 """Estimates of each stage's memory against what real runs of it take, counted."""
 
 import contextlib
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -192,6 +193,8 @@ def test_a_plan_for_a_card_of_some_size(pack, reward, monkeypatch):
     assert planned(int(1.01 * peak(4, blocks)[0]), "auto").use == Use(4, blocks, sampled_at_once=8)
     between = (peak(2, 1)[0] + peak(2, 2)[0]) // 2
     assert planned(between, "auto").use == Use(2, 1, sampled_at_once=8)
+    chosen = plan(pack, monkeypatch, int(1.01 * peak(8, blocks)[0]), "auto", Use(0), *of, 8)
+    assert chosen.use == Use(8, blocks, sampled_at_once=8)
     little = planned(peak(1, 0)[0] - 1, "auto")
     assert little.use == Use(1, 0, True, 8) and "slower" in little.text
     monkeypatch.setitem(planning.CARDS, "8 GB", between)  # of a larger card no more than this is used
@@ -211,3 +214,31 @@ def test_parked_inputs_are_not_on_the_device(pack, monkeypatch):
     there, parked = (estimate(model, vae, [], COND, shape, 1, parked=parked)["branch"] for parked in (False, True))
     tokens, width = 6 + 8 * 8, 32
     assert there.working - parked.working > 2 * tokens * width * 4
+
+
+@pytest.mark.parametrize("device, memory, asked", [("cpu", "auto", None), ("cuda", "auto", 0), ("cuda", "by hand", 1)])
+@pytest.mark.parametrize("fails", [False, True])
+def test_how_many_share_a_forward_is_chosen_on_a_gpu_alone(pack, monkeypatch, device, memory, asked, fails):
+    """And is one where nothing can be chosen."""
+    from server import PromptServer
+
+    said, planned = [], []
+
+    def plan(memory, use, *_):
+        planned.append(use.at_once)
+        if fails:
+            raise RuntimeError("no such operation on tensors without content")
+        return Use(4, 57, False, 8), 123, "a warning"
+
+    monkeypatch.setattr(pack("nodes.host.planning"), "plan", plan)
+    server = SimpleNamespace(send_progress_text=lambda text, node: said.append((text, node)))
+    monkeypatch.setattr(PromptServer, "instance", server, raising=False)
+    decoder = SimpleNamespace(vae=SimpleNamespace(device=torch.device(device)))
+    data = SimpleNamespace(cond=lambda indices: COND)
+    world = SimpleNamespace(model=None), decoder, [], data, (16, 8, 8), 8
+    used = pack("nodes.memory").use_of_memory("7", memory, Use(0, 3), *world)
+    assert planned == ([] if asked is None else [asked])
+    if fails or asked is None:
+        assert used == (Use(1, 3), None) and not said
+    else:
+        assert used == (Use(4, 57, False, 8), 123) and said == [("a warning", "7")]

@@ -90,7 +90,27 @@ def test_the_fastest_use_of_memory(budget, use):
     def needs_with(use):
         return {"branch": Need(50, use.at_once + 4 * use.kept), "decode": Need(1, 2)}
 
-    assert fastest(needs_with, at_once=8, blocks=10, budget=budget) == use
+    assert fastest(needs_with, at_once=8, batch=8, blocks=10, budget=budget) == use
+
+
+@pytest.mark.parametrize(
+    "budget, use",
+    [
+        (150, Use(12, 10)),
+        (120, Use(6, 10)),
+        (62, Use(1, 10)),
+        (61, Use(1, 9)),  # not all blocks
+        (51, Use(1, 0)),
+        (50, Use(1, 0, True)),
+    ],
+)
+def test_how_many_share_a_forward_where_that_is_to_be_chosen(budget, use):
+    """Weights of 50, 1 for each picture at once, with 10 blocks of 0.7 kept for each, and 0.4 for any."""
+
+    def needs_with(use):
+        return {"branch": Need(50, use.at_once + (0.7 * use.at_once + 0.4) * use.kept)}
+
+    assert fastest(needs_with, at_once=0, batch=12, blocks=10, budget=budget) == use
 
 
 def test_blocks_that_cost_more_than_the_mean():
@@ -99,7 +119,7 @@ def test_blocks_that_cost_more_than_the_mean():
     def needs_with(use):
         return {"branch": Need(0, 10 * min(use.kept, 2) + max(use.kept - 2, 0))}
 
-    assert fastest(needs_with, 1, 10, 14) == Use(1, 1)
+    assert fastest(needs_with, 1, 1, 10, 14) == Use(1, 1)
 
 
 @pytest.mark.parametrize(

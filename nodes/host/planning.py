@@ -55,8 +55,8 @@ def plan(
 ) -> Plan:
     """How a run uses the device: as set, or as is fastest in the memory that is free, or that a card of a size has.
 
-    memory: BY_HAND, AUTO, or a key of CARDS. by_hand: what is set; the others take its at_once as the most.
-    batch: pictures of an update.
+    memory: BY_HAND, AUTO, or a key of CARDS. by_hand: what is set; the others take its at_once as the most, and
+    choose it where it is 0. batch: pictures of an update.
     The rest: see `estimate`.
     """
     free = _free(model)
@@ -69,7 +69,7 @@ def plan(
     use = by_hand
     if memory != BY_HAND:
         count = sum(1 for _ in blocks(model.model.diffusion_model))
-        use = fastest(needs_with, by_hand.at_once, count, budget)
+        use = fastest(needs_with, by_hand.at_once, batch, count, budget)
     needs = needs_with(use)
     if memory != BY_HAND:
         resting = 3 * _size(adapter_of(model))
