@@ -2,7 +2,9 @@
 
     python -m bench.flux --device cuda --size 720x720 --base bf16 --mode online
     python -m bench.flux --device cpu --size 64x64 --base fp32 --toy
+    python -m bench.flux --device cpu --size 720x720 --base fp8 --compute bf16 --mode offline --no-naive --repeats 0
 
+The last counts the bytes of the real size without a GPU: it takes 24 GB of RAM and some time.
 An update is what SRPO Train makes of it: rollouts (or photos), both branches, decoded, rewarded and pulled back, one
 step of the optimiser. Plain autograd ("naive") is the same models of the host with the same weights and adapter,
 everything kept, one backward per branch from the loss (see flux_world.Naive). Seconds are the least of several, ours
@@ -39,14 +41,16 @@ from .measure import Stages, interleaved, limits
 from .streamed import SmallCard, models_streamed, prepare
 
 ROOT = Path(__file__).resolve().parent.parent
-SETTINGS = "device size base mode toy steps batch at_once checkpointing kept parked compiled streamed".split()
+COMPUTE = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+SETTINGS = "device size base compute mode toy steps batch at_once checkpointing kept parked compiled streamed".split()
 
 
 def measure(options: argparse.Namespace, folder: Path) -> dict:
     """All numbers of one setting."""
     torch.manual_seed(0)
     with models_streamed() if options.streamed else contextlib.nullcontext():
-        world = make_world(options.toy, options.base, options.batch, options.steps)
+        compute = COMPUTE.get(options.compute)
+        world = make_world(options.toy, options.base, options.batch, options.steps, compute)
     if not options.streamed:
         return measure_in(world, options, folder)
     with SmallCard(int(options.streamed * 1e9)) as card:
@@ -61,37 +65,41 @@ def measure_in(world: World, options: argparse.Namespace, folder: Path) -> dict:
     bench = Bench(world, shape, options, folder)
     bench.update()  # loads, encodes the words, makes the optimiser's state
     peaks, estimate = bench.peaks(), estimated(world, shape, options)
+    result = {
+        **{name: getattr(options, name) for name in SETTINGS},
+        "stage_bytes": peaks,
+        "peak_bytes": max(peaks.values()),
+        "estimate": estimate,
+        "estimate_error": round(max(abs(estimate[name] / peaks[name] - 1) for name in estimate if name in peaks), 3),
+    }
+    naive = Naive(world) if options.naive else None
+    if naive:
+        kept = {"ours": bench.kept(world.flow.velocity), "naive": bench.kept(naive.velocity)}
+        result |= {"kept_bytes": kept, "activations_to_naive": round(kept["ours"] / kept["naive"], 4)}
+        result["gradient_to_naive"] = bench.gradient_to_naive(naive)
+    return result | (timed(bench, naive, options) if options.repeats else {})
+
+
+def timed(bench: Bench, naive: Naive | None, options: argparse.Namespace) -> dict:
+    """What there is to say in seconds."""
     works = {"forward": bench.forward, "branch": bench.train_branch, "update": bench.update}
-    kept, compared = {"ours": bench.kept(world.flow.velocity)}, {}
-    if options.naive:
-        naive = Naive(world)
-        compared["gradient_to_naive"] = bench.gradient_to_naive(naive)
-        kept["naive"] = bench.kept(naive.velocity)
+    if naive:
         works["naive branch"] = partial(bench.naive_train_branch, naive)
         works["naive update"] = partial(bench.naive_update, naive)
-    least = interleaved(works, options.repeats, world.device)
-    if options.naive:
-        compared |= {
-            "branch_to_naive": round(least["branch"] / least["naive branch"], 3),
-            "time_to_naive": round(least["update"] / least["naive update"], 3),
-            "activations_to_naive": round(kept["ours"] / kept["naive"], 4),
-        }
+    least = interleaved(works, options.repeats, bench.world.device)
     stages = fastest_stages(bench, options.repeats)
-    return {
-        **{name: getattr(options, name) for name in SETTINGS},
+    result = {
         "seconds": {name: round(value, 4) for name, value in least.items()},
         "stage_seconds": {name: round(value, 4) for name, value in stages.items()},
         "update_seconds": round(least["update"], 4),
         "prompt_seconds": round(least["update"] / options.batch, 4),
         "branch_per_forward": round(least["branch"] / least["forward"], 3),
-        **compared,
-        "kept_bytes": kept,
-        "stage_bytes": peaks,
-        "peak_bytes": max(peaks.values()),
-        "estimate": estimate,
-        "estimate_error": round(max(abs(estimate[name] / peaks[name] - 1) for name in estimate if name in peaks), 3),
         "floors": floors_of(bench, options),
     }
+    if naive:
+        result["branch_to_naive"] = round(least["branch"] / least["naive branch"], 3)
+        result["time_to_naive"] = round(least["update"] / least["naive update"], 3)
+    return result
 
 
 def fastest_stages(bench: Bench, repeats: int) -> dict[str, float]:
@@ -130,6 +138,7 @@ def main():
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda")
     parser.add_argument("--size", default="720x720", help="width x height in pixels")
     parser.add_argument("--base", choices=BASES, default="bf16", help="form of FLUX's weights")
+    parser.add_argument("--compute", choices=COMPUTE, help="type to compute in, if not the host's choice")
     parser.add_argument("--mode", choices=("online", "offline"), default="online", help="rollouts, or photos")
     parser.add_argument("--toy", action="store_true", help="the sizes of the toy FLUX, with its VAE and its reward")
     parser.add_argument("--steps", type=int, default=25, help="of a rollout")
@@ -143,7 +152,7 @@ def main():
         "--streamed", type=float, help="GB of the device to leave free, with ComfyUI's dynamic VRAM; without naive"
     )
     parser.add_argument("--no-naive", dest="naive", action="store_false", help="no comparison with plain autograd")
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--repeats", type=int, default=5, help="0: bytes alone, nothing in seconds")
     parser.add_argument("--picture", type=Path, help="a PNG to draw seconds and roofline in")
     options = parser.parse_args()
     if options.naive and (options.streamed or options.base in QUANTISED):
@@ -157,11 +166,11 @@ def main():
     # The host has modules of our names, and must be imported without the project's root in the way.
     sys.path[:] = [place for place in sys.path if Path(place).resolve() != ROOT]
     load_pack(cpu=options.device == "cpu")
-    if options.device == "cpu":
+    if options.device == "cpu" and options.repeats:
         torch.set_num_threads(1)
     with tempfile.TemporaryDirectory(prefix="srpo-bench-") as folder:
         result = measure(options, Path(folder))
-    if options.picture:
+    if options.picture and options.repeats:
         draw(result, options.picture)
     print(table(result))
     print(json.dumps(result))

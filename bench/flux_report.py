@@ -1,16 +1,19 @@
 """What bench.flux measured, as a table and as a picture."""
 
+import math
 from pathlib import Path
 
 
 def table(result: dict) -> str:
     """Markdown, a row for each stage."""
-    rows = ["| stage | seconds | seconds at the device's peak | GB at most | estimated |", "|---|---|---|---|---|"]
-    for name, seconds in result["stage_seconds"].items():
-        floor = result["floors"].get(name, {"seconds": 0.0})["seconds"]
-        held, said = result["stage_bytes"][name] / 1e9, result["estimate"].get(name)
-        said = "" if said is None else f"{said / 1e9:.3f}"
-        rows.append(f"| {name} | {seconds:.4f} | {floor:.4f} | {held:.3f} | {said} |")
+    rows = ["| stage | GB at most | estimated | seconds | seconds at the device's peak |", "|---|---|---|---|---|"]
+    for name, held in result["stage_bytes"].items():
+        numbers = [held / 1e9, result["estimate"].get(name, math.nan) / 1e9]
+        if "stage_seconds" in result:
+            floor = result["floors"].get(name, {"seconds": math.nan})
+            numbers += [result["stage_seconds"][name], floor["seconds"]]
+        shown = ["" if math.isnan(number) else f"{number:.4f}" for number in numbers]
+        rows.append(" | ".join([f"| {name}", *shown, *[""] * (4 - len(shown)), ""]).strip())
     return "\n".join(rows)
 
 

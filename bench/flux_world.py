@@ -77,12 +77,14 @@ class World:
         return self.flow._ask(self.flow.patcher, one_step(torch.no_grad), x, sigma, cond)
 
 
-def make_world(toy: bool, base: str, batch: int, steps: int) -> World:
+def make_world(toy: bool, base: str, batch: int, steps: int, compute: torch.dtype | None = None) -> World:
     host_flow = pack_module("nodes.host.flow_model")
     sizes = TOY if toy else FLUX_DEV
     with torch.inference_mode():  # as loader nodes do it
         model = random_flux(sizes, base)
-        vae = pack_module("nodes.host.toy").load_vae() if toy else random_vae()
+        vae = pack_module("nodes.host.toy").load_vae() if toy else random_vae(compute)
+    if compute:
+        model.model.manual_cast_dtype = compute
     reward = pack_module("nodes.host.toy").load_reward() if toy else random_reward()
     adapter = random_adapter(model)
     sampling = host_flow.Sampling(steps=steps, guidance=3.5)
@@ -95,7 +97,7 @@ def make_world(toy: bool, base: str, batch: int, steps: int) -> World:
     return World(model, vae, adapter, flow, decoder, Term(reward, Objective(threshold=100.0)), prompts)
 
 
-def random_vae():
+def random_vae(dtype: torch.dtype | None = None):
     """VAE of FLUX, by the host's loader."""
     import comfy.sd
     from diffusers import AutoencoderKL
@@ -106,7 +108,7 @@ def random_vae():
         shapes = AutoencoderKL(**sides, **sizes, use_quant_conv=False, use_post_quant_conv=False).state_dict()
     state = {name: torch.empty(tensor.shape) for name, tensor in shapes.items()}
     draw_weights(state.items(), torch.device("cpu"))
-    return comfy.sd.VAE(sd=state)
+    return comfy.sd.VAE(sd=state, dtype=dtype)
 
 
 def random_reward():
