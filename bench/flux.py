@@ -4,7 +4,8 @@
     python -m bench.flux --device cpu --size 64x64 --base fp32 --toy
     python -m bench.flux --device cpu --size 720x720 --base fp8 --compute bf16 --mode offline --no-naive --repeats 0
 
-The last counts the bytes of the real size without a GPU: it takes 24 GB of RAM and some time.
+The last one counts the bytes of the real size without a GPU, within an hour in 24 GB of RAM.
+
 An update is what SRPO Train makes of it: rollouts (or photos), both branches, decoded, rewarded and pulled back, one
 step of the optimiser. Plain autograd ("naive") is the same models of the host with the same weights and adapter,
 everything kept, one backward per branch from the loss (see flux_world.Naive). Seconds are the least of several, ours

@@ -74,7 +74,7 @@ def quantised_flux(sizes: dict, algorithm: str):
     for name, empty in model.state_dict().items():
         weight = torch.empty_like(empty, device=device)
         draw_weights([(name, weight)], device)
-        if weight.ndim == 2 and "_blocks." in name and "mod" not in name:
+        if weight.ndim == 2 and "_blocks." in name:
             layers[name.removesuffix(".weight")] = {"format": algorithm}
             scaled = {"scale": "recalculate"} if algorithm.startswith("float8") else {}
             packed = QuantizedTensor.from_float(weight, layout, **scaled).state_dict(name)

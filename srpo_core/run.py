@@ -99,6 +99,7 @@ class Run:
         raises RuntimeError after MAX_SKIPPED of them in a row.
         """
         rollouts, stepping, finite = dict(self.rollouts), False, False
+        # To turn a schedule-free optimiser changes parameters.
         kept = self._copy(in_place=False) if hasattr(self.optimizer, "train") else None
         try:
             self._turn("train")

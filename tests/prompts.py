@@ -45,7 +45,7 @@ def train(run: str, updates: int, trainer: dict | None = None, text: str = CAPTI
         "width": 64,
         "height": 64,
         "batch": 1,
-        "at_once": 1,
+        "at_once": 0,
         "sampler_name": "euler",
         "scheduler": "simple",
         "steps": STEPS,
