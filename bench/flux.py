@@ -17,8 +17,7 @@ recomputation, backward to the adapter) by those of a forward without gradient; 
 prompts; `time_to_naive`, an update's seconds by the naive one's; `activations_to_naive`, bytes kept between a branch's
 forward and backward by what the naive one keeps; `peak_bytes`, of the largest stage, with the models that it needs;
 `card_bytes`, of a streamed one, what was used of the device; `estimate_error`, of what SRPO Train says before a run,
-the largest relative error over the stages;
-`gradient_to_naive`, relative difference of the gradients.
+the largest relative error over the stages; `gradient_to_naive`, relative difference of the gradients.
 """
 
 import argparse
@@ -156,6 +155,8 @@ def main():
     parser.add_argument("--repeats", type=int, default=5, help="0: bytes alone, nothing in seconds")
     parser.add_argument("--picture", type=Path, help="a PNG to draw seconds and roofline in")
     options = parser.parse_args()
+    if options.picture and not options.repeats:
+        parser.error("--picture shows seconds: it needs --repeats.")
     if options.naive and (options.streamed or options.base in QUANTISED):
         parser.error("Plain autograd needs all weights there, and as they are: add --no-naive.")
     if options.streamed:
@@ -171,7 +172,7 @@ def main():
         torch.set_num_threads(1)
     with tempfile.TemporaryDirectory(prefix="srpo-bench-") as folder:
         result = measure(options, Path(folder))
-    if options.picture and options.repeats:
+    if options.picture:
         draw(result, options.picture)
     print(table(result))
     print(json.dumps(result))

@@ -13,7 +13,7 @@ def table(result: dict) -> str:
             floor = result["floors"].get(name, {"seconds": math.nan})
             numbers += [result["stage_seconds"][name], floor["seconds"]]
         shown = ["" if math.isnan(number) else f"{number:.4f}" for number in numbers]
-        rows.append(" | ".join([f"| {name}", *shown, *[""] * (4 - len(shown)), ""]).strip())
+        rows.append(f"| {' | '.join([name, *shown, *[''] * (4 - len(shown))])} |")
     return "\n".join(rows)
 
 

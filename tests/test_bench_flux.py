@@ -55,6 +55,7 @@ def test_operations_of_a_stage(measured):
         (("--streamed", "8", "--device", "cpu", "--no-naive"), "--streamed needs --device cuda"),
         (("--streamed", "8"), "add --no-naive"),
         (("--base", "int8"), "add --no-naive"),
+        (("--picture", "seconds.png", "--repeats", "0"), "it needs --repeats"),
     ],
 )
 def test_what_cannot_be_measured_together(options, said):
