@@ -30,7 +30,7 @@ def make_optimizer(name: str, parameters: Iterable[Parameter], learning_rate: fl
     if name == "AdamW":
         parameters = list(parameters)
         # On a GPU by one kernel, which takes no memory.
-        return torch.optim.AdamW(parameters, **options, fused=parameters[0].is_cuda)
+        return torch.optim.AdamW(parameters, **options, fused=parameters[0].is_cuda or None)
     if name not in OPTIONAL:
         raise ValueError(f'There is no optimiser "{name}": choose one of {", ".join(OPTIMIZERS)}.')
     module, kind, package, more = OPTIONAL[name]
