@@ -3,6 +3,7 @@
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import folder_paths
@@ -33,8 +34,16 @@ class Prompts:
         return [[torch.cat([part[0] for part in parts]), together]]
 
     def cond_shape(self, index: int) -> tuple:
-        context, extra = self.conditioning[index][0]
-        return context.shape, *((name, value.shape) for name, value in extra.items() if isinstance(value, torch.Tensor))
+        if index not in self._shapes:
+            context, extra = self.conditioning[index][0]
+            tensors = {name: value for name, value in extra.items() if isinstance(value, torch.Tensor)}
+            self._shapes[index] = context.shape, *((name, value.shape) for name, value in tensors.items())
+        return self._shapes[index]
+
+    @cached_property
+    def _shapes(self) -> dict[int, tuple]:
+        """Of those asked for: each is in a file of its own."""
+        return {}
 
 
 def choose(text: Sequence[str], file: str, texts: Sequence[str] | None = None) -> list[str]:

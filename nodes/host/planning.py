@@ -71,12 +71,11 @@ def plan(
         count = sum(1 for _ in blocks(model.model.diffusion_model))
         use = fastest(needs_with, by_hand.at_once, batch, count, budget)
     needs = needs_with(use)
+    there = 3 * _size(adapter_of(model))  # parameters and moments, which the host sees are taken
     if memory != BY_HAND:
-        resting = 3 * _size(adapter_of(model))
-        together = sampled_together(needs["rollout"], resting, use.at_once, batch, budget)
+        together = sampled_together(needs["rollout"], there, use.at_once, batch, budget)
         use = use._replace(sampled_at_once=together)
     text = advice(needs, budget, _remedies(needs_with, use, budget, vae, shape, adapter_of(model)))
-    there = 3 * _size(adapter_of(model))  # parameters and moments, which the host sees are taken
     return Plan(use, needs["branch"].working - there + free - budget, text)
 
 

@@ -48,10 +48,10 @@ class NormSiluConv(torch.autograd.Function):
                 torch.mul(at_norm, scale[..., None, None], out=to_x[:, :, rows])
                 sums[0] += at_norm.sum((2, 3), dtype=sums.dtype)
                 sums[1] += at_norm.mul_(x[:, :, rows]).sum((2, 3), dtype=sums.dtype)
-            # What reaches x through mean and deviation.
             of_g, of_gx = over_groups(sums * weight, ctx.norm) / group_size(x, ctx.norm)
+        slope, constant = rstd**3 * (mean * of_g - of_gx), -rstd * of_g  # what reaches x through mean and deviation
         for rows in strips(x):
-            to_x[:, :, rows] += affine(x[:, :, rows], mean, rstd**3 * (mean * of_g - of_gx), -rstd * of_g)
+            to_x[:, :, rows] += affine(x[:, :, rows], mean, slope, constant)
         return to_x, None, None
 
 
