@@ -1,6 +1,7 @@
 """Encoded prompts, kept on disk, so that text encoders run once for each prompt."""
 
 import json
+import logging
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +10,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from .files import write_whole
+from .files import read_safetensors, write_whole
+
+log = logging.getLogger(__name__)
 
 Conditioning = list  # [context (B, T, D), {"pooled_output": (B, P) or None, ...}], as in ComfyUI's CONDITIONING
 CONTEXT, EXTRA = "context", "with."  # names of tensors in a file
@@ -33,9 +36,11 @@ class Conditionings:
     def add(self, key: str, conditioning: Conditioning):
         """Keep it. On disk it is written whole or not at all."""
         if self.folder and _storable(conditioning):
-            write_whole(self._file(key), lambda path: _save(path, conditioning))
-        else:
-            self._kept[key] = conditioning
+            try:
+                return write_whole(self._file(key), lambda path: _save(path, conditioning))
+            except RuntimeError as error:  # in memory it is, so no more is lost than time at the next start
+                log.warning("An encoded prompt is not kept for the next start: %s", error)
+        self._kept[key] = conditioning
 
     def get(self, key: str) -> Conditioning:
         """Raises ValueError if its file has gone since it was added or found."""
@@ -92,8 +97,7 @@ def _save(path: Path, conditioning: Conditioning):
 
 
 def _load(path: Path) -> Conditioning:
-    with safe_open(path, "pt") as file:
-        tensors = {name: file.get_tensor(name) for name in file.keys()}
-        extra = json.loads(file.metadata()["plain"])
+    tensors, header = read_safetensors(path)
+    extra = json.loads(header["plain"])
     context = tensors.pop(CONTEXT)
     return [context, extra | {name.removeprefix(EXTRA): tensor for name, tensor in tensors.items()}]

@@ -1,15 +1,21 @@
-"""Writing files so that a crash leaves the old one or the new one, never half of one."""
+"""Writing files so that a crash leaves the old one or the new one, never half of one; and reading such files."""
 
 import hashlib
+import json
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+WAITS = (0.05, 0.1, 0.2, 0.4, 0.8)  # seconds: virus scanners and synchronising services hold a new file for that long
 
 
 @contextmanager
@@ -30,15 +36,39 @@ def write_whole(path: Path, write: Callable[[Path], Any], kept: str = ""):
     Makes the folder. Raises RuntimeError, a sentence that ends with `kept`, on a full disk and the like, and what else
     `write` raises; nothing is left of the temporary file then.
     """
-    temporary = path.with_name(path.name + ".tmp")
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")  # two processes may fill one cache
     with writing(path.parent, kept):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             write(temporary)
-            os.replace(temporary, path)
+            with temporary.open("rb+") as file:
+                os.fsync(file.fileno())  # else a power cut can leave the new name with nothing in it
+            replace(temporary, path)
         except BaseException:
-            temporary.unlink(missing_ok=True)
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
             raise
+
+
+def replace(source: Path, target: Path):
+    """`os.replace`, tried again for a moment where another program holds one of the files, as Windows allows it."""
+    for seconds in WAITS:
+        try:
+            return os.replace(source, target)
+        except PermissionError:
+            time.sleep(seconds)
+    os.replace(source, target)
+
+
+@torch.inference_mode(False)  # autograd can't save what is made in it
+def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors and the header of a file, in memory of their own.
+
+    What safetensors itself gives stays mapped to the file, and Windows lets nobody replace a file that is mapped.
+    Raises OSError and SafetensorError.
+    """
+    with safe_open(path, "pt") as file:
+        return {name: file.get_tensor(name).clone() for name in file.keys()}, file.metadata() or {}
 
 
 def check_writable(folder: Path, room: int = 0):
@@ -60,3 +90,16 @@ def file_digest(path: Path, algorithm: str) -> str:
         while part := file.read(2**20):
             digest.update(part)
     return digest.hexdigest()
+
+
+def parse_json(text: str) -> Any:
+    """What the text says. Raises ValueError where it is no JSON, or nested deeper than Python goes."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"is no JSON ({error})") from None
+
+
+def is_number(value: Any) -> bool:
+    """Whether it is an int or a float, and not a bool."""
+    return type(value) in (int, float)

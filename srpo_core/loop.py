@@ -218,13 +218,14 @@ def train(
 
     on_update: called with the metrics of each; what is true ends the loop.
     The state of the last finished update is saved, whatever ends the loop. Raises RuntimeError, before the first, if
-    the run's folder can't be written to.
+    the run's folder can't be written to; what can't be written later is in the run's `troubles`.
     """
+    run.troubles.clear()
     run.check_disk()
     run.train_on(" and ".join(describe_data(data) for data in (dataset, photos) if data))
     prepare(run, updates, terms, schedule, dataset, photos)
     try:
-        with events(run.folder / "events", run.updates) as write:
+        with events(run.folder / "events", run.updates, run.trouble) as write:
             for _ in range(updates):
                 scores = sample_scores(run, terms=terms, dataset=dataset, photos=photos, schedule=schedule, **world)
                 metrics = run.update(scores, schedule.batch * schedule.pairs)

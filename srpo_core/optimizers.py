@@ -11,6 +11,8 @@ from torch import Tensor
 from torch.nn import Parameter
 from torch.optim import Optimizer
 
+from .files import is_number, parse_json
+
 BETAS = (0.9, 0.999)
 OPTIONAL = {  # module, class, the package to install, what else it is told
     "AdamW 8-bit": ("bitsandbytes.optim", "AdamW8bit", "bitsandbytes", {}),
@@ -21,7 +23,7 @@ OPTIONAL = {  # module, class, the package to install, what else it is told
     "AdamW with Kahan sums": ("optimi", "AdamW", "torch-optimi", {"kahan_sum": True, "eps": 1e-8, "triton": False}),
 }
 OPTIMIZERS = ("AdamW", *OPTIONAL)
-CHOSEN = ("params", "lr", "weight_decay", "fused")  # of an optimiser's groups: from the settings and the device
+CHOSEN = ("params", "lr", "weight_decay", "betas", "eps", "fused")  # of an optimiser's groups: not from a file
 
 
 def make_optimizer(name: str, parameters: Iterable[Parameter], learning_rate: float, weight_decay: float) -> Optimizer:
@@ -83,16 +85,95 @@ def _slots(held: dict[str, Any]) -> Iterator[tuple[str, Any]]:
 
 def restore_optimizer(optimizer: Optimizer, names: list[str], tensors: dict[str, Tensor], numbers: str):
     """The other way; what is CHOSEN stays as it is."""
-    saved = json.loads(numbers)
-    state: dict[int, dict] = {}
-    for key, value in tensors.items():
-        if key.startswith("optimizer."):
-            _, slot, name = key.split(".", 2)
-            state.setdefault(names.index(name), {})[slot] = value
-        elif key.startswith("optimizer_group."):
-            _, i, name = key.split(".")
-            saved["groups"][int(i)][name] = value
-    for slot, name, value in saved["state"]:
-        state.setdefault(names.index(name), {})[slot] = value
-    groups = [group | old for group, old in zip(optimizer.state_dict()["param_groups"], saved["groups"])]
+    slots, groups = _parse(names, tensors, numbers)
+    state = {names.index(name): held for name, held in slots.items() if held}
+    now = optimizer.state_dict()["param_groups"]
+    groups = [group | {k: v for k, v in old.items() if k not in CHOSEN} for group, old in zip(now, groups)]
     optimizer.load_state_dict({"state": state, "param_groups": groups})
+
+
+def check_optimizer_state(name: str, parameters: dict[str, Parameter], tensors: dict[str, Tensor], numbers: str):
+    """Raises ValueError, half a sentence, where an optimiser of this name can't have left that (see optimizer_state).
+
+    What it can leave is seen on stand-ins: others of its kind make a step on parameters of the same shapes.
+    """
+    slots, groups = _parse(list(parameters), tensors, numbers)
+    examples: dict[Any, list[Optimizer]] = {}
+    for parameter_name, held in slots.items():
+        parameter = parameters[parameter_name]
+        kind = (parameter.shape, parameter.dtype)
+        if kind not in examples:
+            examples[kind] = [_after_a_step(name, parameter, value) for value in (0.5, 0.0)]
+        for slot, value in held.items():
+            _check_slot(f"the optimiser's {slot} of {parameter_name}", slot, value, examples[kind], held)
+    stepped = examples[kind][0].state_dict()["param_groups"]
+    if len(groups) != len(stepped):
+        raise ValueError(f"has {len(groups)} groups of the optimiser, not {len(stepped)}")
+    for group, example in zip(groups, stepped):
+        _check_group(group, example)
+
+
+def _parse(names: list[str], tensors: dict[str, Tensor], numbers: str) -> tuple[dict[str, dict], list[dict]]:
+    """Slots by parameter, and groups. Raises ValueError for what has no such place."""
+    slots: dict[str, dict[str, Any]] = {name: {} for name in names}
+    try:
+        saved = parse_json(numbers)
+        groups = [dict(group) for group in saved["groups"]]
+        for slot, name, value in saved["state"]:
+            slots[name][slot] = value
+        for key, value in tensors.items():
+            if key.startswith("optimizer."):
+                _, slot, name = key.split(".", 2)
+                slots[name][slot] = value
+            elif key.startswith("optimizer_group."):
+                _, i, name = key.split(".")
+                groups[int(i)][name] = value
+    except (ValueError, TypeError, KeyError, IndexError) as error:
+        raise ValueError(f"has a state of the optimiser that is not of this run ({error!r})") from None
+    return slots, groups
+
+
+@torch.inference_mode(False)
+def _after_a_step(name: str, parameter: Parameter, value: float) -> Optimizer:
+    """On a stand-in for the parameter that is `value` everywhere: one optimiser keeps less of what is 0."""
+    stand_in = Parameter(torch.full_like(parameter, value, requires_grad=False))
+    stand_in.grad = torch.full_like(stand_in, 0.5)
+    optimizer = make_optimizer(name, [stand_in], 1e-3, 0.0)
+    if hasattr(optimizer, "train"):
+        optimizer.train()
+    optimizer.step()
+    if hasattr(optimizer, "eval"):
+        optimizer.eval()
+    return optimizer
+
+
+def _check_slot(what: str, slot: str, value: Any, examples: list[Optimizer], held: dict[str, Any]):
+    expected = [dict(_slots(next(iter(example.state_dict()["state"].values())))) for example in examples]
+    if held.keys() != expected[0].keys():
+        raise ValueError(f"has other slots than the optimiser's beside {what}")
+    if isinstance(value, Tensor):
+        kinds = [(e.dtype, e.shape) for e in (each[slot] for each in expected) if isinstance(e, Tensor)]
+        if (value.dtype, value.shape) not in kinds:
+            raise ValueError(f"has {what} as {value.dtype} of shape {tuple(value.shape)}")
+        if slot in ("step", "exp_avg_sq") and (value < 0).any():
+            raise ValueError(f"has negative numbers in {what}")
+    elif not _like(value, expected[0][slot]) or is_number(value) and value < 0:
+        raise ValueError(f"has {str(value)[:40]!r} for {what}")
+
+
+def _check_group(group: dict[str, Any], example: dict[str, Any]):
+    for name in (group.keys() & example.keys()) - set(CHOSEN):
+        value, other = group[name], example[name]
+        if isinstance(value, Tensor) and isinstance(other, Tensor):
+            right = (value.dtype, value.shape) == (other.dtype, other.shape)
+        else:
+            right = _like(value, other)
+        if not right:
+            raise ValueError(f"has {str(value)[:40]!r} for the optimiser's {name}")
+
+
+def _like(value: Any, example: Any) -> bool:
+    """Numbers may differ where they are finite; all else, and what is never finite, is as in the example."""
+    if is_number(value) and is_number(example) and math.isfinite(example):
+        return abs(value) < 2**63 and math.isfinite(value)
+    return type(value) is type(example) and value == example

@@ -10,10 +10,10 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
-from .files import file_digest, write_whole
+from .files import file_digest, read_safetensors, write_whole
 from .photos import Photo, Size, Unusable, check_covers, cropped, nearest_shape, readable, upright_size
 
 log = logging.getLogger(__name__)
@@ -137,8 +137,8 @@ class Photos:
 
     def _read(self, file: Path) -> Tensor:
         try:
-            return load_file(file)["latent"]
-        except (OSError, SafetensorError) as error:
+            return read_safetensors(file)[0]["latent"]
+        except (OSError, SafetensorError, KeyError) as error:
             raise ValueError(
                 f"The latent of a photo, {file}, can't be read any more ({error}): clear ComfyUI's execution cache or "
                 "restart it, and queue again. The photo is then encoded anew."

@@ -3,32 +3,64 @@
 import json
 import logging
 import math
-import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import Parameter
 
 from .files import check_writable, write_whole
-from .optimizers import learning_rate_factor, make_optimizer, optimizer_state, restore_optimizer
-from .run_folder import METRICS, STATE, snapshot_file, snapshots_in
+from .history import history_text, read_history, recent_words_gap
+from .optimizers import (
+    check_optimizer_state,
+    learning_rate_factor,
+    make_optimizer,
+    optimizer_state,
+    restore_optimizer,
+)
+from .run_folder import (
+    METRICS,
+    STATE,
+    FolderGone,
+    FolderLock,
+    newest_state,
+    snapshot_file,
+    snapshots_in,
+)
+from .state_file import (
+    COUNTS,
+    VERSION,
+    NewerState,
+    SpoiltState,
+    State,
+    described,
+    read_state,
+    spreads_of,
+)
 from .step import Score, Seen, describe, look
 from .terms import Spread
 
 log = logging.getLogger(__name__)
 
-VERSION = 1  # of what a state file holds
-RECENT = 8  # updates, whose mean words-gap is a snapshot's merit
-COUNTS = ("updates", "skipped", "skipped_in_a_row")  # saved in the state's header
 MOST_COPIED = 8 * 2**30  # bytes of state that are copied before each step: of a large LoRA, not of a whole model
 MOST_IN_PLACE = 2**30  # of these, on their device: of FLUX's LoRA of rank 16, less than what a branch just freed there
 MAX_SKIPPED = 10  # updates in a row without a finite gradient, before the run gives up
+MAX_FAILED_SAVES = 3  # in a row, each after one more update, before the run gives up
+
+
+class Misfit(ValueError):
+    """A state is whole, but not of this run: a sentence. other: what it was made with."""
+
+    def __init__(self, name: str, other: str):
+        self.other = other
+        super().__init__(
+            f'The run "{name}" was made with {other}: give this one a new name, or go back to what it was made with.'
+        )
 
 
 @dataclass(frozen=True)
@@ -56,8 +88,11 @@ class Run:
 
     Opening a folder that holds a run continues it; the state on disk is always that of a whole update.
     identity: what a run can't change and go on, by name, such as {"rank": "16"}; settings may change.
-    Raises ValueError when the folder's run has another identity or optimiser, trained other parameters, or was
-    written by a newer version.
+    lock: of the folder, where others could write there too; nothing is written once it does not hold any more.
+    on_trouble: called at once with a sentence, whenever something can't be written and training goes on; `troubles`
+    are all of these.
+    Raises ValueError when the folder's run has another identity or optimiser, trained other parameters, was written
+    by a newer version, or can't be read; then the sentence says which of its snapshots can.
     """
 
     @torch.inference_mode(False)  # ComfyUI runs nodes in it; all state of a run shall be ordinary tensors
@@ -67,8 +102,12 @@ class Run:
         parameters: dict[str, Parameter],
         settings: Settings = Settings(),
         identity: dict[str, str] | None = None,
+        lock: FolderLock | None = None,
     ):
         self.folder = Path(folder)
+        self.lock = lock
+        self.on_trouble: Callable[[str], Any] = lambda sentence: None
+        self.troubles: list[str] = []
         self.parameters = parameters
         self.settings = settings
         self.identity = {**(identity or {}), "optimizer": settings.optimizer}
@@ -78,26 +117,34 @@ class Run:
         self.ema = {name: begin_average(p) for name, p in parameters.items()} if settings.ema else {}
         self.updates = 0  # finished, skipped ones included
         self.saved = 0  # how many of them are on disk
+        self.failed_saves = 0  # in a row
+        self.lost = False  # what is in memory is no whole state: a failed step could not be undone
         self.skipped = 0
         self.skipped_in_a_row = 0
         self.history: list[dict[str, float]] = []
         self.spreads: dict[str, Spread] = {}  # of what each reward has said, by its name
         self.data = ""  # what it was trained on last, see train_on
         self.rollouts: dict[str, Tensor] = {}  # clean latents (C, H, W) that later updates will use again
-        for pattern in ("**/*.tmp", "**/.tmp*"):  # what a process that was killed left; the second are safetensors'
+        self._clear_away()
+        if (file := newest_state(self.folder)) is not None:
+            self._open(file)
+
+    def _clear_away(self):
+        """What a process that was killed left; of the two patterns the second is safetensors' own."""
+        for pattern in ("**/*.tmp", "**/.tmp*"):
             for unfinished in self.folder.glob(pattern):
-                unfinished.unlink()
-        if self.state_file.exists():
-            self._load()
+                with suppress(OSError):  # it is only in the way
+                    unfinished.unlink()
 
     @torch.inference_mode(False)
     def update(self, scores: Iterable[Score], prompts: int) -> dict[str, float]:
         """One optimiser step from the scores of `prompts` prompts (once per pair of branches), averaged.
 
         Whatever is raised on the way leaves the run as it was; but where its state is larger than MOST_COPIED, a step
-        that fails half-way leaves it as it was last saved. A loss or gradient that is not finite skips the step;
-        raises RuntimeError after MAX_SKIPPED of them in a row.
+        that fails half-way leaves it as it was last saved. A loss, gradient or state that is not finite skips the
+        step; raises RuntimeError after MAX_SKIPPED of them in a row, and after MAX_FAILED_SAVES failed ones.
         """
+        self._check_whole()
         rollouts, stepping, finite = dict(self.rollouts), False, False
         # To turn a schedule-free optimiser changes parameters.
         kept = self._copy(in_place=False) if hasattr(self.optimizer, "train") else None
@@ -109,6 +156,7 @@ class Run:
                 seen.append(look(score))
             norm = torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.settings.max_gradient_norm).item()
             metrics = {"update": self.updates + 1, **describe(seen), "gradient_norm": norm}
+            why = "its loss or gradient is not finite"
             if math.isfinite(norm) and math.isfinite(metrics["loss"]):
                 kept = kept or self._copy()
                 stepping = True
@@ -116,16 +164,35 @@ class Run:
                 self._turn("eval")
                 self._average()
                 self._remember(seen)
-                finite = True
+                why = self._not_finite()
+                finite = not why
         finally:
             self.optimizer.zero_grad(set_to_none=True)
             if not finite:
-                self._undo(kept, stepping)
-                self.rollouts = rollouts
-        self._finish(metrics, finite)
+                self._undo(kept, rollouts, stepping)
+        if stepping and not finite and not kept:
+            self._check_whole()
+            raise RuntimeError(
+                f"Update {metrics['update']} left {why}. The state is too large to be copied before each step, so the "
+                f"run goes on as it was last saved, at update {self.updates}. {self._gentler()}"
+            )
+        self._finish(metrics, finite, why)
         return metrics
 
-    def _copy(self, in_place: bool = True) -> tuple[dict[str, Tensor], dict[str, str]] | None:
+    def _not_finite(self) -> str:
+        """What of the state is not finite; empty where all is."""
+        tensors, header = self._state()
+        flags: dict[torch.device, dict[str, Tensor]] = {}  # asked once for each device, which waits for it
+        for name, tensor in tensors.items():
+            if tensor.is_floating_point():
+                flags.setdefault(tensor.device, {})[name] = tensor.isfinite().all()
+        for asked in flags.values():
+            finite = torch.stack(list(asked.values())).tolist()
+            if not all(finite):
+                return f"numbers that are not finite in {list(asked)[finite.index(False)]}"
+        return "a number that is none in the optimiser" if "NaN" in header["numbers"] else ""
+
+    def _copy(self, in_place: bool = True) -> State | None:
         """The state, with which a step that fails half-way is undone; None if it is large.
 
         in_place: on its device, where it is small and fits there; else on the CPU.
@@ -139,13 +206,39 @@ class Run:
                 return {name: tensor.clone() for name, tensor in tensors.items()}, header
         return {name: tensor.to("cpu", copy=True) for name, tensor in tensors.items()}, header
 
-    def _undo(self, kept: tuple | None, stepping: bool):
-        self._turn("eval")
-        if kept:
-            self._put_back(*kept)
-        elif stepping and self.saved:
-            self._load()
-            log.warning("The step failed half-way; the run goes on as it was last saved, at update %d.", self.updates)
+    def _undo(self, kept: State | None, rollouts: dict[str, Tensor], stepping: bool):
+        """Put back what was before the update: from the copy; or, where a step has changed it and there is none, from
+        disk, all of it, its rollouts and count of updates too. A run that has neither is lost."""
+        try:
+            self._turn("eval")
+            if kept:
+                self._put_back(*kept)
+            if kept or not stepping:
+                self.rollouts = rollouts
+            else:
+                self._go_back()
+        except BaseException as error:
+            self.lost = True
+            log.error('The run "%s" is not whole in memory any more: a failed step left it so (%s).', self.name, error)
+            if not isinstance(error, Exception):
+                raise
+
+    def _go_back(self):
+        file = newest_state(self.folder) if self.saved else None
+        if file is None:
+            raise RuntimeError("nothing of it was saved yet, and its state is too large to be copied before each step")
+        self._put_back(*self._read(file))
+        self.saved = self.updates
+        self.history = [metrics for metrics in self.history if metrics["update"] <= self.updates]
+        log.warning("The step failed half-way; the run goes on as it was last saved, at update %d.", self.updates)
+
+    def _check_whole(self):
+        if self.lost:
+            since = f"goes on after update {self.saved}" if self.saved else "begins anew"
+            raise RuntimeError(
+                f'A failed step could not be undone in the run "{self.name}", so it stopped: queue again, also SRPO '
+                f"Trainer, and it {since}."
+            )
 
     def _turn(self, mode: str):
         """Schedule-free optimisers take gradients at another point ("train") than the one that is their result."""
@@ -180,27 +273,69 @@ class Run:
 
     def _remember(self, seen: list[Seen]):
         for answer in (answer for each in seen for answer in each.answers):
-            answer.add_to(self.spreads.setdefault(answer.name, Spread()))
+            # A reward that only watches may say what is no number: it stays out, or the spread were none for ever.
+            if answer.positive.isfinite().all() and answer.negative.isfinite().all():
+                answer.add_to(self.spreads.setdefault(answer.name, Spread()))
 
-    def _finish(self, metrics: dict[str, float], finite: bool):
+    def _finish(self, metrics: dict[str, float], finite: bool, why: str):
         self.updates += 1
         self.skipped_in_a_row = 0 if finite else self.skipped_in_a_row + 1
         if not finite:
             self.skipped += 1
-            log.warning("Update %d skipped: its loss or gradient is not finite.", self.updates)
+            log.warning("Update %d skipped: %s.", self.updates, why)
         self.history.append(metrics)
-        every = self.settings.snapshot_every
-        if self.updates % self.settings.save_every == 0 or (every and self.updates % every == 0):
-            self.save()
-        if every and self.updates % every == 0:
-            self._snapshot()
+        self._save_if_due()
         if self.skipped_in_a_row >= MAX_SKIPPED:
             self.save()
             raise RuntimeError(
-                f"{MAX_SKIPPED} updates in a row had no finite loss or gradient, so the run stopped at update "
-                f"{self.updates}; the adapter is as it was before them. Lower the learning rate "
-                f"({self.settings.learning_rate:g}), or run the reward and the VAE in fp32 or bf16."
+                f"{MAX_SKIPPED} updates in a row had no finite loss or gradient, or led to numbers that are not "
+                f"finite, so the run stopped at update {self.updates}; the adapter is as it was before them. "
+                f"{self._gentler()}"
             )
+
+    def _gentler(self) -> str:
+        rate = self.settings.learning_rate
+        return f"Lower the learning rate ({rate:g}), or run the reward and the VAE in fp32 or bf16."
+
+    def _save_if_due(self):
+        """What can't be saved is said at once, and tried again after each update; MAX_FAILED_SAVES are too many.
+
+        Raises RuntimeError then, and FolderGone at once.
+        """
+        every = self.settings.snapshot_every
+        snapshot = bool(every and self.updates % every == 0)
+        if not (snapshot or self.failed_saves or self.updates % self.settings.save_every == 0):
+            return
+        try:
+            self._save_with_snapshot() if snapshot else self.save()
+        except FolderGone:
+            raise
+        except RuntimeError as error:
+            if self.failed_saves >= MAX_FAILED_SAVES:
+                raise RuntimeError(f"{error} Saving failed {self.failed_saves} times, so the run stopped.") from error
+            self.trouble(f"{error} Training goes on meanwhile; saving is tried again after the next update.")
+
+    def trouble(self, sentence: str):
+        """Say at once that something could not be written, while training goes on."""
+        log.warning("%s", sentence)
+        if sentence not in self.troubles:
+            self.troubles.append(sentence)
+        self.on_trouble(sentence)
+
+    def write_aside(self, file: Path, write: Callable[[Path], Any]):
+        """Write what the run does not need to go on: where that can't be, it is said, and training goes on.
+
+        Raises FolderGone.
+        """
+        self.check_ours()
+        try:
+            write_whole(file, write, self.kept())
+        except RuntimeError as error:
+            self.trouble(str(error))
+
+    @property
+    def name(self) -> str:
+        return self.folder.name
 
     @property
     def state_file(self) -> Path:
@@ -212,30 +347,48 @@ class Run:
             log.info('The run "%s" goes on with %s; until now it was %s.', self.folder.name, data, self.data)
         self.data = data
 
+    def check_ours(self):
+        """Raises FolderGone if the folder has been deleted, moved or made anew by another since the run was opened."""
+        if self.lock and not self.lock.holds():
+            raise FolderGone(
+                f'The folder of the run "{self.name}", {self.folder}, was deleted, moved or made anew while the run '
+                "was open, so nothing more is written there. Move it back and queue again, and the run goes on; or "
+                f"queue again as it is, to open what is there then. {self.kept()}"
+            )
+
     def check_disk(self):
         """Raises RuntimeError, a sentence, if the folder can't be written to or has no room for a state."""
+        self.check_ours()
         adapter = sum(parameter.nbytes for parameter in self.parameters.values())
         check_writable(self.folder, 4 * adapter)  # itself, two moments, the average
 
     def kept(self) -> str:
         """What a failure can't take from the user any more, as a sentence."""
         rest = f" Updates up to {self.updates} are kept while ComfyUI runs." if self.updates > self.saved else ""
-        return f'The run "{self.folder.name}" is saved up to update {self.saved}.{rest}'
+        return f'The run "{self.name}" is saved up to update {self.saved}.{rest}'
 
     def save(self):
-        """Write the state, whole or not at all, and the metrics beside it; nothing where nothing is new."""
+        """Write the state, whole or not at all, and the metrics beside it; nothing where nothing is new.
+
+        Raises RuntimeError, a sentence, where it can't be written, and FolderGone.
+        """
         if self.updates == self.saved:
             return
-        kept = self.kept()
-        tensors, header = self._state()
-        header |= self.identity | {"version": str(VERSION), "data": self.data}
-        header["settings"] = json.dumps(asdict(self.settings))
-        write_whole(self.folder / METRICS, lambda path: path.write_text(self._metrics_text()), kept)
-        write_whole(self.folder / "run.json", lambda path: path.write_text(self._about()), kept)
-        write_whole(self.state_file, lambda path: save_file(tensors, path, header), kept)
+        self._check_whole()
+        self.check_ours()
+        self.write_aside(self.folder / METRICS, lambda path: path.write_text(history_text(self.history)))
+        self.write_aside(self.folder / "run.json", lambda path: path.write_text(self._about()))
+        try:
+            write_whole(self.state_file, self._write_state, self.kept())
+        except RuntimeError:
+            self.failed_saves += 1
+            raise
         self.saved = self.updates
+        if self.failed_saves:
+            self.failed_saves = 0
+            self.trouble(f'The run "{self.name}" can be saved again, and is, up to update {self.saved}.')
 
-    def _state(self) -> tuple[dict[str, Tensor], dict[str, str]]:
+    def _state(self) -> State:
         """All that an update changes, but the history."""
         tensors = {f"adapter.{name}": p.detach() for name, p in self.parameters.items()}
         tensors |= {f"ema.{name}": average for name, average in self.ema.items()}
@@ -245,25 +398,34 @@ class Run:
         header["spreads"] = json.dumps({name: asdict(spread) for name, spread in self.spreads.items()})
         return tensors | slots, header
 
-    def _snapshot(self):
-        """Keep the state of this moment under its number, and of the earlier ones the last few and the best."""
-        file = snapshot_file(self.folder, self.updates)
-        write_whole(file, lambda path: shutil.copyfile(self.state_file, path), self.kept())
-        numbers = snapshots_in(self.folder)
-        kept = {*numbers[-self.settings.keep_snapshots :], max(numbers, key=self.recent_words_gap)}
-        for number in set(numbers) - kept:
-            snapshot_file(self.folder, number).unlink()
+    def _write_state(self, path: Path):
+        tensors, header = self._state()
+        header |= self.identity | {"version": str(VERSION), "data": self.data, "tensors": described(tensors)}
+        header["settings"] = json.dumps(asdict(self.settings))
+        save_file(tensors, path, header)
+
+    def _save_with_snapshot(self):
+        """The snapshot comes first and older ones go last, so that at no moment one that was promised is missing."""
+        self._check_whole()
+        self.write_aside(self.folder / METRICS, lambda path: path.write_text(history_text(self.history)))
+        self.write_aside(snapshot_file(self.folder, self.updates), self._write_state)
+        self.save()
+        self._delete_old_snapshots()
+
+    def _delete_old_snapshots(self):
+        """All but the last few and the best, of those whose metrics are known."""
+        known = {metrics["update"] for metrics in self.history}
+        numbers = [number for number in snapshots_in(self.folder) if number in known]
+        best = max(numbers, key=self.recent_words_gap, default=None)
+        for number in {*numbers[: -self.settings.keep_snapshots]} - {best}:
+            try:
+                snapshot_file(self.folder, number).unlink()
+            except OSError as error:  # on Windows, while another program has it open
+                log.warning("The old snapshot of update %d can't be deleted: %s.", number, error)
 
     def recent_words_gap(self, update: int) -> float:
         """The mean words-gap of the RECENT updates up to this one; -inf where none was finite."""
-        recent = [metrics.get("words_gap", math.nan) for metrics in self.history[:update][-RECENT:]]
-        finite = [gap for gap in recent if math.isfinite(gap)]
-        return sum(finite) / len(finite) if finite else -math.inf
-
-    def _metrics_text(self) -> str:
-        # JSON knows no NaN, which a skipped update may have.
-        lines = [{k: v if math.isfinite(v) else None for k, v in metrics.items()} for metrics in self.history]
-        return "".join(json.dumps(line, allow_nan=False) + "\n" for line in lines)
+        return recent_words_gap(self.history, update)
 
     def _about(self) -> str:
         """For people: what `state.safetensors` holds. Draws need no random state, they follow from seed and number."""
@@ -272,52 +434,91 @@ class Run:
         return json.dumps(about | {"versions": {"torch": torch.__version__}}, indent=2) + "\n"
 
     @torch.inference_mode(False)
-    def _load(self):
-        with safe_open(self.state_file, "pt") as file:
-            header = file.metadata()
-            tensors = {key: file.get_tensor(key) for key in file.keys()}
-        self._check_fits(header, tensors)
+    def _open(self, file: Path):
+        try:
+            tensors, header = self._read(file)
+        except SpoiltState as error:
+            raise ValueError(self._spoilt(file, error)) from error
+        except NewerState as error:
+            raise ValueError(f'The run "{self.name}" {error}') from error
         self._put_back(tensors, header)
-        self.data = header.get("data", "")
+        self.saved = self.updates
+        self.data = header["data"]
+        if file != self.state_file:
+            log.warning('The run "%s" has no %s; it goes on from its snapshot %s.', self.name, STATE, file.name)
         before, now = json.loads(header["settings"]), asdict(self.settings)
         if changed := [f"{name} {before.get(name)} -> {now[name]}" for name in now if before.get(name) != now[name]]:
-            log.info('The run "%s" goes on with other settings: %s.', self.folder.name, ", ".join(changed))
-        self.saved = self.updates
-        lines = (self.folder / METRICS).read_text().splitlines()
-        kept = [json.loads(line) for line in lines[: self.updates]]
-        self.history = [{k: math.nan if v is None else v for k, v in metrics.items()} for metrics in kept]
+            log.info('The run "%s" goes on with other settings: %s.', self.name, ", ".join(changed))
+        self.history = read_history(self.folder / METRICS, self.updates)
+
+    def _read(self, file: Path) -> State:
+        """A state that this run can go on from. Raises SpoiltState, NewerState and Misfit."""
+        tensors, header = read_state(file)
+        self._check_fits(header, tensors)
+        try:
+            check_optimizer_state(self.settings.optimizer, self.parameters, tensors, header["numbers"])
+        except ValueError as error:
+            raise SpoiltState(str(error)) from error
+        return tensors, header
+
+    def _spoilt(self, file: Path, error: SpoiltState) -> str:
+        """The sentence for a run that can't be opened; what it advises has been tried, up to the new name."""
+        whole = [update for update in snapshots_in(self.folder) if self._can_begin_at(update)]
+        if whole:
+            numbers = ", ".join(map(str, whole))
+            advice = f"Whole are its snapshots of the updates {numbers}: to go on from the last one, queue with a new "
+            advice += f'run name and "{self.name}@{whole[-1]}" in start_from, and all else as it is.'
+        else:
+            advice = "None of its snapshots is whole. " if snapshots_in(self.folder) else "It has no snapshots. "
+            advice += f"Put a copy of {file.name} there if you have one, or take a new run name to begin anew."
+        return f'The run "{self.name}" can\'t go on: {file} {error}. {advice}'
+
+    def _can_begin_at(self, update: int) -> bool:
+        try:
+            self._read(snapshot_file(self.folder, update))
+        except (SpoiltState, NewerState, Misfit):
+            return False
+        return True
 
     def _put_back(self, tensors: dict[str, Tensor], header: dict[str, str]):
         self._put({key.removeprefix("adapter."): v for key, v in tensors.items() if key.startswith("adapter.")})
-        self.ema = {name: tensors.get(f"ema.{name}", begin_average(self.parameters[name])) for name in self.ema}
+        for name in self.ema:
+            parameter, average = self.parameters[name], tensors.get(f"ema.{name}")
+            self.ema[name] = begin_average(parameter) if average is None else average.to(parameter.device)
         self.rollouts = {k.removeprefix("rollout."): v for k, v in tensors.items() if k.startswith("rollout.")}
         self.optimizer.state.clear()  # to have its memory back, which may be what was missing
         restore_optimizer(self.optimizer, list(self.parameters), tensors, header["numbers"])
-        self.spreads = {name: Spread(**spread) for name, spread in json.loads(header["spreads"]).items()}
+        self.spreads = spreads_of(header)
         for name in COUNTS:
             setattr(self, name, int(header[name]))
 
     def _check_fits(self, header: dict[str, str], tensors: dict[str, Tensor]):
-        if int(header["version"]) > VERSION:
-            raise ValueError(
-                f'The run "{self.folder.name}" was written by a newer version of this pack (format '
-                f"{header['version']}, this one knows {VERSION}): update the pack, or give this run a new name."
-            )
+        """Raises Misfit, and SpoiltState where the moving average is of another type than this run's."""
         other = [
             f"{name} {header.get(name)}, not {value}"
             for name, value in self.identity.items()
             if header.get(name) != value
         ]
-        saved = {k.removeprefix("adapter."): tuple(v.shape) for k, v in tensors.items() if k.startswith("adapter.")}
-        if not other and saved != {name: tuple(p.shape) for name, p in self.parameters.items()}:
+        saved = {k.removeprefix("adapter."): kind_of(v) for k, v in tensors.items() if k.startswith("adapter.")}
+        if not other and saved != {name: kind_of(p) for name, p in self.parameters.items()}:
             other = ["another model"]
         if other:
-            raise ValueError(
-                f'The run "{self.folder.name}" was made with {" and ".join(other)}: '
-                "give this one a new name, or go back to what it was made with."
-            )
+            raise Misfit(self.name, " and ".join(other))
+        for name, parameter in self.parameters.items():
+            average = tensors.get(f"ema.{name}")
+            if average is not None and average.dtype != averaged_dtype(parameter):
+                raise SpoiltState(f"has a moving average in {average.dtype}")
+
+
+def kind_of(tensor: Tensor) -> tuple[torch.dtype, tuple[int, ...]]:
+    return tensor.dtype, tuple(tensor.shape)
+
+
+def averaged_dtype(parameter: Tensor) -> torch.dtype:
+    """fp32 at least: what an average gains in one update is lost in the rounding of bf16."""
+    return torch.promote_types(parameter.dtype, torch.float32)
 
 
 def begin_average(parameter: Parameter) -> Tensor:
-    """A copy, in fp32 at least: what an average gains in one update is lost in the rounding of bf16."""
-    return parameter.detach().to(torch.promote_types(parameter.dtype, torch.float32), copy=True)
+    """A copy, in the type of averages."""
+    return parameter.detach().to(averaged_dtype(parameter), copy=True)

@@ -6,12 +6,14 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
-from ..files import write_whole
+from ..files import read_safetensors, write_whole
 
 log = logging.getLogger(__name__)
+
+KEY_BYTES = 16
 
 
 class TextFeatures:
@@ -25,10 +27,8 @@ class TextFeatures:
         self._known: dict[bytes, Tensor] = {}
         if file and file.exists():
             try:
-                stored = load_file(file)
-                keys = (bytes(key) for key in stored["keys"].tolist())
-                self._known = dict(zip(keys, stored["features"].unbind()))
-            except (SafetensorError, KeyError, OSError) as error:
+                self._known = _read(file)
+            except (SafetensorError, ValueError, OSError) as error:
                 log.warning("The stored text features in %s can't be read (%s) and are made anew.", file, error)
 
     def __len__(self) -> int:
@@ -53,8 +53,23 @@ class TextFeatures:
     def _save(self):
         keys = torch.tensor([list(name) for name in self._known], dtype=torch.uint8)
         stored = {"keys": keys, "features": torch.stack(list(self._known.values()))}
-        write_whole(self.file, lambda path: save_file(stored, path))
+        try:
+            write_whole(self.file, lambda path: save_file(stored, path))
+        except RuntimeError as error:  # in memory they are, so no more is lost than time at the next start
+            log.warning("Text features are not kept for the next start: %s", error)
+
+
+def _read(file: Path) -> dict[bytes, Tensor]:
+    stored, _ = read_safetensors(file)  # not mapped: the file is written again with the next text
+    keys, features = stored.get("keys"), stored.get("features")
+    if keys is None or features is None or keys.dtype != torch.uint8 or keys.shape[1:] != (KEY_BYTES,):
+        raise ValueError("it holds something else")
+    if features.ndim != 2 or features.dtype != torch.float32 or len(features) != len(keys):
+        raise ValueError("it holds something else")
+    if not features.isfinite().all():
+        raise ValueError("it has numbers that are not finite")
+    return dict(zip(map(bytes, keys.tolist()), features.unbind()))
 
 
 def key(text: str) -> bytes:
-    return hashlib.blake2b(text.encode(), digest_size=16).digest()
+    return hashlib.blake2b(text.encode(), digest_size=KEY_BYTES).digest()
