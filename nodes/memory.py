@@ -60,8 +60,8 @@ def use_of_memory(
     from .host.planning import plan
 
     least = by_hand._replace(at_once=max(1, by_hand.at_once))
-    if decoder.vae.device.type == "cpu":
-        return least, None  # all is in RAM already
+    if trainer.model.load_device.type == "cpu":
+        return least, None  # all that is trained is in RAM already
     rewards, set_or_chosen = [term.reward for term in terms], least if memory == BY_HAND else by_hand
     try:
         use, working, text = plan(

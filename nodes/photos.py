@@ -2,6 +2,7 @@
 
 import hashlib
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import folder_paths
@@ -22,12 +23,13 @@ def for_model(dataset, model):
 
     Raises ValueError if they are not for this model.
     """
+    from .host.carried import latent_in
     from .host.flow_model import check_latent
 
     if not isinstance(dataset, Photos):
         return dataset
     check_latent(model, dataset.latents([0]))
-    return replace(dataset, to_model=model.get_model_object("latent_format").process_in)
+    return replace(dataset, to_model=partial(latent_in, model))
 
 
 def store_of(vae) -> Store:

@@ -60,11 +60,16 @@ class Trainer:
         except BaseException:
             self.lock.release()
             raise
-        self.model = self.adapter.attach(base)
+        self.take(base)
 
     def made_with(self, base, adapter: AdapterSettings, settings: Settings) -> bool:
-        same_model = self.base.model is base.model and self.base.patches_uuid == base.patches_uuid
-        return same_model and self.adapter_settings == adapter and self.run.settings == settings
+        """Whether this run can go on with that MODEL, whatever else it carries, and with those settings."""
+        same = self.base.model is base.model and self.adapter_settings == adapter and self.run.settings == settings
+        return same and self.adapter.fits(base)
+
+    def take(self, base):
+        """Go on with this MODEL: what it carries now counts, and nothing that an earlier one did."""
+        self.base, self.model = base, self.adapter.attach(base)
 
     def close(self):
         self.run.save()
@@ -110,6 +115,21 @@ class Trainer:
             write_whole(file, lambda path: comfy.utils.save_torch_file(state, str(path), metadata), kept)
 
 
+def _check_carries_none(model):
+    """Two runs on one MODEL would each train on top of what the other is doing at that moment."""
+    from .host.adapter import adapter_of
+
+    if adapter_of(model) is None:
+        return
+    other = trainer_of(model)
+    whose = f'the run "{other.name}"' if other else "another run"
+    raise ValueError(
+        f"The model that comes in carries the adapter of {whose} already: connect the model from before that SRPO "
+        "Trainer. To train on top of what it has learned, load its LoRA from output/loras/srpo with a LoRA loader "
+        "before this node; to begin a new run where it is, name it in start_from."
+    )
+
+
 @dataclass
 class _Open:
     trainer: Trainer
@@ -124,9 +144,11 @@ def open_trainer(name: str, base, adapter: AdapterSettings, settings: Settings) 
     """The run of this name: as it is open already, else from its folder, else new.
 
     Runs that only earlier prompts used are saved and closed: each holds memory.
-    Raises ValueError for a name that is taken by another node of this prompt or by another ComfyUI.
+    Raises ValueError for a name that is taken by another node of this prompt or by another ComfyUI, and for a MODEL
+    that carries a run's adapter already.
     """
     check_run_name(name)
+    _check_carries_none(base)
     context = get_executing_context()
     held = _open.get(name)
     if held and held.prompt == context.prompt_id and held.node != context.node_id:
@@ -137,7 +159,11 @@ def open_trainer(name: str, base, adapter: AdapterSettings, settings: Settings) 
         close_trainer(other)
     if held and not held.trainer.made_with(base, adapter, settings):
         close_trainer(name)
-    trainer = _open[name].trainer if name in _open else Trainer(name, base, adapter, settings)
+    if name in _open:
+        trainer = _open[name].trainer
+        trainer.take(base)
+    else:
+        trainer = Trainer(name, base, adapter, settings)
     _open[name] = _Open(trainer, context.prompt_id, context.node_id)
     return trainer
 

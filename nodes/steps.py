@@ -59,16 +59,17 @@ class NoisePriorInject(io.ComfyNode):
 
     @classmethod
     def execute(cls, model, latent, noise, position, sigma_max, sigma_min) -> io.NodeOutput:
+        from .host.carried import latent_in, latent_out
         from .host.flow_model import check_latent
 
         samples = latent["samples"]
         check_latent(model, samples)
         with torch.inference_mode(False):
-            x0 = model.model.process_latent_in(samples.clone())
+            x0 = latent_in(model, samples.clone())
             prior = noise.generate_noise(latent).to(x0)
             branches = Window(sigma_max, sigma_min).branches([position or draw_position(noise.seed)] * len(x0))
             noised = Noised(x0, prior, branches)
-            start = model.model.process_latent_out(inject(x0, prior, branches[0].sigma_in))
+            start = latent_out(model, inject(x0, prior, branches[0].sigma_in))
         sigmas = torch.stack([s[0] for branch in branches for s in (branch.sigma_in, branch.sigma_out)]).float()
         return io.NodeOutput(noised, {"samples": start}, sigmas)
 
@@ -96,11 +97,12 @@ class OneStepRecover(io.ComfyNode):
 
     @classmethod
     def execute(cls, model, positive, noised) -> io.NodeOutput:
+        from .host.carried import latent_out
         from .host.flow_model import HostFlow
 
         flow, trainer = HostFlow(model), trainer_of(model)
         recovered = {branch.name: one_step_recover(flow, positive, noised, branch) for branch in noised.branches}
-        latents = [{"samples": model.model.process_latent_out(r.value)} for r in recovered.values()]
+        latents = [{"samples": latent_out(model, r.value)} for r in recovered.values()]
         update = trainer.run.updates + 1 if trainer else 1
         return io.NodeOutput(BothRecovered(model, noised, recovered, update), *latents)
 

@@ -1,21 +1,20 @@
 """A trainable adapter on a model of the host, made and injected by the host's own means."""
 
-import contextlib
 from pathlib import Path
 
-import comfy.model_management
+import comfy.lora
 import comfy.sd
 import torch
-from comfy.patcher_extension import PatcherInjection
-from comfy.weight_adapter.bypass import BypassForwardHook
 from torch import Tensor, nn
 
 from .adapter_kinds import FULL, create
-from .differentiable import blocks, replaced_forwards
+from .carried import as_carried
+from .differentiable import blocks
 from .frozen import is_linear
+from .injection import KEY, Injection
+from .readable import adapter_of, answer_with_adapter, without_adapter  # noqa: F401 (for those who know adapters)
 from .targets import TARGETS, belongs
 
-ATTACHMENT = "srpo"
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -25,7 +24,7 @@ class Adapter:
     kind: a key of the host's `adapter_maps`; rank and alpha as there (for LoKr the factor, for OFT the block size and
     the limit of the rotation); or FULL, which has neither: whole layers, also those beside the model's blocks.
     target: a key of TARGETS. precision: of the trained parameters, a key of PRECISIONS.
-    parameters: the trained tensors by the names they have in a LoRA file.
+    parameters: the trained tensors by the names they have in a LoRA file. device: that they are on, the MODEL's own.
     Raises ValueError for a rank that does not fit the model's layers, and for a target of which it has none.
     """
 
@@ -39,14 +38,16 @@ class Adapter:
         target: str = "all",
         precision: str = "fp32",
     ):
-        layers = target_layers(patcher.model, target, whole=kind == FULL)
+        self.kind, self.target, self.device = kind, target, patcher.load_device
+        with as_carried(patcher) as model:
+            layers = target_layers(model, target, whole=kind == FULL)
         if kind != FULL:
             _check_rank(rank, layers)
-        device, dtype = comfy.model_management.get_torch_device(), PRECISIONS[precision]
-        self.kind = kind
+        dtype, self._shapes = PRECISIONS[precision], _shapes(layers)
         with torch.inference_mode(False), torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self.modules = {n: create(kind, layer, rank, alpha, dtype).to(device) for n, layer in layers.items()}
+            made = {name: create(kind, layer, rank, alpha, dtype) for name, layer in layers.items()}
+            self.modules = {name: module.to(self.device) for name, module in made.items()}
         self.parameters = {
             f"{name}.{key}": parameter
             for name, module in self.modules.items()
@@ -55,54 +56,40 @@ class Adapter:
         }
 
     def attach(self, patcher):
-        """A clone of the patcher with this adapter injected; the model itself is shared and untouched."""
+        """A clone of the patcher with this adapter injected; the model itself is shared and untouched.
+
+        Nodes that read its weights, or merge them, get them with the adapter as it is then.
+        """
         patcher = patcher.clone()
-        patcher.set_injections(ATTACHMENT, [_injection(self.modules, patcher.model)])
-        patcher.set_attachments(ATTACHMENT, self)
+        Injection(self.modules, self.device).put_into(patcher)
+        patcher.set_attachments(KEY, self)
+        answer_with_adapter(patcher)
         return patcher
+
+    def fits(self, patcher) -> bool:
+        """Whether it is one for this MODEL: for the same layers, on the device that the MODEL computes on."""
+        with as_carried(patcher) as model:
+            try:
+                layers = target_layers(model, self.target, whole=self.kind == FULL)
+            except ValueError:
+                return False
+        return patcher.load_device == self.device and _shapes(layers) == self._shapes
+
+    def patches(self, model: nn.Module, lasting: bool = True) -> dict:
+        """The host's patches of the model's weights that the LoRA file of this moment would give.
+
+        lasting: they hold copies, and stay as they are when training goes on.
+        """
+        state = self.state_dict() if lasting else self._tensors()
+        return comfy.lora.load_lora(state, comfy.lora.model_lora_keys_unet(model, {}))
 
     def state_dict(self) -> dict[str, Tensor]:
         """The content of a LoRA file: a copy, on the CPU."""
-        return {
-            f"{name}.{key}": tensor.detach().cpu().clone()
-            for name, module in self.modules.items()
-            for key, tensor in module.state_dict().items()
-        }
+        return {name: tensor.cpu().clone() for name, tensor in self._tensors().items()}
 
-
-def _injection(adapters: dict[str, nn.Module], model: nn.Module) -> PatcherInjection:
-    """The host's hooks, put in and out in one go: it does that four times a branch.
-
-    Its own way of it moves each adapter to where that is already, and took a tenth of a branch of FLUX.
-    """
-    hooks = [BypassForwardHook(model.get_submodule(name), adapter) for name, adapter in adapters.items()]
-    forwards, injected = {hook.module: hook._bypass_forward for hook in hooks}, contextlib.ExitStack()
-
-    def inject(_):
-        if hooks[0].original_forward is None:
-            for hook in hooks:
-                hook.original_forward = hook.module.forward
-            injected.enter_context(replaced_forwards(forwards))
-
-    def eject(_):
-        injected.close()
-        for hook in hooks:
-            hook.original_forward = None
-
-    return PatcherInjection(inject, eject)
-
-
-def adapter_of(patcher) -> Adapter | None:
-    """The adapter that this MODEL carries, also when it was cloned by other nodes since."""
-    return patcher.get_attachment(ATTACHMENT)
-
-
-def without_adapter(patcher):
-    """A clone of the patcher that carries no adapter."""
-    patcher = patcher.clone()
-    patcher.remove_injections(ATTACHMENT)
-    patcher.remove_attachments(ATTACHMENT)
-    return patcher
+    def _tensors(self) -> dict[str, Tensor]:
+        states = {name: module.state_dict() for name, module in self.modules.items()}
+        return {f"{name}.{key}": tensor.detach() for name, state in states.items() for key, tensor in state.items()}
 
 
 def target_layers(model: nn.Module, target: str = "all", whole: bool = False) -> dict[str, nn.Linear]:
@@ -132,6 +119,10 @@ def save_model(patcher, adapter: Adapter, file: Path, metadata: dict[str, str]):
     merged = patcher.clone()
     merged.add_patches({names[name]: ("diff", (p.detach(),)) for name, p in adapter.parameters.items()})
     comfy.sd.save_checkpoint(str(file), merged, metadata=metadata)
+
+
+def _shapes(layers: dict[str, nn.Linear]) -> dict[str, tuple[int, int, bool]]:
+    return {name: (layer.out_features, layer.in_features, layer.bias is None) for name, layer in layers.items()}
 
 
 def _check_rank(rank: int, layers: dict[str, nn.Module]):

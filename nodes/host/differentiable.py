@@ -16,7 +16,9 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import checkpoint
 
 from .compiled import are_resident, is_compiled, many_kinds, ordinary_parameters, run_compiled, run_on_copies
+from .forwards import replaced_forwards
 from .frozen import frozen_forwards, is_norm, needs_gradient, own_parameters
+from .injection import eject_all, injected
 from .prefetch import fetching
 
 
@@ -62,20 +64,20 @@ class Differentiable:
             stack.enter_context(ordinary_parameters(self.root.modules() if compiles or is_compiled(patcher) else ()))
             stack.enter_context(many_kinds() if compiles else contextlib.nullcontext())
             self._weights.fetch = stack.enter_context(fetching(patcher))
-            patcher.inject_model()
-            stack.callback(patcher.eject_model)
+            stack.enter_context(injected(patcher))
             yield
 
     @contextlib.contextmanager
     def plain(self, patcher) -> Iterator[None]:
-        """Without gradients, but fetched and compiled as with them."""
+        """Without gradients, but fetched and compiled as with them, beneath what the host injects meanwhile."""
+        eject_all(patcher.model)
         compiles = self.compiles(patcher)
-        with (
-            replaced_forwards(self._kept_compiled if compiles else self._kept),
-            fetching(patcher) as self._weights.fetch,
-        ):
-            with many_kinds() if compiles else contextlib.nullcontext():
-                yield
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(replaced_forwards(self._kept_compiled if compiles else self._kept))
+            stack.callback(eject_all, patcher.model)
+            self._weights.fetch = stack.enter_context(fetching(patcher))
+            stack.enter_context(many_kinds() if compiles else contextlib.nullcontext())
+            yield
 
     def compiles(self, patcher) -> bool:
         """Whether blocks are compiled now."""
@@ -194,19 +196,3 @@ def _checkpointed(forward: Callable, trained: bool = False, parked: bool = False
             return checkpoint(run, one, *values, use_reentrant=not hidden, preserve_rng_state=False)
 
     return recomputable
-
-
-@contextlib.contextmanager
-def replaced_forwards(forwards: dict[nn.Module, Callable]) -> Iterator[None]:
-    """Replace the modules' forwards, and put back what was there."""
-    before = [(module.__dict__, module.__dict__.get("forward")) for module in forwards]
-    try:
-        for module, forward in forwards.items():
-            module.__dict__["forward"] = forward  # as setting it does, in a fiftieth of the time
-        yield
-    finally:
-        for attributes, forward in before:
-            if forward is None:
-                attributes.pop("forward", None)
-            else:
-                attributes["forward"] = forward

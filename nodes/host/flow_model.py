@@ -16,6 +16,7 @@ from torch._dynamo.exc import TorchDynamoException
 from ...srpo_core.models import Pullback
 from .adapter import adapter_of, without_adapter
 from .attention import quickest, with_backward
+from .carried import as_carried, latent_in
 from .compiled import is_compiled, or_uncompiled
 from .differentiable import Differentiable, in_training
 from .loading import load, own
@@ -62,7 +63,8 @@ class HostFlow:
         self.working = working
         adapter = adapter_of(patcher)
         self.parameters = adapter.parameters if adapter else {}
-        trained = map(patcher.model.get_submodule, adapter.modules if adapter else ())
+        with as_carried(patcher) as model:
+            trained = [model.get_submodule(name) for name in (adapter.modules if adapter else ())]
         self.differentiable = Differentiable(patcher.model, trained, checkpointing, kept, parked, compiled)
 
     def velocity(self, x: Tensor, sigma: Tensor, cond: list) -> Pullback:
@@ -128,7 +130,7 @@ class HostFlow:
                 return guider.sample(noise, latent, sampler, sigmas, disable_pbar=True, seed=seed)
 
         samples = own(or_uncompiled(self, sample))
-        return self.patcher.model.process_latent_in(samples.to(comfy.model_management.intermediate_device()))
+        return latent_in(self.patcher, samples.to(comfy.model_management.intermediate_device()))
 
     def _velocity(self, x: Tensor, sigma: Tensor, cond: list) -> Tensor:
         step = _OneDifferentiableStep(self.differentiable)
@@ -156,7 +158,7 @@ class HostFlow:
     def _check(self, x: Tensor, cond: list):
         check_latent(self.patcher, x)
         pooled = all(c[1].get("pooled_output") is not None for c in cond)
-        if not pooled and getattr(self.patcher.model.diffusion_model, "vector_in", None) is not None:
+        if not pooled and getattr(self.patcher.get_model_object("diffusion_model"), "vector_in", None) is not None:
             raise ValueError(
                 "The conditioning has no pooled output, which this FLUX needs: encode the prompt with FLUX's own "
                 "text encoders (DualCLIPLoader, type flux)."

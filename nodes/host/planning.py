@@ -35,8 +35,10 @@ from ...srpo_core.planning import (
 from ...srpo_core.run import MOST_IN_PLACE
 from .adapter import Adapter, adapter_of
 from .attention import with_backward
+from .carried import as_carried
 from .decoder import HostDecoder
 from .differentiable import Differentiable, blocks, replaced_forwards
+from .reward import device_of
 from .without_content import without_content
 
 SMALLER = (0.85, 0.7, 0.5)  # of each side: sizes to try where the chosen one is too much
@@ -81,7 +83,7 @@ def plan(
 
 def _free(model) -> int:
     """Bytes of the device that a run of this model can have: the host makes room, and the adapter is there already."""
-    device = comfy.model_management.get_torch_device()
+    device = model.load_device
     loaded = [held for held in comfy.model_management.current_loaded_models if held.device == device]
     free = comfy.model_management.get_free_memory(device) - comfy.model_management.extra_reserved_memory()
     return free + sum(held.model_loaded_memory() for held in loaded) + _size(adapter_of(model))
@@ -104,7 +106,7 @@ def _remedies(needs_with: Callable, use: Use, budget: int, vae, shape: tuple[int
         if most_missing(needs, budget)[1] <= 0:
             break
     yield "{}x{}".format(*(vae.upscale_ratio * side for side in (smaller[2], smaller[1]))), needs
-    if shape[0] == 16 and not isinstance(vae.first_stage_model, TAESD):
+    if shape[0] == 16 and "decode" in needs and not isinstance(vae.first_stage_model, TAESD):
         tiny = comfy.sd.VAE(sd=TAESD(latent_channels=16).state_dict())
         needs = needs_with(use, tiny, smaller)
         yield "TAEF1 as the VAE of the gradient", needs
@@ -129,13 +131,14 @@ def estimate(
     kept: int = 0,
     parked: bool = False,
 ) -> dict[str, Need]:
-    """What each stage of an update with AdamW needs, by its name.
+    """What each stage of an update with AdamW needs of the MODEL's device, by its name.
 
-    model: the MODEL of SRPO Trainer. vae: the VAE whose gradient is taken. rewards: their image towers count.
+    model: the MODEL of SRPO Trainer. vae: the VAE whose gradient is taken. rewards: their image towers count. A stage
+    that computes on another device is left out, such as the VAE's with --cpu-vae.
     cond: of one prompt. shape: (C, H, W) of latents. checkpointing, kept, parked: see Differentiable.
     The branch's activations stay while its pictures are decoded and scored, the decoder's while they are scored.
     """
-    device = comfy.model_management.get_torch_device()
+    device = model.load_device
     x = torch.zeros(at_once, *shape, device=device)
     sizes = [parameter.nbytes for parameter in adapter_of(model).parameters.values()]
     resting = 3 * sum(sizes)  # the parameters and two moments
@@ -143,16 +146,19 @@ def estimate(
     on_cpu = device.type == "cpu"
     copied = resting if on_cpu or resting <= MOST_IN_PLACE else 0  # to undo a step with
     step = copied + (2 * max(sizes) if on_cpu else 0)
-    image = 3 * x[:, 0].nbytes * vae.upscale_ratio**2  # the last one, of which saturation is taken
+    image = picture = 0
     rollout, branch, graph = _flow(model, x, cond, checkpointing, kept, parked)
-    decode, picture = HostDecoder(vae, model).memory(x.shape)
     needs = {
         "rollout": Need(model.model_size(), resting + rollout),
         "branch": Need(model.model_size(), own + branch),
-        "decode": Need(vae.patcher.model_size(), own + graph + decode),
-        "optimizer": Need(0, own + image + max(step, image * 4 // 3)),
     }
-    towers = (_reward(reward, x, vae.upscale_ratio) for reward in rewards if hasattr(reward, "image_tower"))
+    if vae.device == device:
+        image = 3 * x[:, 0].nbytes * vae.upscale_ratio**2  # the last one, of which saturation is taken
+        decode, picture = HostDecoder(vae, model).memory(x.shape)
+        needs["decode"] = Need(vae.patcher.model_size(), own + graph + decode)
+    needs["optimizer"] = Need(0, own + image + max(step, image * 4 // 3))
+    here = [reward for reward in rewards if hasattr(reward, "image_tower") and device_of(reward.image_tower) == device]
+    towers = (_reward(reward, x, vae.upscale_ratio) for reward in here)
     if scored := [Need(weights, own + graph + picture + scoring) for weights, scoring in towers]:
         needs["reward"] = max(scored, key=lambda need: need.peak)
     return needs
@@ -160,13 +166,16 @@ def estimate(
 
 def _flow(patcher, x: Tensor, cond: list, checkpointing: bool, kept: int, parked: bool) -> tuple[int, int, int]:
     """The peaks of a forward without gradient and of one with its backward, and what is held between those two."""
-    model, device = patcher.model, x.device
+    device = x.device
     trained = adapter_of(patcher).modules.values()
-    lists, calls = _lists(model.diffusion_model), {}
-    sigma, inputs = _inputs(patcher, x, cond)
-    layers = map(model.get_submodule, adapter_of(patcher).modules)
-    trainable = Differentiable(model, layers, checkpointing, kept, parked).open(patcher)
-    with _ejected(model), trainable, without_content(device, model, *trained):
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(_ejected(patcher.model))
+        model = stack.enter_context(as_carried(patcher))
+        lists, calls = _lists(model.diffusion_model), {}
+        sigma, inputs = _inputs(patcher, x, cond)
+        layers = map(model.get_submodule, adapter_of(patcher).modules)
+        stack.enter_context(Differentiable(model, layers, checkpointing, kept, parked).open(patcher))
+        stack.enter_context(without_content(device, model, *trained))
         with torch.no_grad(), LiveBytes(device.type) as count, _first_of_each(lists, calls, count):
             model.apply_model(x, sigma, **inputs)
         for parameter in (p for module in trained for p in module.parameters() if p.requires_grad):

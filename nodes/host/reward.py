@@ -14,11 +14,16 @@ def place(tower: nn.Module) -> torch.device:
     if not hasattr(tower, "patcher"):
         tower.patcher = comfy.model_patcher.ModelPatcher(
             nn.ModuleDict({"tower": tower}),  # the patcher sets attributes that a transformers model refuses
-            load_device=comfy.model_management.get_torch_device(),
+            load_device=device_of(tower),
             offload_device=comfy.model_management.unet_offload_device(),
         )
     load_ordinary(tower.patcher)
     return tower.patcher.load_device
+
+
+def device_of(tower: nn.Module) -> torch.device:
+    """Where `place` puts it."""
+    return tower.patcher.load_device if hasattr(tower, "patcher") else comfy.model_management.get_torch_device()
 
 
 def managed(reward: DotProductReward) -> DotProductReward:

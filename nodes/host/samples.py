@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ...srpo_core.loop import Dataset, draw_noise
+from .carried import latent_out
 from .flow_model import HostFlow, Sampling
 
 
@@ -28,7 +29,7 @@ class Plan:
         for part in self._parts():
             noise = draw_noise(self.seeds[part], self.shape)
             latent = flow.rollout(noise, self.dataset.cond(self.indices[part]), self.seeds[part.start])
-            latents.append(model.model.process_latent_out(latent))
+            latents.append(latent_out(model, latent))
             on_progress(len(noise))
         return latents
 
