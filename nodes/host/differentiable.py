@@ -12,20 +12,22 @@ import comfy.model_management
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import save_on_cpu
-from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import checkpoint
 
 from .compiled import are_resident, is_compiled, many_kinds, ordinary_parameters, run_compiled, run_on_copies
 from .forwards import replaced_forwards
 from .frozen import frozen_forwards, is_norm, needs_gradient, own_parameters
+from .guests import CONSTANTS, Guests
 from .injection import eject_all, injected
 from .prefetch import fetching
+from .reach import TooMuch, reached
 
 
-class _Weights:
-    """How the blocks' weights are fetched at present."""
+class _Present:
+    """How the blocks' weights are fetched at present, and what else takes part in the step."""
 
     fetch: Callable[[nn.Module], None]
+    guests: Guests | None = None
 
 
 class Differentiable:
@@ -48,22 +50,28 @@ class Differentiable:
     ):
         self.root, self.trained = root, set(trained)
         self.checkpointing, self.kept, self.parked, self.compiled = checkpointing, kept, parked, compiled
-        self._weights = _Weights()
+        self._present = _Present()
 
     @contextlib.contextmanager
-    def open(self, patcher) -> Iterator[None]:
+    def open(self, patcher, guests: Guests | None = None) -> Iterator[None]:
         """patcher: that loaded the model. Adapters injected into it stay active, on top.
 
+        guests: what runs beside it; gradients pass through that too, to the same ends.
         All is as before on leaving, also by an exception. Raises ValueError, here or in the backward, at a layer of a
         kind that passes no gradient.
         """
-        compiles = self.compiles(patcher)
+        compiles = self.compiles(patcher) and guests is None
         with in_training(), patcher.use_ejected(), contextlib.ExitStack() as stack:
-            stack.enter_context(replaced_forwards(self._compiled_forwards if compiles else self._forwards))
+            forwards = self._compiled_forwards if compiles else self._forwards
+            if guests:
+                forwards = forwards | guests.forwards
+                stack.enter_context(guests.constant())
+            self._present.guests = guests
+            stack.enter_context(replaced_forwards(forwards))
             stack.enter_context(own_parameters(self._beside_layers))
             stack.enter_context(ordinary_parameters(self.root.modules() if compiles or is_compiled(patcher) else ()))
             stack.enter_context(many_kinds() if compiles else contextlib.nullcontext())
-            self._weights.fetch = stack.enter_context(fetching(patcher))
+            self._present.fetch = stack.enter_context(fetching(patcher))
             stack.enter_context(injected(patcher))
             yield
 
@@ -75,7 +83,7 @@ class Differentiable:
         with contextlib.ExitStack() as stack:
             stack.enter_context(replaced_forwards(self._kept_compiled if compiles else self._kept))
             stack.callback(eject_all, patcher.model)
-            self._weights.fetch = stack.enter_context(fetching(patcher))
+            self._present.fetch = stack.enter_context(fetching(patcher))
             stack.enter_context(many_kinds() if compiles else contextlib.nullcontext())
             yield
 
@@ -111,13 +119,15 @@ class Differentiable:
         """on_copies: makes of a block a forward that leaves its inputs alone."""
         recomputed = self._blocks[: -self.kept or None] if self.checkpointing else []
         return {
-            block: _checkpointed(on_copies(block), not self.trained.isdisjoint(block.modules()), self.parked)
+            block: _checkpointed(
+                on_copies(block), not self.trained.isdisjoint(block.modules()), self.parked, self._present
+            )
             for block in recomputed
         }
 
     def _fetched(self, block: nn.Module, run: Callable = lambda forward, *args, **kwargs: forward(*args, **kwargs)):
         """Its forward, by `run`, once its weights are on their way."""
-        forward, weights = block.forward, self._weights  # not the whole model, which a graph may outlive
+        forward, weights = block.forward, self._present  # not the whole model, which a graph may outlive
 
         def fetched(*args, **kwargs):
             weights.fetch(block)
@@ -174,7 +184,7 @@ def _own(value):
     return value.as_subclass(Tensor) if torch.is_tensor(value) else value
 
 
-def _checkpointed(forward: Callable, trained: bool = False, parked: bool = False) -> Callable:
+def _checkpointed(forward: Callable, trained: bool = False, parked: bool = False, present: _Present | None = None):
     """A block's forward, which leaves its inputs alone, run without a graph, and again with one for its gradient.
 
     trained: whether there is something to train in it.
@@ -182,12 +192,14 @@ def _checkpointed(forward: Callable, trained: bool = False, parked: bool = False
 
     def recomputable(*args, **kwargs):
         values = list(map(_own, (*args, *kwargs.values())))
-        hidden = any(map(needs_gradient, tree_leaves([value for value in values if not torch.is_tensor(value)])))
+        hidden = torch.is_grad_enabled() and _hides_gradient(value for value in values if not torch.is_tensor(value))
         if not torch.is_grad_enabled() or not (trained or hidden or any(map(needs_gradient, values))):
             return forward(*args, **kwargs)
+        guests = present.guests if present else None
 
         def run(_, *values):
-            return forward(*values[: len(args)], **dict(zip(kwargs, values[len(args) :])))
+            with guests.ordinary() if guests else contextlib.nullcontext():
+                return forward(*values[: len(args)], **dict(zip(kwargs, values[len(args) :])))
 
         # The reentrant kind keeps nothing but the inputs, and has no hook on each tensor that a block saves; but it
         # sees only arguments that are tensors themselves, and one of them must have a gradient.
@@ -196,3 +208,11 @@ def _checkpointed(forward: Callable, trained: bool = False, parked: bool = False
             return checkpoint(run, one, *values, use_reentrant=not hidden, preserve_rng_state=False)
 
     return recomputable
+
+
+def _hides_gradient(values: Iterable) -> bool:
+    """Whether a tensor inside of one of these, of whatever class, has a gradient, or may have."""
+    try:
+        return any(map(needs_gradient, reached(values, CONSTANTS)))
+    except TooMuch:
+        return True

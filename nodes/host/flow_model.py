@@ -1,11 +1,10 @@
 """The FLUX (or other flow model) that ComfyUI loaded, as the core's FlowModel."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import comfy.model_management
-import comfy.model_patcher
 import comfy.model_sampling
 import comfy.samplers
 import node_helpers
@@ -15,11 +14,14 @@ from torch._dynamo.exc import TorchDynamoException
 
 from ...srpo_core.models import Pullback
 from .adapter import adapter_of, without_adapter
-from .attention import quickest, with_backward
+from .attention import quickest
 from .carried import as_carried, latent_in
 from .compiled import is_compiled, or_uncompiled
 from .differentiable import Differentiable, in_training
+from .guests import has_guests
+from .injection import KEY
 from .loading import load, own
+from .one_step import OneDifferentiableStep, OneStep
 
 
 @dataclass(frozen=True)
@@ -69,15 +71,25 @@ class HostFlow:
 
     def velocity(self, x: Tensor, sigma: Tensor, cond: list) -> Pullback:
         self._check(x, cond)
-        value = self._velocity(x, sigma, cond)
-        graph = [value] if value.requires_grad else []
+        guests = has_guests(self.patcher, cond, KEY)
+        value = self._velocity(x, sigma, cond, guests)
+        if self.parameters and not value.requires_grad:
+            raise ValueError(
+                f"No layer that is trained took part in what {type(self.patcher.model).__name__} said of this "
+                "conditioning: choose another target in SRPO Trainer."
+            )
+        # What the host changes in the model for guests is gone when the sampler has ended.
+        graph = [value] if value.requires_grad and not guests else []
 
         def pull(gradient: Tensor):
             if not self.parameters:
                 raise ValueError("This MODEL has nothing to train: connect the MODEL output of SRPO Trainer.")
 
             def ask():
-                self._pull(graph.pop() if graph else self._velocity(x, sigma, cond), gradient)
+                if guests:
+                    self._velocity(x, sigma, cond, True, lambda output: self._backward(output, gradient))
+                else:
+                    self._pull(graph.pop() if graph else self._velocity(x, sigma, cond), gradient)
 
             # What compiling a backward fails with comes as it is.
             or_uncompiled(self, ask, (TorchDynamoException, RuntimeError))
@@ -89,7 +101,11 @@ class HostFlow:
         with self._room():
             load(self.patcher, self.patcher.memory_required(gradient.shape))
         backward = model.open(self.patcher) if model.checkpointing else in_training()
-        with backward, self._attention(), self._whole_or_not_at_all():
+        with backward, self._attention():
+            self._backward(output, gradient)
+
+    def _backward(self, output: Tensor, gradient: Tensor):
+        with self._whole_or_not_at_all():
             torch.autograd.backward(output, gradient.to(output))
 
     def _attention(self) -> contextlib.AbstractContextManager:
@@ -111,7 +127,7 @@ class HostFlow:
             raise
 
     def frozen_velocity(self, x: Tensor, sigma: Tensor, cond: list) -> Tensor:
-        return or_uncompiled(self, lambda: self._ask(without_adapter(self.patcher), _OneStep(), x, sigma, cond)).to(x)
+        return or_uncompiled(self, lambda: self._ask(without_adapter(self.patcher), OneStep(), x, sigma, cond)).to(x)
 
     def rollout(self, noise: Tensor, cond: list, seed: int) -> Tensor:
         self._check(noise, cond)
@@ -132,8 +148,16 @@ class HostFlow:
         samples = own(or_uncompiled(self, sample))
         return latent_in(self.patcher, samples.to(comfy.model_management.intermediate_device()))
 
-    def _velocity(self, x: Tensor, sigma: Tensor, cond: list) -> Tensor:
-        step = _OneDifferentiableStep(self.differentiable)
+    def _velocity(
+        self,
+        x: Tensor,
+        sigma: Tensor,
+        cond: list,
+        guests: bool = False,
+        pull: Callable[[Tensor], None] | None = None,
+    ) -> Tensor:
+        """guests, pull: see OneDifferentiableStep."""
+        step = OneDifferentiableStep(self.differentiable, self.parameters.values(), guests, pull)
         with self._room():
             return or_uncompiled(self, lambda: self._ask(self.patcher, step, x, sigma, cond))
 
@@ -148,7 +172,7 @@ class HostFlow:
         finally:
             model.__dict__.pop("memory_required", None)
 
-    def _ask(self, patcher, sampler: "_OneStep", x: Tensor, sigma: Tensor, cond: list) -> Tensor:
+    def _ask(self, patcher, sampler: OneStep, x: Tensor, sigma: Tensor, cond: list) -> Tensor:
         sampler.sigma = sigma.float()
         ends = torch.stack([sampler.sigma.max(), sampler.sigma.new_zeros(())])
         with torch.inference_mode(), self._attention():  # see loading.py
@@ -163,39 +187,6 @@ class HostFlow:
                 "The conditioning has no pooled output, which this FLUX needs: encode the prompt with FLUX's own "
                 "text encoders (DualCLIPLoader, type flux)."
             )
-
-
-class _OneStep(comfy.samplers.Sampler):
-    """A sampler that asks the model once, at `sigma`: the host sets everything up for it as for any sampler."""
-
-    sigma: Tensor
-    velocity: Tensor
-
-    def sample(
-        self, guider, sigmas, extra_args, callback, noise, latent_image=None, denoise_mask=None, disable_pbar=False
-    ):
-        options = comfy.model_patcher.create_model_options_clone(extra_args["model_options"])
-        model = guider.model_patcher.model.diffusion_model
-        options["transformer_options"] = with_backward(options["transformer_options"], model)
-        with torch.inference_mode(False), torch.no_grad():
-            self.velocity = self._velocity(guider, own(noise), options, extra_args["seed"])
-        return noise
-
-    def _velocity(self, guider, noise: Tensor, options: dict, seed: int) -> Tensor:
-        sigma = own(self.sigma).to(noise)
-        denoised = guider(noise, sigma, model_options=options, seed=seed)
-        return (noise - denoised) / sigma.view(-1, *[1] * (noise.ndim - 1))
-
-
-class _OneDifferentiableStep(_OneStep):
-    """The same with gradient."""
-
-    def __init__(self, model: Differentiable):
-        self.model = model
-
-    def _velocity(self, guider, *args) -> Tensor:
-        with self.model.open(guider.model_patcher):
-            return super()._velocity(guider, *args)
 
 
 def _guider(patcher, positive: list) -> comfy.samplers.CFGGuider:

@@ -1,0 +1,149 @@
+"""Samplers that ask the model once: the host sets everything up for them as for any sampler."""
+
+from collections.abc import Callable, Iterable, Iterator
+
+import comfy.model_patcher
+import comfy.samplers
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from .attention import with_backward
+from .differentiable import Differentiable
+from .guests import Guests, make_constant
+from .loading import own
+
+
+class OneStep(comfy.samplers.Sampler):
+    """Leaves the model's velocity for the noise that it is given, at `sigma`, in `velocity`.
+
+    Raises ValueError where the host does not ask the model, and where it would ask for one picture of a batch alone.
+    """
+
+    sigma: Tensor  # (B,)
+    velocity: Tensor
+
+    def sample(
+        self, guider, sigmas, extra_args, callback, noise, latent_image=None, denoise_mask=None, disable_pbar=False
+    ):
+        options = comfy.model_patcher.create_model_options_clone(extra_args["model_options"])
+        model = guider.model_patcher.model.diffusion_model
+        options["transformer_options"] = with_backward(options["transformer_options"], model)
+        with torch.inference_mode(False), torch.no_grad():
+            _check_levels(guider.conds["positive"], self.sigma)
+            make_constant(guider.conds["positive"])
+            self.velocity = self._velocity(guider, own(noise), options, extra_args["seed"])
+        return noise
+
+    def _velocity(self, guider, noise: Tensor, options: dict, seed: int) -> Tensor:
+        sigma = own(self.sigma).to(noise)
+        denoised = guider(noise, sigma, model_options=options, seed=seed)
+        if not denoised.detach().flatten(1).any(1).all():
+            raise ValueError(_why_not_asked(guider.conds["positive"], sigma))
+        return (noise - denoised) / sigma.view(-1, *[1] * (noise.ndim - 1))
+
+
+class OneDifferentiableStep(OneStep):
+    """The same with gradient, for the `trained` parameters.
+
+    pull: what is done with the velocity at once, while the model is as the host changed it for this sampling.
+    """
+
+    def __init__(
+        self,
+        model: Differentiable,
+        trained: Iterable[Tensor],
+        guests: bool = False,
+        pull: Callable[[Tensor], None] | None = None,
+    ):
+        self.model, self.trained, self.guests, self.pull = model, trained, guests, pull
+
+    def _velocity(self, guider, noise: Tensor, options: dict, seed: int) -> Tensor:
+        patcher, guests = guider.model_patcher, None
+        if self.guests:
+            beside = [options, guider.conds, patcher.object_patches, patcher.injections, patcher.additional_models]
+            guests = Guests(patcher.model, beside, self.trained)
+        if comfy.samplers.get_total_hook_groups_in_conds(guider.conds) > 1:
+            options["model_function_wrapper"] = _under_hooks(patcher, options.get("model_function_wrapper"))
+        with self.model.open(patcher, guests):
+            velocity = super()._velocity(guider, noise, options, seed)
+            if self.pull:
+                self.pull(velocity)
+            return velocity
+
+
+def _under_hooks(patcher, wrapper: Callable | None) -> Callable:
+    """The host's model function wrapper (around another one), for conditionings with several groups of hooks.
+
+    The host asks the model for one group after the other, and changes its weights in between.
+    """
+
+    def wrapped(apply_model: Callable, arguments: dict) -> Tensor:
+        def ask() -> Tensor:
+            c = dict(arguments["c"])
+            c["transformer_options"] = dict(c["transformer_options"])
+            if wrapper:
+                return wrapper(apply_model, arguments | {"c": c})
+            return apply_model(arguments["input"], arguments["timestep"], **c)
+
+        return _UnderHooks.apply(torch.ones((), requires_grad=True), ask, patcher)
+
+    return wrapped
+
+
+class _UnderHooks(torch.autograd.Function):
+    """What the model says under the hooks that are in its weights now; asked again, under them, for the gradient."""
+
+    @staticmethod
+    def forward(ctx, one, ask, patcher):
+        ctx.ask, ctx.patcher, ctx.hooks = ask, patcher, patcher.current_hooks
+        return ask()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient):
+        ctx.patcher.apply_hooks(ctx.hooks)
+        with torch.enable_grad():
+            output = ctx.ask()
+        if output.requires_grad:
+            torch.autograd.backward(output, gradient)
+        return None, None, None
+
+
+def _check_levels(conds: list[dict], sigma: Tensor):
+    """The host takes a batch's first noise level for all."""
+    low, high = sigma.min().item(), sigma.max().item()
+    if low < high and any(low <= limit <= high for limit in _limits(conds)):
+        raise ValueError(
+            f"The conditioning changes between the noise levels of these pictures (sigma {low:.3f} to {high:.3f}), and "
+            "ComfyUI would treat all as the first: let one picture at a time through the model (at_once 1)."
+        )
+
+
+def _limits(conds: list[dict]) -> Iterator[float]:
+    """The noise levels at which something in the conditionings begins or ends."""
+    for cond in conds:
+        yield from (float(cond[key]) for key in ("timestep_start", "timestep_end") if key in cond)
+        hooks = cond.get("hooks")
+        yield from (float(k.start_t) for hook in (hooks.hooks if hooks else ()) for k in hook.hook_keyframe.keyframes)
+        control = cond.get("control")
+        while control is not None:
+            yield from map(float, control.timestep_range or ())
+            control = control.previous_controlnet
+
+
+def _why_not_asked(conds: list[dict], sigma: Tensor) -> str:
+    level = sigma[0].item()
+    if not conds:
+        return "The conditioning is empty, so that the model is not asked: connect a prompt (CLIP Text Encode)."
+    ranges = [(float(c.get("timestep_start", level)), float(c.get("timestep_end", 0.0))) for c in conds]
+    if not any(end <= level <= start for start, end in ranges):
+        named = ", ".join(f"sigma {min(start, 1.0):.3f} to {end:.3f}" for start, end in ranges)
+        return (
+            f"The conditioning is not in use at sigma {level:.3f}: its timestep range is {named}, and outside of it "
+            "ComfyUI does not ask the model. Give it a range that covers the noise levels of the window, or none."
+        )
+    return (
+        f"ComfyUI left the model out at sigma {level:.3f}: the strength, mask or area of the conditioning leaves "
+        "nothing of it, or another node on the MODEL skips this step. Take that away for training."
+    )
