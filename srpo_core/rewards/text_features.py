@@ -5,13 +5,15 @@ import logging
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from ..files import write_whole
 
 log = logging.getLogger(__name__)
+
+KEY = 16  # bytes, of the digest of a text
 
 
 class TextFeatures:
@@ -25,10 +27,8 @@ class TextFeatures:
         self._known: dict[bytes, Tensor] = {}
         if file and file.exists():
             try:
-                stored = load_file(file)
-                keys = (bytes(key) for key in stored["keys"].tolist())
-                self._known = dict(zip(keys, stored["features"].unbind()))
-            except (SafetensorError, KeyError, OSError) as error:
+                self._known = read(file)
+            except (SafetensorError, KeyError, ValueError, OSError) as error:
                 log.warning("The stored text features in %s can't be read (%s) and are made anew.", file, error)
 
     def __len__(self) -> int:
@@ -56,5 +56,15 @@ class TextFeatures:
         write_whole(self.file, lambda path: save_file(stored, path))
 
 
+def read(file: Path) -> dict[bytes, Tensor]:
+    """Copies: a file that is mapped can't be replaced on Windows. Raises ValueError for what `_save` never wrote."""
+    with safe_open(file, "pt") as stored:
+        keys, features = (stored.get_tensor(name).clone() for name in ("keys", "features"))
+    fitting = keys.dtype == torch.uint8 and features.dtype == torch.float32 and keys.ndim == features.ndim == 2
+    if not fitting or len(keys) != len(features) or keys.shape[1] != KEY or not features.isfinite().all():
+        raise ValueError(f"{tuple(keys.shape)} keys for {tuple(features.shape)} features")
+    return dict(zip((bytes(row) for row in keys.tolist()), features.unbind()))
+
+
 def key(text: str) -> bytes:
-    return hashlib.blake2b(text.encode(), digest_size=16).digest()
+    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=KEY).digest()
