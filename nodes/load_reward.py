@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import comfy.model_management
+import comfy.utils
 import folder_paths
 import torch
 from comfy_api.latest import io
@@ -75,7 +76,13 @@ def fetched(name: str) -> Path:
     if wrong:
         raise ValueError(wrong)
     known = published(name)
-    return path_of(name) or fetch(known, reward_folder(known.folder))
+    return path_of(name) or fetch(known, reward_folder(known.folder), on_bytes)
+
+
+def on_bytes(done: int, size: int):
+    """A progress bar of a download; raises where the user pressed Cancel."""
+    comfy.model_management.throw_exception_if_processing_interrupted()
+    comfy.utils.ProgressBar(size).update_absolute(done)
 
 
 class LoadReward(io.ComfyNode):

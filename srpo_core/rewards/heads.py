@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .pixels import Pixels
-from .towers import Tower, shape
+from .towers import Tower, layers, shape
 from .weights import Weights
 
 OUT_OF = 10  # what the predictors call the best
@@ -48,9 +48,22 @@ class AestheticReward:
 
 
 def linear_head(weights: Weights, prefix: str) -> nn.Module:
-    """The linear layers after this prefix, one after the other: nothing but dropout was between them in training."""
-    indices = sorted({name[len(prefix) :].split(".")[0] for name in weights.shapes if name.startswith(prefix)}, key=int)
-    sizes = OrderedDict((index, shape(weights, f"{prefix}{index}.weight")) for index in indices)
+    """The linear layers after this prefix, one after the other: nothing but dropout was between them in training.
+
+    Raises ValueError unless they lead to one number.
+    """
+    layers(weights, prefix)
+    indices = {name[len(prefix) :].split(".")[0] for name in weights.stored if name.startswith(prefix)}
+    if odd := [index for index in indices if not (index.isascii() and index.isdigit())]:
+        raise ValueError(f"{weights.path.name} is of another model than those known here, with {prefix}{odd[0]} more.")
+    sizes = OrderedDict((i, shape(weights, f"{prefix}{i}.weight", 2)) for i in sorted(indices, key=int))
+    widths = list(sizes.values())
+    for (out, _), (_, into) in zip(widths, [*widths[1:], (0, 1)]):  # what comes after the last takes one number
+        if out != into:
+            raise ValueError(
+                f"{weights.path.name} is not of a known model: a layer under {prefix} gives {out} numbers, "
+                f"where {into} would fit."
+            )
 
     def build() -> nn.Module:
         return nn.Sequential(OrderedDict((index, nn.Linear(size[1], size[0])) for index, size in sizes.items()))

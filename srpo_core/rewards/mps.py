@@ -212,12 +212,16 @@ class MPSReward:
 
 def cross_model(weights: Weights) -> Tower:
     first = "cross_model.layers.0.0.fn."
-    inner, dim = shape(weights, f"{first}ff.2.weight")[1], shape(weights, f"{first}ff.2.weight")[0]
-    head_width = shape(weights, f"{first}to_kv.weight")[0] // 2
-    heads = shape(weights, f"{first}to_q.weight")[0] // head_width
+    dim, inner = shape(weights, f"{first}ff.2.weight", 2)
+    head_width = max(1, shape(weights, f"{first}to_kv.weight", 2)[0] // 2)
+    heads = max(1, shape(weights, f"{first}to_q.weight", 2)[0] // head_width)
     depth = layers(weights, "cross_model.layers.")
     build = lambda: CrossModel(depth, dim, heads, head_width, inner)  # noqa: E731
     return Tower(weights, build, "cross_model.", lambda name: f"cross_model.{name}")
+
+
+def cross_width(weights: Weights) -> int:
+    return shape(weights, "cross_model.layers.0.0.fn.norm.weight", 1)[0]
 
 
 def mps_image(weights: Weights, activation: str, dtype: torch.dtype) -> MPSImage:

@@ -1,9 +1,16 @@
 """The reward models that their authors published: where each is, how large, and where it goes."""
 
+import errno
 import logging
 import os
 import shutil
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from http.client import HTTPException
 from pathlib import Path
 
 from ..files import file_digest
@@ -11,6 +18,12 @@ from ..files import file_digest
 log = logging.getLogger(__name__)
 
 HUB = "huggingface.co"
+CHUNK = 2**18  # bytes, between which Cancel is heard
+PATIENCE = 5.0  # seconds without a byte, after which a connection is taken up anew
+TRIES = 5  # connections in a row that bring nothing
+PAUSE = 0.5  # seconds between two of them
+PARTIAL = 206  # how HTTP says that an answer goes on where the request asked
+TOO_MANY = 429
 
 
 @dataclass(frozen=True)
@@ -117,44 +130,134 @@ def missing(published: Published, folder: Path) -> str:
     )
 
 
-def fetch(published: Published, folder: Path) -> Path:
+OnBytes = Callable[[int, int], None]  # how many have arrived of a file, and how many it has
+
+
+def fetch(published: Published, folder: Path, on_bytes: OnBytes) -> Path:
     """Download what is not there yet into `folder`; returns the path of the model file.
 
-    A file is there whole, with the size and the SHA-256 that the hub tells, or not at all. What has arrived when a
-    download breaks off is kept, and the next call goes on from there. Raises OSError, a sentence, when one fails.
+    A file is there whole, with the size and the SHA-256 that the hub tells, or not at all. on_bytes: called at least
+    every few seconds with how much of a file has arrived and its size; what it raises ends the download, of which
+    nothing is left then. A connection that breaks is taken up again where it broke. Raises RuntimeError, a sentence,
+    when a download fails, and leaves nothing of it either.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     for local, file in published.files.items():
         if not (folder / local).exists():
             try:
-                fetch_file(published.repository, file, folder / local)
-            except Exception as error:  # of the network, the hub or the disk: each library has its own
-                raise OSError(
-                    f"The download of {file} from {HUB}/{published.repository} failed ({error}). What has arrived is "
-                    f"kept: try again, or do it by hand. {missing(published, folder)}"
+                folder.mkdir(parents=True, exist_ok=True)
+                remote = look_up(published.repository, file)
+                fetch_file(remote, folder / local, on_bytes)
+            except DownloadError as error:
+                raise RuntimeError(
+                    f"The download of {file} from {HUB}/{published.repository} failed ({error}). Try again, or do it "
+                    f"by hand. {missing(published, folder)}"
                 ) from error
     return folder / published.local
 
 
-def fetch_file(repository: str, file: str, target: Path):
-    from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
+class DownloadError(Exception):
+    """What went wrong with the network, the hub or the disk."""
 
-    part = target.with_name(f".{target.name}.download")  # beside the target, so that the file is only renamed
-    log.info("Downloading %s from %s/%s to %s.", file, HUB, repository, target)
-    arrived = Path(hf_hub_download(repository, file, local_dir=part))
-    told = get_hf_file_metadata(hf_hub_url(repository, file))
+
+@dataclass(frozen=True)
+class Remote:
+    """A file of the hub. etag: the SHA-256 of a large file, something shorter for a small one."""
+
+    url: str
+    headers: dict[str, str]
+    size: int
+    etag: str | None
+
+
+@contextmanager
+def failing() -> Iterator[None]:
+    """What goes wrong inside is a DownloadError: each library has its own."""
     try:
-        check_whole(arrived, told.size, told.etag)
-    except ValueError:
-        shutil.rmtree(part, ignore_errors=True)  # nothing in it can be built on
-        raise
-    os.replace(arrived, target)
-    shutil.rmtree(part, ignore_errors=True)
+        yield
+    except Exception as error:
+        raise DownloadError(error) from error
 
 
-def check_whole(path: Path, size: int | None, etag: str | None):
-    """etag: the hub's, the SHA-256 of a large file, something shorter for a small one. Raises ValueError."""
-    if size is not None and path.stat().st_size != size:
+def look_up(repository: str, file: str) -> Remote:
+    """Raises DownloadError."""
+    with failing():
+        from huggingface_hub import get_hf_file_metadata, hf_hub_url
+        from huggingface_hub.utils import build_hf_headers
+
+        url = hf_hub_url(repository, file, endpoint=os.environ.get("HF_ENDPOINT"))
+        told = get_hf_file_metadata(url, timeout=PATIENCE)
+        if told.size is None:
+            raise ConnectionError("the hub does not tell its size")
+        return Remote(url, build_hf_headers(), told.size, told.etag)
+
+
+def fetch_file(remote: Remote, target: Path, on_bytes: OnBytes):
+    """Raises DownloadError, and what on_bytes raises; the target is whole or as it was."""
+    part = target.with_name(f".{target.name}.download")  # beside the target, so that it is only renamed
+    log.info("Downloading %s to %s.", remote.url, target)
+    try:
+        with failing():
+            part.unlink(missing_ok=True)  # of a process that was killed
+            if (free := shutil.disk_usage(part.parent).free) < remote.size:
+                raise OSError(f"it needs {remote.size / 1e9:.2f} GB, and {free / 1e9:.2f} GB are free: make room")
+        with closing(download(remote, part)) as arriving:  # a file that is open can't be deleted on Windows
+            for arrived in arriving:
+                on_bytes(arrived, remote.size)
+        with failing():
+            check_whole(part, remote.size, remote.etag)
+            os.replace(part, target)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def download(remote: Remote, part: Path) -> Iterator[int]:
+    """Fill the file; yields how many bytes it has. Raises DownloadError once the hub sends nothing TRIES times."""
+    failures = 0
+    while failures < TRIES:
+        before = part.stat().st_size if part.exists() else 0
+        try:
+            for arrived in receive(remote, part, before):
+                failures = 0
+                yield arrived
+            if part.stat().st_size >= remote.size:
+                return
+            broken: Exception = ConnectionError("the connection was closed")
+        except (OSError, HTTPException) as error:
+            if not_the_network(error):
+                raise DownloadError(error) from error
+            broken = error
+        failures += 1
+        yield part.stat().st_size if part.exists() else 0
+        time.sleep(PAUSE)
+    raise DownloadError(broken)
+
+
+def receive(remote: Remote, part: Path, before: int) -> Iterator[int]:
+    """One connection's bytes, from `before` on where the server can, else from the first."""
+    ranged = {"Range": f"bytes={before}-"} if before else {}
+    request = urllib.request.Request(remote.url, headers={"Accept-Encoding": "identity"} | ranged)
+    for name, value in remote.headers.items():
+        request.add_unredirected_header(name, value)  # a token is for the hub, not for where its files lie
+    with urllib.request.urlopen(request, timeout=PATIENCE) as answer:
+        with part.open("ab" if answer.status == PARTIAL else "wb") as file:
+            while chunk := answer.read1(CHUNK):
+                file.write(chunk)
+                file.flush()
+                if file.tell() > remote.size:
+                    raise DownloadError(f"more bytes came than the {remote.size} that the hub tells")
+                yield file.tell()
+
+
+def not_the_network(error: Exception) -> bool:
+    """Whether trying again at once can't help: the disk, or a server that refuses."""
+    if isinstance(error, urllib.error.HTTPError):
+        return error.code < 500 and error.code != TOO_MANY
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS)
+
+
+def check_whole(path: Path, size: int, etag: str | None):
+    """Raises ValueError unless the file has this size and, where the etag is one, this SHA-256."""
+    if path.stat().st_size != size:
         raise ValueError(f"{path.stat().st_size} bytes arrived of {size}")
     if etag and len(etag) == 64 and file_digest(path, "sha256") != etag:
         raise ValueError("what arrived is not what the hub has: its SHA-256 differs")

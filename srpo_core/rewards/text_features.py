@@ -72,4 +72,4 @@ def _read(file: Path) -> dict[bytes, Tensor]:
 
 
 def key(text: str) -> bytes:
-    return hashlib.blake2b(text.encode(), digest_size=KEY_BYTES).digest()
+    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=KEY_BYTES).digest()

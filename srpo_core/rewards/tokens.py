@@ -9,6 +9,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from .stored import check_file
+
 log = logging.getLogger(__name__)
 
 CLIP_VOCABULARY = 49408
@@ -58,7 +60,13 @@ def siglip_tokenizer(weights: Path, vocabulary: int, context: int) -> Tokenizer:
     """
     second = vocabulary == SIGLIP2_VOCABULARY
     file = siglip_tokenizer_file(weights, second)
-    encode, size, find = tokenizer_json(file) if file.suffix == ".json" else sentencepiece_model(file)
+    check_file(file)
+    try:
+        encode, size, find = tokenizer_json(file) if file.suffix == ".json" else sentencepiece_model(file)
+    except Exception as error:  # both libraries raise bare ones
+        raise ValueError(
+            f"{file.name} can't be read as a tokenizer ({error}). {where_from(weights, second)}"
+        ) from error
     end, pad = (find(token) for token in (("<eos>", "<pad>") if second else ("</s>", "</s>")))
     if end is None or pad is None or size > vocabulary:
         raise ValueError(

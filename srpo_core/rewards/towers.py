@@ -1,6 +1,7 @@
 """Image and text towers, built by open_clip and transformers to the sizes that a file's shapes tell."""
 
 import math
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -11,8 +12,13 @@ from .dot_product import ImageTower, TextTower
 from .weights import Weights
 
 HEAD_WIDTH = {1152: 72, 1280: 80, 1408: 88, 1536: 96, 1664: 104}  # of an image tower, by its width; else 64
+PART = re.compile(r"-\d+-of-\d+\.")  # in the names of files that hold a part of a model
 BUFFERS = ("position_ids", "attn_mask", "norm.bias", "inv_freq")  # some files hold these; they are no weights
 SIZES = {(27, 14): 384}  # pixels, by patches along a side and pixels of a patch, where one is not their product
+MOST_LAYERS = 200  # the largest known have 48
+MOST_PIXELS = 2048  # along a side; the largest known have 512
+MOST_PATCHES = 128  # along a side; the largest known have 37
+MOST_TOKENS = 4096  # of a text; the longest known have 248
 
 
 @dataclass(frozen=True)
@@ -31,19 +37,29 @@ class Tower:
 
     def check(self) -> nn.Module:
         """The module without its weights. Raises ValueError when the file does not hold just what it needs."""
-        with torch.device("meta"):
-            module = self.build()
-        needed = {self.name(name): tuple(tensor.shape) for name, tensor in module.state_dict().items()}
         file, shapes = self.weights.path.name, self.weights.shapes
+        module = self._build()
+        needed = {self.name(name): tuple(tensor.shape) for name, tensor in module.state_dict().items()}
         if missing := [name for name in needed if name not in shapes]:
-            raise ValueError(f"{file} is not whole: {listed(missing)} missing. Download it again.")
+            raise ValueError(not_whole(self.weights, missing))
         for name, shape in needed.items():
             if shapes[name] != shape:
                 raise ValueError(f"{file} is not of a known model: {name} is {shapes[name]}, where {shape} would fit.")
+        self.weights.check(needed)
         parts = [name for name in shapes if name.startswith(self.part) and not name.endswith(BUFFERS)]
         if more := [name for name in parts if name not in needed]:
             raise ValueError(f"{file} is of another model than those known here, with {listed(more)} more.")
         return module
+
+    def _build(self) -> nn.Module:
+        try:
+            with torch.device("meta"):
+                return self.build()
+        except (RuntimeError, TypeError, ArithmeticError, AssertionError) as error:  # each library has its own
+            raise ValueError(
+                f"{self.weights.path.name} is not of a known model: its tensors have sizes of which none can be made "
+                f"({error})."
+            ) from error
 
     def load(self, dtype: torch.dtype) -> nn.Module:
         """The frozen module with its weights, which are read now. Raises ValueError as check and Weights.read do."""
@@ -52,6 +68,15 @@ class Tower:
         module.load_state_dict({name: read[self.name(name)] for name in module.state_dict()}, assign=True)
         rebuild_buffers(module)
         return self.wrap(module).eval().requires_grad_(False)
+
+
+def not_whole(weights: Weights, missing: list[str]) -> str:
+    """The sentence for tensors that a model has and its file lacks: no download is at fault, those are found before."""
+    part = " This is one part of several: join them into one file." if PART.search(weights.path.name) else ""
+    return (
+        f"{weights.path.name} is not whole: {listed(missing)} missing{weights.where}.{part} Use a file of the whole "
+        "model."
+    )
 
 
 def listed(names: list[str]) -> str:
@@ -84,22 +109,41 @@ def image_heads(width: int) -> int:
 
 
 def layers(weights: Weights, prefix: str) -> int:
-    """How many numbers there are after this prefix."""
-    return len({name[len(prefix) :].split(".")[0] for name in weights.shapes if name.startswith(prefix)})
+    """How many numbers there are after this prefix. Raises ValueError for more than any model has."""
+    count = len({name[len(prefix) :].split(".")[0] for name in weights.stored if name.startswith(prefix)})
+    if count > MOST_LAYERS:
+        raise ValueError(f"{weights.path.name} is not of a known model: it has {count} layers under {prefix}.")
+    return count
 
 
-def shape(weights: Weights, name: str) -> tuple[int, ...]:
-    """Raises ValueError when it is missing."""
-    if name not in weights.shapes:
-        raise ValueError(f"{weights.path.name} is not whole: {name} is missing. Download it again.")
-    return weights.shapes[name]
+def shape(weights: Weights, name: str, dimensions: int) -> tuple[int, ...]:
+    """Raises ValueError when it is missing, or has not so many dimensions, or is empty."""
+    if name not in weights.stored:
+        raise ValueError(not_whole(weights, [name]))
+    found = weights.stored[name].shape
+    if len(found) != dimensions or 0 in found:
+        raise ValueError(
+            f"{weights.path.name} is not of a known model: {name} is {found}, and {dimensions} sizes, none of them 0, "
+            "would fit."
+        )
+    return found
+
+
+def text_sizes(weights: Weights, tokens: str, positions: str) -> tuple[int, int]:
+    """How many tokens there are, and how many of them a text may have, from the embeddings of these names."""
+    context = shape(weights, positions, 2)[0]
+    if not 2 <= context <= MOST_TOKENS:
+        raise ValueError(f"{weights.path.name} is not of a known model: it reads texts of {context} tokens.")
+    return shape(weights, tokens, 2)[0], context
 
 
 def image_size(weights: Weights, positions: int, patch: int) -> int:
     """Side of the input in pixels, from the number of patches and the side of one."""
-    side = math.isqrt(positions)
-    if side * side != positions:
+    side = math.isqrt(max(positions, 0))
+    if side * side != positions or not side:
         raise ValueError(f"{weights.path.name} is made for {positions} patches, which form no square.")
+    if side > MOST_PATCHES or side * patch > MOST_PIXELS:
+        raise ValueError(f"{weights.path.name} is not of a known model: it sees pictures {side * patch} pixels wide.")
     return SIZES.get((side, patch), side * patch)
 
 
@@ -107,8 +151,8 @@ def image_size(weights: Weights, positions: int, patch: int) -> int:
 
 
 def open_clip_image_size(weights: Weights) -> int:
-    positions, patch = shape(weights, "visual.positional_embedding")[0] - 1, shape(weights, "visual.conv1.weight")[2]
-    return image_size(weights, positions, patch)
+    positions = shape(weights, "visual.positional_embedding", 2)[0] - 1
+    return image_size(weights, positions, shape(weights, "visual.conv1.weight", 4)[2])
 
 
 def open_clip_activation(name: str) -> type[nn.Module]:
@@ -119,7 +163,7 @@ def open_clip_activation(name: str) -> type[nn.Module]:
 
 def open_clip_block(weights: Weights, prefix: str, activation: str) -> dict:
     """What both towers are told of their blocks, but for the heads."""
-    mlp, width = shape(weights, f"{prefix}resblocks.0.mlp.c_fc.weight")
+    mlp, width = shape(weights, f"{prefix}resblocks.0.mlp.c_fc.weight", 2)
     return dict(
         width=width,
         layers=layers(weights, f"{prefix}resblocks."),
@@ -135,9 +179,9 @@ def open_clip_image(weights: Weights, activation: str) -> Tower:
     block = open_clip_block(weights, "visual.transformer.", activation)
     sizes = dict(
         image_size=open_clip_image_size(weights),
-        patch_size=shape(weights, "visual.conv1.weight")[2],
+        patch_size=shape(weights, "visual.conv1.weight", 4)[2],
         heads=image_heads(block["width"]),
-        output_dim=shape(weights, "visual.proj")[1],
+        output_dim=shape(weights, "visual.proj", 2)[1],
     )
     return Tower(weights, lambda: VisionTransformer(**block, **sizes), "visual.", prefixed("visual."))
 
@@ -153,7 +197,7 @@ def open_clip_text(weights: Weights, activation: str) -> Tower:
         context_length=context,
         vocab_size=vocabulary,
         heads=heads(block["width"]),
-        output_dim=shape(weights, f"{prefix}text_projection")[1],
+        output_dim=shape(weights, f"{prefix}text_projection", 2)[1],
     )
     part = prefix or "transformer."
     return Tower(weights, lambda: TextTransformer(**block, **sizes), part, lambda name: prefix + name)
@@ -167,14 +211,14 @@ def open_clip_text_prefix(weights: Weights) -> str:
 def open_clip_text_size(weights: Weights) -> tuple[int, int]:
     """How many tokens there are, and how many of them a text may have."""
     prefix = open_clip_text_prefix(weights)
-    return shape(weights, f"{prefix}token_embedding.weight")[0], shape(weights, f"{prefix}positional_embedding")[0]
+    return text_sizes(weights, f"{prefix}token_embedding.weight", f"{prefix}positional_embedding")
 
 
 # transformers: CLIP, PickScore and SigLIP, which name their parts alike
 
 
 def encoder_sizes(weights: Weights, part: str, image: bool) -> dict:
-    intermediate, width = shape(weights, f"{part}encoder.layers.0.mlp.fc1.weight")
+    intermediate, width = shape(weights, f"{part}encoder.layers.0.mlp.fc1.weight", 2)
     return dict(
         hidden_size=width,
         intermediate_size=intermediate,
@@ -186,15 +230,12 @@ def encoder_sizes(weights: Weights, part: str, image: bool) -> dict:
 def text_size(weights: Weights) -> tuple[int, int]:
     """How many tokens there are, and how many of them a text may have."""
     embeddings = "text_model.embeddings"
-    return (
-        shape(weights, f"{embeddings}.token_embedding.weight")[0],
-        shape(weights, f"{embeddings}.position_embedding.weight")[0],
-    )
+    return text_sizes(weights, f"{embeddings}.token_embedding.weight", f"{embeddings}.position_embedding.weight")
 
 
 def clip_image_size(weights: Weights) -> int:
-    positions = shape(weights, "vision_model.embeddings.position_embedding.weight")[0] - 1
-    return image_size(weights, positions, shape(weights, "vision_model.embeddings.patch_embedding.weight")[2])
+    positions = shape(weights, "vision_model.embeddings.position_embedding.weight", 2)[0] - 1
+    return image_size(weights, positions, shape(weights, "vision_model.embeddings.patch_embedding.weight", 4)[2])
 
 
 def clip_image(weights: Weights, activation: str) -> Tower:
@@ -204,8 +245,8 @@ def clip_image(weights: Weights, activation: str) -> Tower:
     config = CLIPVisionConfig(
         **encoder_sizes(weights, "vision_model.", image=True),
         image_size=clip_image_size(weights),
-        patch_size=shape(weights, "vision_model.embeddings.patch_embedding.weight")[2],
-        projection_dim=shape(weights, "visual_projection.weight")[0],
+        patch_size=shape(weights, "vision_model.embeddings.patch_embedding.weight", 4)[2],
+        projection_dim=shape(weights, "visual_projection.weight", 2)[0],
         hidden_act=activation,
     )
     return Tower(weights, lambda: CLIPVisionModelWithProjection(config), "vision_model.", str, ImageTower)
@@ -220,7 +261,7 @@ def clip_text(weights: Weights, activation: str) -> Tower:
         **encoder_sizes(weights, "text_model.", image=False),
         vocab_size=vocabulary,
         max_position_embeddings=context,
-        projection_dim=shape(weights, "text_projection.weight")[0],
+        projection_dim=shape(weights, "text_projection.weight", 2)[0],
         hidden_act=activation,
         eos_token_id=2,  # their sign for "the highest id", which CLIP's end token is
     )
@@ -240,14 +281,14 @@ class Pooled(nn.Module):
 
 def siglip_image_size(weights: Weights) -> int:
     """Raises ValueError for the kind of SigLIP2 that takes pictures of any shape."""
-    patches = shape(weights, "vision_model.embeddings.patch_embedding.weight")
-    if len(patches) == 2:
+    name = "vision_model.embeddings.patch_embedding.weight"
+    if name in weights.stored and len(weights.stored[name].shape) == 2:
         raise ValueError(
             f"{weights.path.name} is a NaFlex SigLIP2, for pictures of any shape, which is not supported. Use one of a "
             "fixed resolution, such as huggingface.co/google/siglip2-so400m-patch14-384."
         )
-    positions = shape(weights, "vision_model.embeddings.position_embedding.weight")[0]
-    return image_size(weights, positions, patches[2])
+    positions = shape(weights, "vision_model.embeddings.position_embedding.weight", 2)[0]
+    return image_size(weights, positions, shape(weights, name, 4)[2])
 
 
 def siglip_image(weights: Weights, activation: str) -> Tower:
@@ -257,7 +298,7 @@ def siglip_image(weights: Weights, activation: str) -> Tower:
     config = SiglipVisionConfig(
         **encoder_sizes(weights, "vision_model.", image=True),
         image_size=siglip_image_size(weights),
-        patch_size=shape(weights, "vision_model.embeddings.patch_embedding.weight")[2],
+        patch_size=shape(weights, "vision_model.embeddings.patch_embedding.weight", 4)[2],
         hidden_act=activation,
     )
     return Tower(weights, lambda: SiglipVisionModel(config), "vision_model.", prefixed("vision_model."), Pooled)
@@ -272,7 +313,7 @@ def siglip_text(weights: Weights, activation: str) -> Tower:
         **encoder_sizes(weights, "text_model.", image=True),  # its text towers have the heads of an image tower
         vocab_size=vocabulary,
         max_position_embeddings=context,
-        projection_size=shape(weights, "text_model.head.weight")[0],
+        projection_size=shape(weights, "text_model.head.weight", 2)[0],
         hidden_act=activation,
         bos_token_id=None,
         eos_token_id=None,

@@ -1,124 +1,127 @@
 """Model files as people have them: read without running anything in them, and no more than is asked for."""
 
 import hashlib
-import pickle
-import re
-import zipfile
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from copy import copy
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor
 
-PICKLES = (".pt", ".pth", ".bin", ".ckpt")
-WRAPPER = "module."  # what DataParallel puts in front of all names
+from .stored import Stored, in_safetensors, kind_of, of_tensor, pickled_tensors
+
+WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}  # parts of names, anywhere
+FLOAT8 = (torch.float8_e4m3fn, torch.float8_e5m2)
 SLICES, SLICE = 64, 64 * 1024  # of a fingerprint; bytes
-AGAIN = "Download it again."
 
 
 class Weights:
     """The tensors of a .safetensors file or of a PyTorch file (.pt, .pth, .bin, .ckpt).
 
-    shapes: of every tensor, by name, without what training wrappers put in front of all names.
+    shapes: of every tensor, by name, without what wrappers of training (DataParallel, torch.compile, FSDP) put into
+    all names. A tensor in a dictionary inside the file has that dictionary's name and a dot before its own.
+    prefix: what stands before the names in the file, see `within`.
     Raises ValueError, a sentence, when the file is not what its name says, is cut short, or holds more than tensors;
-    nothing in it is executed.
+    nothing in it is executed, and no values are read.
     """
+
+    prefix = ""
 
     def __init__(self, path: Path):
         self.path = Path(path)
         self._tensors: dict[str, Tensor] = {}  # of a PyTorch file: mapped, not read
-        if self.path.suffix == ".safetensors":
-            stored = safetensors_shapes(self.path)
-        elif self.path.suffix in PICKLES:
-            self._tensors = pickled_tensors(self.path)
-            stored = {name: tuple(tensor.shape) for name, tensor in self._tensors.items()}
+        kind = kind_of(self.path)
+        if kind == "safetensors":
+            stored = in_safetensors(self.path)
         else:
-            raise ValueError(
-                f"{self.path.name} is no file of weights: a name that ends in .safetensors, {', '.join(PICKLES)} is."
-            )
-        wrapped = all(name.startswith(WRAPPER) for name in stored)
-        self._stored = {name.removeprefix(WRAPPER) if wrapped else name: name for name in stored}
-        self.shapes = {name: stored[long] for name, long in self._stored.items()}
+            self._tensors = pickled_tensors(self.path, kind)
+            stored = {name: of_tensor(tensor) for name, tensor in self._tensors.items()}
+        self._long = unwrapped(self.path, stored)
+        self.stored: dict[str, Stored] = {name: stored[long] for name, long in self._long.items()}
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        return {name: tensor.shape for name, tensor in self.stored.items()}
+
+    @property
+    def where(self) -> str:
+        """Under which prefix names are looked for, to be said after them; "" without one."""
+        return f' (looked for under "{self.prefix}")' if self.prefix else ""
 
     def within(self, prefix: str) -> "Weights":
         """The tensors whose names start with this, without it."""
         part = copy(self)
-        part._stored = {name[len(prefix) :]: long for name, long in self._stored.items() if name.startswith(prefix)}
-        part.shapes = {name: self.shapes[prefix + name] for name in part._stored}
+        part.prefix = self.prefix + prefix
+        part._long = {name[len(prefix) :]: long for name, long in self._long.items() if name.startswith(prefix)}
+        part.stored = {name: self.stored[prefix + name] for name in part._long}
         return part
 
+    def check(self, names: Collection[str]):
+        """Raises ValueError when these can't be read as weights, or are more than the file has bytes for."""
+        for name in names:
+            if odd := self.stored[name].odd:
+                raise ValueError(
+                    f"{self.path.name} can't be used: {name} {odd}. Use a file with plain float tensors, in fp32, fp16 "
+                    "or bf16."
+                )
+        self._check_float8(names)
+        size, room = sum(self.stored[name].nbytes for name in names), self.path.stat().st_size
+        if size > room:
+            raise ValueError(
+                f"{self.path.name} can't be used: its tensors have {size} bytes and the file {room}, as the same "
+                "values stand for several. Save it anew with a copy of each tensor."
+            )
+
+    def _check_float8(self, names: Collection[str]):
+        """fp8 is read as it is; but with scales beside it the numbers mean something else."""
+        kinds = {str(d).removeprefix("torch.") for n in names if (d := self.stored[n].dtype) in FLOAT8}
+        scales = [name for name in self.stored if is_scale(name)]
+        if kinds and scales:
+            raise ValueError(
+                f"{self.path.name} is stored as {kinds.pop()} with scales ({scales[0]}), which are not known here. Use "
+                "the same model in fp32, fp16 or bf16."
+            )
+
     def read(self, names: Iterable[str], dtype: torch.dtype) -> dict[str, Tensor]:
-        """These tensors in memory of their own. Raises ValueError for one with values that are not finite."""
+        """These tensors in memory of their own. Raises ValueError as `check`, and for values that are not finite."""
+        names = list(names)
+        self.check(names)
         if self._tensors:
-            return {name: self._own(name, self._tensors[self._stored[name]], dtype) for name in names}
+            return {name: self._own(name, self._tensors[self._long[name]], dtype) for name in names}
         with safe_open(self.path, framework="pt") as file:
-            return {name: self._own(name, file.get_tensor(self._stored[name]), dtype) for name in names}
+            return {name: self._own(name, file.get_tensor(self._long[name]), dtype) for name in names}
 
     def number(self, name: str) -> float:
-        """The value of a tensor with a single element."""
+        """The value of a tensor with a single element. Raises ValueError for one with more."""
+        if self.stored[name].shape not in ((), (1,)):
+            raise ValueError(f"{self.path.name} is not of a known model: {name} is {self.shapes[name]}, not a number.")
         return self.read([name], torch.float32)[name].item()
 
     def _own(self, name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
-        if not torch.isfinite(tensor).all():
-            raise ValueError(f"{self.path.name} is spoilt: {name} has values that are not finite. {AGAIN}")
-        return tensor.to(dtype, copy=True)
+        own = tensor.detach().to(dtype, copy=True)
+        if not torch.isfinite(own).all():
+            raise ValueError(
+                f"{self.path.name} is spoilt: {name} has values that are not finite. Take another copy, or, of a model "
+                "that you trained, an earlier one."
+            )
+        return own.contiguous()
 
 
-def safetensors_shapes(path: Path) -> dict[str, tuple[int, ...]]:
-    try:
-        with safe_open(path, framework="pt") as file:
-            return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}
-    except SafetensorError as error:
-        raise ValueError(f"{path.name} is not a whole safetensors file ({error}). {AGAIN}") from error
+def unwrapped(path: Path, names: Iterable[str]) -> dict[str, str]:
+    """The names as they are in the file, by the names without wrappers. Raises ValueError where two become one."""
+    found: dict[str, str] = {}
+    for long in names:
+        name = ".".join(part for part in long.split(".") if part not in WRAPPERS)
+        if name in found:
+            raise ValueError(f"{path.name} has two tensors for {name}: {found[name]} and {long}. Save one model alone.")
+        found[name] = long
+    return found
 
 
-def pickled_tensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of a PyTorch file: of its `state_dict` when it has one, else of itself."""
-    zipped = check_pytorch_file(path)
-    try:
-        content = torch.load(path, weights_only=True, map_location="cpu", mmap=zipped)
-    except pickle.UnpicklingError as error:
-        raise ValueError(refusal(path, error)) from error
-    except Exception as error:  # a damaged pickle can fail in any way
-        raise ValueError(f"{path.name} can't be read ({type(error).__name__}: {error}). {AGAIN}") from error
-    content = content.get("state_dict", content) if isinstance(content, dict) else {}
-    tensors = {name: tensor for name, tensor in content.items() if isinstance(tensor, Tensor)}
-    if not tensors:
-        raise ValueError(f"{path.name} holds no tensors by name: it is no file of weights.")
-    return tensors
-
-
-def check_pytorch_file(path: Path) -> bool:
-    """Whether it is a zip, as PyTorch writes since 1.6. Raises ValueError for what is no PyTorch file."""
-    with path.open("rb") as file:
-        start = file.read(2)
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            if any(name.endswith("/constants.pkl") for name in archive.namelist()):
-                raise ValueError(
-                    f"{path.name} is a TorchScript program, as OpenAI published CLIP. Use the same weights as "
-                    "safetensors: model.safetensors of huggingface.co/openai/clip-vit-large-patch14 and its sisters."
-                )
-        return True
-    if start == b"PK":
-        raise ValueError(f"{path.name} is cut short. {AGAIN}")
-    if start[:1] != b"\x80":
-        raise ValueError(f"{path.name} is {'not a PyTorch file' if start else 'empty'}. {AGAIN}")
-    return False
-
-
-def refusal(path: Path, error: pickle.UnpicklingError) -> str:
-    """The sentence for a pickle that was not loaded."""
-    found = re.search(r"GLOBAL ([\w.]+)|global ([\w.]+)|class ([\w.]+)", str(error))
-    if not found:
-        return f"{path.name} can't be read: it is damaged. {AGAIN}"
-    return (
-        f"{path.name} holds more than tensors ({next(filter(None, found.groups()))}), so that opening it could run "
-        "any program, and it was not opened. Use a file of tensors alone: in a Python that you trust it with, "
-        "safetensors.torch.save_file(model.state_dict(), 'new name.safetensors') makes one of a whole model."
-    )
+def is_scale(name: str) -> bool:
+    """Whether a name speaks of quantised numbers; CLIP's own logit_scale does not."""
+    return any(("scale" in part and part != "logit_scale") or "quant" in part for part in name.split("."))
 
 
 def fingerprint(path: Path) -> str:
