@@ -248,6 +248,7 @@ class Killed(BaseException):
 @pytest.mark.parametrize("every, keep, save_every", [(2, 1, 2), (1, 2, 3)])
 def test_killed_at_any_moment_the_promised_snapshots_are_there(tmp_path, monkeypatch, every, keep, save_every):
     """At each write and each deletion in turn: what the state on disk counts has its snapshots."""
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)  # it takes longer than all the rest
     chosen = Settings(learning_rate=1e-2, snapshot_every=every, keep_snapshots=keep, save_every=save_every)
     straight = go(tmp_path / "straight", 5, settings=chosen)
     for moment in count():
@@ -305,6 +306,7 @@ def test_a_state_too_large_to_copy_is_taken_from_disk_where_a_step_failed(
     Its rollouts are those of the update that it goes back to.
     """
     monkeypatch.setattr(run_module, "MOST_COPIED", 0)
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     rare, schedule = Settings(learning_rate=1e-2, save_every=100, ema=0.9), Schedule(SHAPE, batch=2, reuse=reuse)
     parts, fault = world(), Fault(failing(FAILURES[failure]))
     run = Run(tmp_path / "run", parts["flow"].parameters, rare)
@@ -327,6 +329,7 @@ def test_a_state_too_large_to_copy_is_taken_from_disk_where_a_step_failed(
 
 def test_a_step_that_fails_half_way_with_nothing_to_go_back_to_is_never_saved(tmp_path, monkeypatch):
     monkeypatch.setattr(run_module, "MOST_COPIED", 0)
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     parts, fault = world(), Fault(failing(FAILURES["out of memory"]))
     run = Run(tmp_path / "run", parts["flow"].parameters, settings())
     put_in(fault, "optimiser step", run, parts)
@@ -534,6 +537,7 @@ def test_a_step_that_leaves_what_is_not_finite_is_undone_and_counts_as_skipped(
 
 def test_a_step_of_a_large_state_that_leaves_what_is_not_finite_goes_back_and_stops(tmp_path, monkeypatch):
     monkeypatch.setattr(run_module, "MOST_COPIED", 0)
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     parts = world()
     run = Run(tmp_path / "run", parts["flow"].parameters, settings())
     train(run, 2, TWO, **parts)

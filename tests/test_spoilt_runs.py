@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import sys
 
 import pytest
 import torch
@@ -21,6 +22,13 @@ from srpo_core.run_folder import branch, saved_updates
 SETTINGS = Settings(learning_rate=1e-2, ema=0.9, save_every=1, snapshot_every=2, keep_snapshots=2)
 REUSE = Schedule(SHAPE, batch=2, reuse=2)
 UPDATES = 5
+
+
+@pytest.fixture(autouse=True)
+def no_events(monkeypatch, request):
+    """TensorBoard takes longer than all the rest."""
+    if "events" not in request.node.name:
+        monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
 
 
 @pytest.fixture(scope="module")
