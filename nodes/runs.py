@@ -1,17 +1,21 @@
 """The runs that are open in this ComfyUI, by name: each an adapter on a MODEL and the core's Run."""
 
+import logging
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
 import comfy.utils
 import folder_paths
 from comfy_execution.utils import get_executing_context
-from filelock import FileLock, Timeout
+from server import PromptServer
 
-from ..srpo_core.files import check_writable, write_whole
-from ..srpo_core.run import Run, Settings
-from ..srpo_core.run_folder import branch, saved_updates
-from .folders import check_run_name, lora_folder, model_folder, run_folder
+from ..srpo_core.files import check_writable
+from ..srpo_core.run import Misfit, Run, Settings
+from ..srpo_core.run_folder import FolderLock, branch, newest_state, saved_updates, unbranch
+from .folders import check_not_taken, check_run_name, lora_folder, model_folder, run_folder
+
+log = logging.getLogger(__name__)
 
 NO_LORA = "none"
 
@@ -45,18 +49,19 @@ class Trainer:
     base, model: the MODEL without and with the adapter. run: the core's Run.
     """
 
-    def __init__(self, name: str, base, adapter: AdapterSettings, settings: Settings):
+    def __init__(self, name: str, base, adapter: AdapterSettings, settings: Settings, start_from: str = ""):
         from .host.adapter import Adapter
 
         self.name, self.base, self.adapter_settings = name, base, adapter
         self.adapter = Adapter(
             base, adapter.kind, adapter.rank, adapter.alpha, adapter.seed, adapter.target, adapter.precision
         )
-        self.lock = _lock(name)
+        check_not_taken(name)
+        self.lock = FolderLock(run_folder(name))
         try:
+            check_writable(run_folder(name))
             check_writable(self._folder)
-            self._start()
-            self.run = Run(run_folder(name), self.adapter.parameters, settings, adapter.identity())
+            self.run = self._open(settings, start_from)
         except BaseException:
             self.lock.release()
             raise
@@ -71,8 +76,36 @@ class Trainer:
         """Go on with this MODEL: what it carries now counts, and nothing that an earlier one did."""
         self.base, self.model = base, self.adapter.attach(base)
 
+    def _open(self, settings: Settings, start_from: str) -> Run:
+        """The run in the folder, which begins where another is or was, if it is new and shall."""
+        folder = run_folder(self.name)
+        began = begin_at(self.name, start_from, self.adapter_settings.start_lora)
+        try:
+            self._start()
+            return Run(folder, self.adapter.parameters, settings, self.adapter_settings.identity(), self.lock)
+        except BaseException as error:
+            if began:
+                unbranch(folder)
+            if began and isinstance(error, Misfit):
+                raise ValueError(
+                    f'The run "{self.name}" can\'t begin at "{start_from}", which was made with {error.other}: set '
+                    "that as it was there, or empty start_from."
+                ) from error
+            raise
+
+    def usable(self) -> bool:
+        """Whether the run can go on from memory: it is whole there, and its folder is still its own."""
+        return self.lock.holds() and not self.run.lost
+
     def close(self):
-        self.run.save()
+        """Save the run and let go of it; one that can't go on from memory is let go of as it was saved.
+
+        Raises RuntimeError, a sentence, where it can't be saved; then it is as open as before.
+        """
+        if self.usable():
+            self.run.save()
+        else:
+            log.warning('The run "%s" is closed as it was saved, at update %d.', self.name, self.run.saved)
         self.lock.release()
 
     @property
@@ -83,36 +116,42 @@ class Trainer:
         from .host.start_lora import start_at
 
         name = self.adapter_settings.start_lora
-        if name != NO_LORA and not saved_updates(run_folder(self.name)):
+        if name != NO_LORA and newest_state(run_folder(self.name)) is None:
             start_at(self.adapter, self.base.model, Path(folder_paths.get_full_path_or_raise("loras", name)))
 
     def save_lora(self) -> Path:
         """Write the adapter as it is now to where the host's LoRA loaders look; returns the file.
 
         Where whole layers are trained it is the model, for the host's model loader, and its older files are deleted.
-        With a moving average that is written too, beside it.
+        With a moving average that is written too, beside it. What can't be written is among the run's `troubles`.
         """
+        self.run.check_whole()
         file = self._folder / f"{self.name}_{self.run.updates:06d}.safetensors"
         average = file.with_stem(f"{file.stem}_ema")
         self._write(file)
         if self.run.ema:
             with self.run.averaged():
                 self._write(average)
-        if self.adapter_settings.whole_layers:
+        if self.adapter_settings.whole_layers and file.exists():
             for older in set(self._folder.glob(f"{self.name}_[0-9]*.safetensors")) - {file, average}:
-                older.unlink()
+                self._delete(older)
         return file
+
+    def _delete(self, older: Path):
+        try:
+            older.unlink()
+        except OSError as error:  # on Windows, while a loader has it mapped
+            self.run.trouble(f"The older model {older} can't be deleted ({error}): delete it by hand.")
 
     def _write(self, file: Path):
         from .host.adapter import save_model
 
         metadata = {"srpo_updates": str(self.run.updates)}
-        kept = self.run.kept()
         if self.adapter_settings.whole_layers:
-            write_whole(file, lambda path: save_model(self.base, self.adapter, path, metadata), kept)
+            self.run.write_aside(file, lambda path: save_model(self.base, self.adapter, path, metadata))
         else:
             state = self.adapter.state_dict()
-            write_whole(file, lambda path: comfy.utils.save_torch_file(state, str(path), metadata), kept)
+            self.run.write_aside(file, lambda path: comfy.utils.save_torch_file(state, str(path), metadata))
 
 
 def _check_carries_none(model):
@@ -140,10 +179,11 @@ class _Open:
 _open: dict[str, _Open] = {}
 
 
-def open_trainer(name: str, base, adapter: AdapterSettings, settings: Settings) -> Trainer:
-    """The run of this name: as it is open already, else from its folder, else new.
+def open_trainer(name: str, base, adapter: AdapterSettings, settings: Settings, start_from: str = "") -> Trainer:
+    """The run of this name: as it is open already, else from its folder, else new; then it begins at `start_from`.
 
-    Runs that only earlier prompts used are saved and closed: each holds memory.
+    Runs that only earlier prompts used are saved and closed: each holds memory. One that can't be saved stays open,
+    and its node says so.
     Raises ValueError for a name that is taken by another node of this prompt or by another ComfyUI, and for a MODEL
     that carries a run's adapter already.
     """
@@ -156,38 +196,57 @@ def open_trainer(name: str, base, adapter: AdapterSettings, settings: Settings) 
             f'Two SRPO Trainers of this workflow train the run "{name}" at once: give one of them another run name.'
         )
     for other in [n for n, o in _open.items() if n != name and o.prompt != context.prompt_id]:
-        close_trainer(other)
-    if held and not held.trainer.made_with(base, adapter, settings):
+        _close_other(other, context.node_id)
+    if held and not (held.trainer.usable() and held.trainer.made_with(base, adapter, settings)):
         close_trainer(name)
     if name in _open:
         trainer = _open[name].trainer
         trainer.take(base)
     else:
-        trainer = Trainer(name, base, adapter, settings)
+        trainer = Trainer(name, base, adapter, settings, start_from)
     _open[name] = _Open(trainer, context.prompt_id, context.node_id)
     return trainer
 
 
-def begin_at(name: str, start_from: str, start_lora: str):
+def _close_other(name: str, node: str):
+    """What it holds in memory is not given up, and no other run need wait for it."""
+    try:
+        close_trainer(name)
+    except RuntimeError as error:
+        text = f'The run "{name}" could not be closed and stays open: {error}'
+        log.warning("%s", text)
+        PromptServer.instance.send_progress_text(text, node)
+
+
+def begin_at(name: str, start_from: str, start_lora: str) -> bool:
     """Let a run that is new begin where another is, or was: "its name", or "its name@update" for a snapshot.
 
-    Raises ValueError for a run or snapshot that does not exist, and where it shall begin at a LoRA too. A run that
-    has begun goes on instead.
+    For who holds the run's lock. Returns whether it does now: a run that has begun goes on instead. Raises ValueError
+    for a run or snapshot that does not exist or is not whole, and where it shall begin at a LoRA too.
     """
-    if not start_from.strip() or name in _open or saved_updates(run_folder(name)):
-        return
+    folder = run_folder(name)
+    start_from = _text(start_from).strip()
+    if not start_from or newest_state(folder) is not None:
+        return False
     if start_lora != NO_LORA:
         raise ValueError(
             f'The run "{name}" can\'t begin both at "{start_from}" and at "{start_lora}": empty start_from, or set '
             f'start_lora to "{NO_LORA}".'
         )
-    source, _, update = (part.strip() for part in start_from.partition("@"))
+    source, at, update = (part.strip() for part in start_from.partition("@"))
     check_run_name(source)
-    if update and not update.isdigit():
+    if at and not re.fullmatch("[0-9]{1,15}", update):
         raise ValueError(f'"{start_from}" names no snapshot: write the run\'s name, "@" and an update, as in "toy@30".')
-    if source in _open:
+    if source in _open and _open[source].trainer.usable():
         _open[source].trainer.run.save()
-    branch(run_folder(source), int(update) if update else None, run_folder(name))
+    branch(run_folder(source), int(update) if update else None, folder)
+    return True
+
+
+def _text(value) -> str:
+    if not isinstance(value, str):
+        raise ValueError(f"start_from is {str(value)[:80]!r}: it must be a text, the name of a run.")
+    return value
 
 
 def trainer_of(model) -> Trainer | None:
@@ -203,20 +262,9 @@ def close_trainer(name: str):
     del _open[name]  # one that could not be saved stays open
 
 
-def updates_of(name: str) -> tuple[bool, int]:
-    """Whether the run of this name is open, and how many updates it has made."""
+def updates_of(name: str) -> tuple[str, int]:
+    """Whether the run of this name is open, and can go on from memory, and how many updates it has made."""
     held = _open.get(name)
-    return (held is not None, held.trainer.run.updates if held else saved_updates(run_folder(name)))
-
-
-def _lock(name: str) -> FileLock:
-    folder = run_folder(name)
-    check_writable(folder)
-    lock = FileLock(folder / "lock", thread_local=False)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise ValueError(
-            f'The run "{name}" is open in another ComfyUI: close that one, or choose another run name.'
-        ) from None
-    return lock
+    if held is None:
+        return "closed", saved_updates(run_folder(name))
+    return "open" if held.trainer.usable() else "lost", held.trainer.run.updates

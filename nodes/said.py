@@ -13,9 +13,10 @@ def summary(trainer, updates: int, seconds: float, lora) -> str:
     spreads = ", ".join(f"{spread.std:.3g} {name}".strip() for name, spread in run.spreads.items())
     scales = f" Spreads of the rewards: {spreads}." if len(run.spreads) > 1 else ""
     kind = "Model" if trainer.adapter_settings.whole_layers else "LoRA"
+    written = f"{kind}: {'/'.join(lora.parts[-4:])}" if lora.exists() else f"{kind}: could not be written"
     return (
         f"{updates} updates in {seconds / 60:.1f} minutes ({run.updates} in all{skipped}): words-gap "
         f"{recent[0]['words_gap']:+.3f} -> {recent[-1]['words_gap']:+.3f}, saturation {recent[0]['saturation']:.2f} -> "
-        f"{recent[-1]['saturation']:.2f}. {kind}: {'/'.join(lora.parts[-4:])}; the run: srpo/{trainer.name}, "
+        f"{recent[-1]['saturation']:.2f}. {written}; the run: srpo/{trainer.name}, "
         f"both in the output folder.{scales}"
     )

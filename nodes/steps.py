@@ -194,11 +194,13 @@ class TrainStep(io.ComfyNode):
     def execute(cls, trainer, rewards) -> io.NodeOutput:
         scores = [score for rewarded in rewards.values() for score in rewarded.scores]
         pictures = {id(rewarded.noised): len(rewarded.noised.x0) for rewarded in rewards.values()}
+        trainer.run.troubles.clear()
         metrics = trainer.run.update(scores, sum(pictures.values()))
         if metrics["update"] % trainer.run.settings.save_every == 0:
             trainer.save_lora()
         gaps = [f"{name.replace('_', '-')} {gap:+.3f}" for name, gap in metrics.items() if name.startswith("words_gap")]
         text = f"Update {metrics['update']} of {trainer.name}: {', '.join(gaps)}, "
         text += f"gradient norm {metrics['gradient_norm']:.3g}"
+        text = " ".join([text, *trainer.run.troubles])
         PromptServer.instance.send_progress_text(text, cls.hidden.unique_id)
         return io.NodeOutput(trainer, metrics["loss"], ui=ui.PreviewText(text))

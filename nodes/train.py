@@ -11,7 +11,6 @@ from comfy_api.latest import io, ui
 from server import PromptServer
 
 from ..srpo_core.card import draw_card
-from ..srpo_core.files import write_whole
 from ..srpo_core.guard import Guard
 from ..srpo_core.loop import Schedule, train
 from ..srpo_core.planning import AUTO, Use
@@ -294,10 +293,12 @@ class TrainNode(io.ComfyNode):
 
         def card(now: torch.Tensor):
             picture = draw_card(samples.before, now, run.history, f"{trainer.name}, update {run.updates}")
-            file, kept = run.folder / "samples" / f"{run.updates:06d}.png", run.kept()
-            write_whole(file, lambda path: picture.save(path, "PNG"), kept)
+            file = run.folder / "samples" / f"{run.updates:06d}.png"
+            run.write_aside(file, lambda path: picture.save(path, "PNG"))
             return picture
 
+        node = cls.hidden.unique_id
+        run.on_trouble = lambda text: PromptServer.instance.send_progress_text(text, node)
         limits = Limits(words_gap_limit, saturation_limit, watching_limit, velocity_limit)
         watching = [term.name for term in terms if not term.weight]
 
@@ -338,6 +339,7 @@ class TrainNode(io.ComfyNode):
         text = summary(trainer, run.updates - first, time.monotonic() - started, lora)
         if reached := crossed(run.history, limits, watching, run.spreads):
             text += " " + warning(run.updates, reached)
+        text = " ".join([text, *run.troubles])
         PromptServer.instance.send_progress_text(text, cls.hidden.unique_id)
         return io.NodeOutput(
             trainer,

@@ -10,7 +10,7 @@ from ..srpo_core.run import Settings
 from .folders import check_run_name
 from .host.targets import TARGETS
 from .kinds import CATEGORY, TrainerType
-from .runs import NO_LORA, AdapterSettings, begin_at, open_trainer, updates_of
+from .runs import NO_LORA, AdapterSettings, open_trainer, updates_of
 
 log = logging.getLogger(__name__)
 
@@ -220,9 +220,8 @@ class TrainerNode(io.ComfyNode):
             snapshot_every,
             keep_snapshots,
         )
-        begin_at(run_name, start_from, start_lora)
         trained = AdapterSettings(adapter, rank, alpha, seed, target, start_lora, precision)
-        trainer = open_trainer(run_name, model, trained, settings)
+        trainer = open_trainer(run_name, model, trained, settings, start_from)
         if trainer.run.updates:
             log.info('The run "%s" goes on after update %d.', run_name, trainer.run.updates)
         return io.NodeOutput(trainer, trainer.model)

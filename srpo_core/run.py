@@ -144,7 +144,7 @@ class Run:
         that fails half-way leaves it as it was last saved. A loss, gradient or state that is not finite skips the
         step; raises RuntimeError after MAX_SKIPPED of them in a row, and after MAX_FAILED_SAVES failed ones.
         """
-        self._check_whole()
+        self.check_whole()
         rollouts, stepping, finite = dict(self.rollouts), False, False
         # To turn a schedule-free optimiser changes parameters.
         kept = self._copy(in_place=False) if hasattr(self.optimizer, "train") else None
@@ -171,7 +171,7 @@ class Run:
             if not finite:
                 self._undo(kept, rollouts, stepping)
         if stepping and not finite and not kept:
-            self._check_whole()
+            self.check_whole()
             raise RuntimeError(
                 f"Update {metrics['update']} left {why}. The state is too large to be copied before each step, so the "
                 f"run goes on as it was last saved, at update {self.updates}. {self._gentler()}"
@@ -190,6 +190,9 @@ class Run:
             finite = torch.stack(list(asked.values())).tolist()
             if not all(finite):
                 return f"numbers that are not finite in {list(asked)[finite.index(False)]}"
+        for name, spread in self.spreads.items():
+            if not all(map(math.isfinite, asdict(spread).values())):
+                return f'numbers that are not finite in the spread of the reward "{name}"'
         return "a number that is none in the optimiser" if "NaN" in header["numbers"] else ""
 
     def _copy(self, in_place: bool = True) -> State | None:
@@ -213,6 +216,7 @@ class Run:
             self._turn("eval")
             if kept:
                 self._put_back(*kept)
+                rollouts = {name: self.rollouts.get(name, latent) for name, latent in rollouts.items()}
             if kept or not stepping:
                 self.rollouts = rollouts
             else:
@@ -232,7 +236,8 @@ class Run:
         self.history = [metrics for metrics in self.history if metrics["update"] <= self.updates]
         log.warning("The step failed half-way; the run goes on as it was last saved, at update %d.", self.updates)
 
-    def _check_whole(self):
+    def check_whole(self):
+        """Raises RuntimeError, a sentence, if the run is lost: see `_undo`."""
         if self.lost:
             since = f"goes on after update {self.saved}" if self.saved else "begins anew"
             raise RuntimeError(
@@ -374,7 +379,7 @@ class Run:
         """
         if self.updates == self.saved:
             return
-        self._check_whole()
+        self.check_whole()
         self.check_ours()
         self.write_aside(self.folder / METRICS, lambda path: path.write_text(history_text(self.history)))
         self.write_aside(self.folder / "run.json", lambda path: path.write_text(self._about()))
@@ -406,7 +411,7 @@ class Run:
 
     def _save_with_snapshot(self):
         """The snapshot comes first and older ones go last, so that at no moment one that was promised is missing."""
-        self._check_whole()
+        self.check_whole()
         self.write_aside(self.folder / METRICS, lambda path: path.write_text(history_text(self.history)))
         self.write_aside(snapshot_file(self.folder, self.updates), self._write_state)
         self.save()

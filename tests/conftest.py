@@ -4,6 +4,7 @@ Tests of the core `import srpo_core` without the project's root on `sys.path`: C
 `tests` and more of our names. Nor is the core installed, so that the host of the tests sees only the pack's folder.
 """
 
+import os
 import sys
 from pathlib import Path
 
@@ -18,6 +19,15 @@ sys.path[:] = [place for place in sys.path if Path(place).resolve() != ROOT]  # 
 sys.path.append(str(ROOT / "demo"))  # HostServer, and the import of the core
 
 import import_core  # noqa: E402, F401
+
+# Everything here, and every process that it starts, is bound by Windows' rule for files that are mapped.
+AS_WINDOWS = str(ROOT / "tests/as_windows")
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (AS_WINDOWS, os.environ.get("PYTHONPATH"))))
+sys.modules.pop("sitecustomize", None)
+sys.path.insert(0, AS_WINDOWS)
+import sitecustomize  # noqa: E402, F401
+
+sys.path.remove(AS_WINDOWS)
 
 from srpo_core.find_host import find_host  # noqa: E402
 

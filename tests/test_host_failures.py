@@ -98,14 +98,22 @@ def test_a_folder_that_cannot_be_written_to_is_refused_before_training(server, p
     server.run(prompts.train(run, 1))
 
 
-def test_a_disk_that_fills_up_is_named_with_what_is_kept(server):
-    """The samples' folder alone is in the way, so that all else is kept."""
+@pytest.mark.parametrize("place", ["srpo/full/samples", "loras/srpo/full"])
+def test_pictures_and_loras_that_cannot_be_written_are_said_and_training_goes_on(server, place):
+    """Their folders alone are in the way, so that all else is kept."""
     server.run(prompts.train("full", 1))
-    samples = server.base / "output/srpo/full/samples"
-    samples.rename(samples.with_name("old samples"))
-    samples.touch()
-    with pytest.raises(HostError, match="full/samples can't be written to .* is saved up to update 2"):
-        server.run(prompts.train("full", 1))
-    samples.unlink()
+    before = updates(server, "full")
+    folder = server.base / "output" / place
+    folder.rename(folder.with_name("old"))
+    folder.touch()
+    server.run(prompts.train("full", 1, preview_every=1))
+    said = b"".join(data for kind, data in server.messages if kind == "preview").decode(errors="replace")
+    assert f"output/{place} can't be written to" in said and f"saved up to update {before + 1}." in said
+    folder.unlink()
+    folder.with_name("old").rename(folder)
     server.run(prompts.train("full", 1))
-    assert json.loads((server.base / "output/srpo/full/run.json").read_text())["updates"] == 3
+    assert updates(server, "full") == before + 2
+
+
+def updates(server, run: str) -> int:
+    return json.loads((server.base / "output/srpo" / run / "run.json").read_text())["updates"]
