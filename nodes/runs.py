@@ -46,8 +46,11 @@ class AdapterSettings:
 class Trainer:
     """An open run on a MODEL.
 
-    base, model: the MODEL without and with the adapter. run: the core's Run.
+    base, model: the MODEL without and with the adapter. run: the core's Run. left_out: a sentence about what of the
+    file that it has just begun at is not in it, or empty.
     """
+
+    left_out = ""
 
     def __init__(self, name: str, base, adapter: AdapterSettings, settings: Settings, start_from: str = ""):
         from .host.adapter import Adapter
@@ -117,7 +120,8 @@ class Trainer:
 
         name = self.adapter_settings.start_lora
         if name != NO_LORA and newest_state(run_folder(self.name)) is None:
-            start_at(self.adapter, self.base.model, Path(folder_paths.get_full_path_or_raise("loras", name)))
+            file = Path(folder_paths.get_full_path_or_raise("loras", name))
+            self.left_out = start_at(self.adapter, self.base.model, file)
 
     def save_lora(self) -> Path:
         """Write the adapter as it is now to where the host's LoRA loaders look; returns the file.

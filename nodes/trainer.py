@@ -4,6 +4,7 @@ import logging
 
 import folder_paths
 from comfy_api.latest import io
+from server import PromptServer
 
 from ..srpo_core.optimizers import OPTIMIZERS
 from ..srpo_core.run import Settings
@@ -27,6 +28,7 @@ class TrainerNode(io.ComfyNode):
             display_name="SRPO Trainer",
             category=CATEGORY,
             not_idempotent=True,
+            hidden=[io.Hidden.unique_id],
             description="Puts a trainable adapter on the model and opens a run. A run of the same name goes on where "
             "it stopped, also after a restart.",
             inputs=[
@@ -153,7 +155,7 @@ class TrainerNode(io.ComfyNode):
                     options=[NO_LORA, *folder_paths.get_filename_list("loras")],
                     default=NO_LORA,
                     optional=True,
-                    tooltip="For a new run: a LoRA file to begin at.",
+                    tooltip="For a new run: a LoRA file to begin at, of this model and of trained layers alone.",
                 ),
                 io.Combo.Input(
                     "precision",
@@ -165,7 +167,11 @@ class TrainerNode(io.ComfyNode):
             ],
             outputs=[
                 TrainerType.Output(display_name="trainer"),
-                io.Model.Output(display_name="model", tooltip="The model with the adapter as it is at this moment."),
+                io.Model.Output(
+                    display_name="model",
+                    tooltip="The model with the adapter as it is at this moment, also for nodes that save or merge "
+                    "models; what is merged no longer follows it.",
+                ),
             ],
         )
 
@@ -224,4 +230,7 @@ class TrainerNode(io.ComfyNode):
         trainer = open_trainer(run_name, model, trained, settings, start_from)
         if trainer.run.updates:
             log.info('The run "%s" goes on after update %d.', run_name, trainer.run.updates)
+        if trainer.left_out and not trainer.run.updates:
+            log.warning("%s", trainer.left_out)
+            PromptServer.instance.send_progress_text(trainer.left_out, cls.hidden.unique_id)
         return io.NodeOutput(trainer, trainer.model)

@@ -203,12 +203,18 @@ def test_a_plan_for_a_card_of_some_size(pack, reward, monkeypatch):
     assert small.use == Use(2, 1, sampled_at_once=8) and small.working == peak(2, 1)[1] - there + 9 * between
 
 
+def on_device(pack, model, device):
+    """The MODEL and its adapter as if the host had put them there."""
+    module = pack("nodes.host.adapter")
+    adapter, base = module.adapter_of(model), module.without_adapter(model)
+    adapter.device = base.load_device = torch.device(device)
+    return adapter.attach(base)
+
+
 def test_parked_inputs_are_not_on_the_device(pack, monkeypatch):
     """Counted on the device without content, as there is no GPU here: each block's inputs wait elsewhere."""
-    import comfy.model_management
-
     model, vae, shape = trainable(pack, 4)[0], host_tiny_vae(random_tiny_vae()), (16, 16, 16)
-    monkeypatch.setattr(comfy.model_management, "get_torch_device", lambda: torch.device("meta"))
+    model = on_device(pack, model, "meta")
     monkeypatch.setattr(torch, "autocast", lambda *_, **__: contextlib.nullcontext())  # which this device has not
     estimate = pack("nodes.host.planning").estimate
     there, parked = (estimate(model, vae, [], COND, shape, 1, parked=parked)["branch"] for parked in (False, True))
@@ -216,10 +222,33 @@ def test_parked_inputs_are_not_on_the_device(pack, monkeypatch):
     assert there.working - parked.working > 2 * tokens * width * 4
 
 
+def test_only_what_computes_on_the_models_device_is_counted(pack, reward, monkeypatch):
+    """With the VAE, the reward or both elsewhere, as by --cpu-vae, the branch needs what it always needs."""
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: contextlib.nullcontext())
+    model, vae = on_device(pack, trainable(pack, 4)[0], "meta"), host_tiny_vae(random_tiny_vae())
+    estimate, stages = pack("nodes.host.planning").estimate, {}
+    for places in (("meta", "meta"), ("cpu", "meta"), ("meta", "cpu"), ("cpu", "cpu")):
+        vae.device = torch.device(places[0])
+        held = SimpleNamespace(load_device=torch.device(places[1]))
+        monkeypatch.setattr(reward.image_tower, "patcher", held, raising=False)
+        stages[places] = estimate(model, vae, [reward], COND, (16, 16, 16), 1)
+    assert {places: sorted(set(needs) & {"decode", "reward"}) for places, needs in stages.items()} == {
+        ("meta", "meta"): ["decode", "reward"],
+        ("cpu", "meta"): ["reward"],
+        ("meta", "cpu"): ["decode"],
+        ("cpu", "cpu"): [],
+    }
+    assert len({needs["branch"] for needs in stages.values()}) == 1
+    assert stages["cpu", "cpu"]["optimizer"].peak < stages["meta", "cpu"]["optimizer"].peak  # no picture lies there
+
+
 @pytest.mark.parametrize("device, memory, asked", [("cpu", "auto", None), ("cuda", "auto", 0), ("cuda", "by hand", 1)])
+@pytest.mark.parametrize("vae_device", ["cpu", "cuda:1"])
 @pytest.mark.parametrize("fails", [False, True])
-def test_how_many_share_a_forward_is_chosen_on_a_gpu_alone(pack, monkeypatch, device, memory, asked, fails):
-    """And is one where nothing can be chosen."""
+def test_how_many_share_a_forward_is_chosen_where_the_model_is_on_a_gpu(
+    pack, monkeypatch, device, memory, asked, fails, vae_device
+):
+    """Wherever its VAE is. And it is one where nothing can be chosen."""
     from server import PromptServer
 
     said, planned = [], []
@@ -233,9 +262,10 @@ def test_how_many_share_a_forward_is_chosen_on_a_gpu_alone(pack, monkeypatch, de
     monkeypatch.setattr(pack("nodes.host.planning"), "plan", plan)
     server = SimpleNamespace(send_progress_text=lambda text, node: said.append((text, node)))
     monkeypatch.setattr(PromptServer, "instance", server, raising=False)
-    decoder = SimpleNamespace(vae=SimpleNamespace(device=torch.device(device)))
+    decoder = SimpleNamespace(vae=SimpleNamespace(device=torch.device(vae_device)))
     data = SimpleNamespace(cond=lambda indices: COND)
-    world = SimpleNamespace(model=None), decoder, [], data, (16, 8, 8), 8
+    trainer = SimpleNamespace(model=SimpleNamespace(load_device=torch.device(device)))
+    world = trainer, decoder, [], data, (16, 8, 8), 8
     used = pack("nodes.memory").use_of_memory("7", memory, Use(0, 3), *world)
     assert planned == ([] if asked is None else [asked])
     if fails or asked is None:

@@ -64,7 +64,7 @@ def model_state_dict_for_saving(me, model=None, prefix: str = "") -> dict[str, t
 
 
 def add_patches(me, patches: dict, strength_patch: float = 1.0, strength_model: float = 1.0) -> list:
-    """A LoRA lies beside the adapter; a merge is of weights: it takes the adapter as it is now, for good."""
+    """A LoRA lies beside the adapter; a merge is of weights, so it takes the adapter as it is at this moment."""
     patcher = me()
     if strength_model != 1.0 or any(isinstance(patch, list) for patch in patches.values()):
         now = adapter_of(patcher).patches(patcher.model)
