@@ -2,7 +2,7 @@
 
 import argparse
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,6 +43,13 @@ class MarkedFlow:
             self.mark("optimizer")
 
         return Pullback(velocity.value, pull)
+
+    def sampled_velocity(self, *args) -> Tensor:
+        self.mark("comparison")
+        return self.flow.sampled_velocity(*args)
+
+    def signature(self, cond) -> Hashable:
+        return self.flow.signature(cond)
 
     def frozen_velocity(self, *args) -> Tensor:
         self.mark("comparison")

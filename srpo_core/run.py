@@ -4,7 +4,7 @@ import json
 import logging
 import math
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Hashable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -83,6 +83,7 @@ class Run:
         self.history: list[dict[str, float]] = []
         self.spreads: dict[str, Spread] = {}  # of what each reward has said, by its name
         self.data = ""  # what it was trained on last, see train_on
+        self.checked: set[Hashable] = set()  # what of a flow model's signatures, see derivative.check_once
         self.rollouts: dict[str, Tensor] = {}  # clean latents (C, H, W) that later updates will use again
         for pattern in ("**/*.tmp", "**/.tmp*"):  # what a process that was killed left; the second are safetensors'
             for unfinished in self.folder.glob(pattern):

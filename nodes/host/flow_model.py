@@ -1,7 +1,7 @@
 """The FLUX (or other flow model) that ComfyUI loaded, as the core's FlowModel."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from dataclasses import dataclass
 
 import comfy.model_management
@@ -13,12 +13,14 @@ import torch
 from torch import Tensor
 from torch._dynamo.exc import TorchDynamoException
 
+from ...srpo_core import scaled
 from ...srpo_core.models import Pullback
 from .adapter import adapter_of, without_adapter
 from .attention import quickest, with_backward
 from .compiled import is_compiled, or_uncompiled
 from .differentiable import Differentiable, in_training
 from .loading import load, own
+from .signature import carried_by, kind_of
 
 
 @dataclass(frozen=True)
@@ -88,7 +90,7 @@ class HostFlow:
             load(self.patcher, self.patcher.memory_required(gradient.shape))
         backward = model.open(self.patcher) if model.checkpointing else in_training()
         with backward, self._attention(), self._whole_or_not_at_all():
-            torch.autograd.backward(output, gradient.to(output))
+            scaled.backward(output, gradient, self.parameters.values())
 
     def _attention(self) -> contextlib.AbstractContextManager:
         return quickest(self.patcher.load_device, self._is_compiled)
@@ -107,6 +109,15 @@ class HostFlow:
             for parameter, gradient in kept.items():
                 parameter.grad = gradient
             raise
+
+    def sampled_velocity(self, x: Tensor, sigma: Tensor, cond: list) -> Tensor:
+        self._check(x, cond)
+        return own(or_uncompiled(self, lambda: self._ask(self.patcher, _AsSampled(), x, sigma, cond))).to(x)
+
+    def signature(self, cond: list) -> Hashable:
+        model = self.differentiable
+        options = model.checkpointing, model.kept, model.parked, model.compiled
+        return carried_by(self.patcher), kind_of(cond), options
 
     def frozen_velocity(self, x: Tensor, sigma: Tensor, cond: list) -> Tensor:
         return or_uncompiled(self, lambda: self._ask(without_adapter(self.patcher), _OneStep(), x, sigma, cond)).to(x)
@@ -183,6 +194,14 @@ class _OneStep(comfy.samplers.Sampler):
         sigma = own(self.sigma).to(noise)
         denoised = guider(noise, sigma, model_options=options, seed=seed)
         return (noise - denoised) / sigma.view(-1, *[1] * (noise.ndim - 1))
+
+
+class _AsSampled(_OneStep):
+    """The same as any sampler of the host asks the model, with nothing of ours in it but the adapter."""
+
+    def sample(self, guider, sigmas, extra_args, callback, noise, *_, **__):
+        self.velocity = self._velocity(guider, noise, extra_args["model_options"], extra_args["seed"])
+        return noise
 
 
 class _OneDifferentiableStep(_OneStep):
