@@ -87,6 +87,7 @@ class Bench:
         self.noised = Noised(self.x0, self.noise, Window().branches([POSITION] * at_once))
         self.branch, self.prompts = self.noised.branches[0], world.prompts.prompts[:at_once]
         self.run = Run(folder, world.flow.parameters, Settings(save_every=10**6))
+        self.run.checked.add(world.flow.signature(world.prompts.cond([0])))  # once in a run, so no part of an update
 
     def update(self, mark: Callable = lambda _: None):
         """Ours, as SRPO Train makes it."""
