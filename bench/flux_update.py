@@ -2,7 +2,7 @@
 
 import argparse
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,6 +44,13 @@ class MarkedFlow:
 
         return Pullback(velocity.value, pull)
 
+    def sampled_velocity(self, *args) -> Tensor:
+        self.mark("comparison")
+        return self.flow.sampled_velocity(*args)
+
+    def signature(self, cond) -> Hashable:
+        return self.flow.signature(cond)
+
     def frozen_velocity(self, *args) -> Tensor:
         self.mark("comparison")
         return self.flow.frozen_velocity(*args)
@@ -80,6 +87,7 @@ class Bench:
         self.noised = Noised(self.x0, self.noise, Window().branches([POSITION] * at_once))
         self.branch, self.prompts = self.noised.branches[0], world.prompts.prompts[:at_once]
         self.run = Run(folder, world.flow.parameters, Settings(save_every=10**6))
+        self.run.checked.add(world.flow.signature(world.prompts.cond([0])))  # once in a run, so no part of an update
 
     def update(self, mark: Callable = lambda _: None):
         """Ours, as SRPO Train makes it."""

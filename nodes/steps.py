@@ -4,6 +4,7 @@ import torch
 from comfy_api.latest import io, ui
 from server import PromptServer
 
+from ..srpo_core.derivative import check_once
 from ..srpo_core.direct_align import inject
 from ..srpo_core.schedule import GRID, Window, draw_position
 from ..srpo_core.step import Noised, one_step_recover, score_recovered
@@ -101,6 +102,10 @@ class OneStepRecover(io.ComfyNode):
         from .host.flow_model import HostFlow
 
         flow, trainer = HostFlow(model), trainer_of(model)
+        if trainer:
+            branch = noised.branches[0]
+            x = inject(noised.x0, noised.noise, branch.sigma_in)
+            check_once(trainer.run.checked, flow, x[:1], branch.sigma_in[:1], positive)
         recovered = {branch.name: one_step_recover(flow, positive, noised, branch) for branch in noised.branches}
         latents = [{"samples": latent_out(model, r.value)} for r in recovered.values()]
         update = trainer.run.updates + 1 if trainer else 1

@@ -10,12 +10,13 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from .derivative import check_once
 from .digest import digest
 from .events import events
 from .guard import NO_GUARD, Guard
 from .models import Decoder, FlowModel
 from .run import Run
-from .schedule import Window, draw_position
+from .schedule import GRID, Window, draw_position
 from .step import Compared, Noised, Score, one_step_recover, score_recovered
 from .terms import Term
 
@@ -117,7 +118,9 @@ def sample_scores(
     age, compare = run.updates % schedule.reuse, True
     if age == 0:
         run.rollouts = {}
-    for group, x0, noise in sampled(run, flow, schedule, draws_of(run.updates, schedule, dataset, photos)):
+    draws = draws_of(run.updates, schedule, dataset, photos)
+    check_gradients(run, flow, window, schedule, draws)
+    for group, x0, noise in sampled(run, flow, schedule, draws):
         data, indices = group[0].data, [draw.index for draw in group]
         prompts, cond = [data.prompts[i] for i in indices], data.cond(indices)
         for pair in range(age * schedule.pairs, (age + 1) * schedule.pairs):
@@ -130,6 +133,14 @@ def sample_scores(
                     compared, compare = Compared(len(group), cond) if guard else first, False
                     recovered = one_step_recover(flow, cond, noised, branch, compared, guard)
                     yield score_recovered(recovered, branch, decoder, asked, prompts, run.updates + 1, run.spreads)
+
+
+def check_gradients(run: Run, flow: FlowModel, window: Window, schedule: Schedule, draws: list[Draw]):
+    """Raises RuntimeError, before anything is sampled, if a gradient is wrong. Each kind of draw is checked once."""
+    sigma = window.branches([GRID // 2])[0].sigma_in
+    for draw, *_ in of_one_shape(draws, schedule):
+        noise = draw_noise([noise_seed(schedule, draw)], shape_of(draw, schedule))
+        check_once(run.checked, flow, noise, sigma, draw.data.cond([draw.index]))
 
 
 def sampled(run: Run, flow: FlowModel, schedule: Schedule, draws: list[Draw]) -> Iterator[tuple]:

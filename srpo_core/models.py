@@ -3,7 +3,7 @@
 Implemented by `nodes/host/` for the models ComfyUI loaded, and by `headless/` for diffusers'.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -32,6 +32,12 @@ class FlowModel(Protocol):
 
     def velocity(self, x: Tensor, sigma: Tensor, cond: Any) -> Pullback:
         """The model's estimate of `noise - x0`; x (B, C, H, W), sigma (B,) in (0, 1], cond of B prompts."""
+
+    def sampled_velocity(self, x: Tensor, sigma: Tensor, cond: Any) -> Tensor:
+        """What `velocity` gives, as the model's samplers ask for it: without gradient, or anything done for one."""
+
+    def signature(self, cond: Any) -> Hashable:
+        """Another one for all that the way back may depend on: the model, what it carries, the kind of cond."""
 
     def frozen_velocity(self, x: Tensor, sigma: Tensor, cond: Any) -> Tensor:
         """What `velocity` gives without the adapter, (B, C, H, W), without gradient."""

@@ -3,7 +3,7 @@
 import json
 import logging
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -124,6 +124,7 @@ class Run:
         self.history: list[dict[str, float]] = []
         self.spreads: dict[str, Spread] = {}  # of what each reward has said, by its name
         self.data = ""  # what it was trained on last, see train_on
+        self.checked: set[Hashable] = set()  # what of a flow model's signatures, see derivative.check_once
         self.rollouts: dict[str, Tensor] = {}  # clean latents (C, H, W) that later updates will use again
         self._clear_away()
         if (file := newest_state(self.folder)) is not None:

@@ -15,6 +15,7 @@ from .direct_align import euler_step, inject, per_sample, recover, recovery_slop
 from .guard import NO_GUARD, Guard, norm_ratio
 from .models import Decoder, FlowModel
 from .rewards import score_words
+from .scaled import gradient_of_sum
 from .schedule import Branch
 from .terms import Answer, Spread, Term
 
@@ -145,9 +146,10 @@ def ask(term: Term, branch: Branch, image: Tensor, prompts: list[str], update: i
     with torch.set_grad_enabled(term.weight != 0):
         seen = image.detach().requires_grad_(term.weight != 0)
         words = term.objective.texts(prompts, update)
-        positive, negative = score_words(term.reward, seen, *words, update)
+        scores = score_words(term.reward, seen, *words, update)
+        positive, negative = (s.to(torch.promote_types(s.dtype, torch.float32)) for s in scores)
         loss = term.objective.loss(branch, positive, negative)
-        gradient = torch.autograd.grad(loss.sum(), seen)[0] if term.weight else None
+        gradient = gradient_of_sum(loss, seen) if term.weight else None
     return Answer(term.name, positive.detach(), negative.detach(), loss.detach()), gradient
 
 

@@ -1,4 +1,4 @@
-"""Out of memory inside ComfyUI, and folders that can't be written to: what the next queue finds."""
+"""Out of memory inside ComfyUI, folders that can't be written to, wrong gradients: what the next queue finds."""
 
 import json
 
@@ -39,6 +39,33 @@ class OutOfMemoryOnce(io.ComfyNode):
         return io.NodeOutput(model)
 
 
+class Half(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return 0.5 * gradient
+
+
+class HalfTheGradient(io.ComfyNode):
+    '''A MODEL whose way back is wrong: half of what it should be.'''
+
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(node_id="HalfTheGradient", inputs=[io.Model.Input("model")], outputs=[io.Model.Output()])
+
+    @classmethod
+    def execute(cls, model):
+        def wrapper(apply, asked):
+            return Half.apply(apply(asked["input"], asked["timestep"], **asked["c"]))
+
+        model = model.clone()
+        model.set_model_unet_function_wrapper(wrapper)
+        return io.NodeOutput(model)
+
+
 class InTraining(io.ComfyNode):
     @classmethod
     def define_schema(cls):
@@ -51,7 +78,7 @@ class InTraining(io.ComfyNode):
 
 class Extension(ComfyExtension):
     async def get_node_list(self):
-        return [OutOfMemoryOnce, InTraining]
+        return [OutOfMemoryOnce, HalfTheGradient, InTraining]
 
 
 async def comfy_entrypoint():
@@ -75,7 +102,8 @@ def state(server, run: str) -> dict[str, torch.Tensor]:
 def test_out_of_memory_leaves_the_last_update_and_the_next_queue_goes_on(server):
     server.run(prompts.train("whole", 4, batch=2))
     prompt = prompts.train("short", 3, batch=2)
-    prompt["once"] = prompts.node("OutOfMemoryOnce", model=["toy", 0], call=7)  # four forwards are an update
+    # One checks the gradient, and four are an update.
+    prompt["once"] = prompts.node("OutOfMemoryOnce", model=["toy", 0], call=8)
     prompt["trainer"]["inputs"]["model"] = ["once", 0]
     with pytest.raises(HostError, match="SRPO_Train: .*OutOfMemory"):
         server.run(prompt)
@@ -117,3 +145,24 @@ def test_pictures_and_loras_that_cannot_be_written_are_said_and_training_goes_on
 
 def updates(server, run: str) -> int:
     return json.loads((server.base / "output/srpo" / run / "run.json").read_text())["updates"]
+
+
+WRONG = "gradient of this model is wrong.*0.50 times that.*leave such things out.*Nothing was changed"
+
+
+@pytest.mark.parametrize("made", [prompts.train, prompts.one_step])
+def test_both_ways_to_train_stop_with_the_sentence_and_go_on_without_the_fault(server, made):
+    name = made.__name__
+    whole = f"{name} whole"
+    wanted = made(name, 1)
+    wanted["half"] = prompts.node("HalfTheGradient", model=["toy", 0])
+    wanted["trainer"]["inputs"]["model"] = ["half", 0]
+    with pytest.raises(HostError, match=WRONG):
+        server.run(wanted)
+    folder = server.base / "output/srpo" / name
+    assert not (folder / "state.safetensors").exists()
+    for run in (whole, name):
+        server.run(made(run, 1))
+    assert json.loads((folder / "run.json").read_text())["updates"] == 1
+    ours, theirs = state(server, name), state(server, whole)
+    assert ours.keys() == theirs.keys() and all(torch.equal(ours[key], value) for key, value in theirs.items())

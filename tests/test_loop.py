@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tiny_run import SETTINGS, TWO, go, same, state, world
+from tiny_run import SETTINGS, TWO, checked, go, same, state, world
 from tiny_world import SHAPE, TinyData, TinyReward, numbers
 
 from srpo_core.loop import Schedule, draw_noise, draws_of, prompt_index, sample_scores, train
@@ -92,7 +92,7 @@ def test_the_noise_prior_is_the_rollouts_own_noise(tmp_path):
         return velocity(x, sigma, cond)
 
     flow.rollout, flow.velocity = remember_rollout, remember_velocity
-    run = Run(tmp_path, flow.parameters, SETTINGS)
+    run = checked(Run(tmp_path, flow.parameters, SETTINGS), flow)
     assert len(list(sample_scores(run, schedule=Schedule(SHAPE, batch=2, at_once=2, seed=5), **parts))) == 2
     assert torch.equal(seen["noise"], draw_noise([5, 6], SHAPE))
     assert not torch.equal(numbers(5, *SHAPE), seen["noise"][0])
@@ -105,7 +105,7 @@ def noise_and_levels(folder, schedule):
     rollout, velocity = parts["flow"].rollout, parts["flow"].velocity
     parts["flow"].rollout = lambda noise, *rest: rolled.extend(noise) or rollout(noise, *rest)
     parts["flow"].velocity = lambda x, sigma, cond: levels.extend(sigma.tolist()) or velocity(x, sigma, cond)
-    run = Run(folder, parts["flow"].parameters, SETTINGS)
+    run = checked(Run(folder, parts["flow"].parameters, SETTINGS), parts["flow"])
     train(run, 2, schedule, **parts)
     return torch.stack(rolled), levels
 
@@ -193,7 +193,7 @@ def test_rollouts_are_reused_at_new_noise_levels(tmp_path):
     parts = rollouts_of(world(), rolled)
     velocity = parts["flow"].velocity
     parts["flow"].velocity = lambda x, sigma, cond: levels.append(sigma.item()) or velocity(x, sigma, cond)
-    run = Run(tmp_path, parts["flow"].parameters, SETTINGS)
+    run = checked(Run(tmp_path, parts["flow"].parameters, SETTINGS), parts["flow"])
     reused = Schedule(SHAPE, batch=2, reuse=3)
     train(run, 6, reused, on_update=lambda _: clean.append(dict(run.rollouts)), **parts)
     assert rolled == [1] * 4 and len(levels) == 6 * 2 * 2 and len(set(levels)) > 20

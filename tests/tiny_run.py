@@ -27,6 +27,12 @@ def go(folder, updates, schedule=TWO, settings=SETTINGS, on_update=lambda _: Non
     return run
 
 
+def checked(run, flow):
+    """The run, which takes the flow model's gradient for right, and so asks the model for its draws alone."""
+    run.checked.add(flow.signature(None))
+    return run
+
+
 def opened(folder):
     """The run in `folder` as it lies on disk."""
     return Run(folder, TinyFlow(torch.float32).parameters, SETTINGS)

@@ -26,13 +26,21 @@ class TinyFlow:
 
     def forward(self, x, sigma, cond, frozen=False):
         parameters = self.frozen if frozen else self.parameters
+        x = x.to(parameters["mix"])
         mixed = torch.einsum("dc,bchw->bdhw", parameters["mix"], x)
         return torch.tanh(mixed + (sigma.to(x) * cond.to(x)).view(-1, 1, 1, 1)) + parameters["bias"]
 
     def velocity(self, x, sigma, cond):
         with torch.enable_grad():
             output = self.forward(x, sigma, cond)
-        return Pullback(output.detach(), lambda gradient: torch.autograd.backward(output, gradient))
+        return Pullback(output.detach(), lambda gradient: torch.autograd.backward(output, gradient.to(output)))
+
+    @torch.no_grad()
+    def sampled_velocity(self, x, sigma, cond):
+        return self.forward(x, sigma, cond)
+
+    def signature(self, cond):
+        return ()
 
     @torch.no_grad()
     def frozen_velocity(self, x, sigma, cond):

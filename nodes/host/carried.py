@@ -59,13 +59,31 @@ def signature(patcher, ignore: str = "") -> tuple:
         {key: [other.model for other in models] for key, models in patcher.additional_models.items()},
         [other.patches_uuid.hex for models in patcher.additional_models.values() for other in models],
         list(patcher.hook_patches),
-        [patcher.patches_uuid.hex, patcher.load_device, patcher.force_cast_weights],
+        # The patches themselves, since their uuid is another after each sampling with hooks.
+        {
+            key: [(scale, _Same(patch), of_weight) for scale, patch, of_weight, *_ in patches]
+            for key, patches in patcher.patches.items()
+        },
+        [patcher.load_device, patcher.force_cast_weights],
     ]
     return (_Same(patcher.model), *(_value(part, frozenset()) for part in parts))
 
 
+def kind_of(cond: list) -> tuple:
+    """What kinds of things a CONDITIONING holds: its entries' names and types, and their hooks and control models."""
+    return tuple(tuple((name, _kind(value)) for name, value in sorted(extra.items())) for _, extra in cond)
+
+
+def _kind(value) -> tuple:
+    hooks = tuple(_kind(hook) for hook in getattr(value, "hooks", ()))
+    before = getattr(value, "previous_controlnet", None)
+    return type(value).__qualname__, hooks, None if before is None else _kind(before)
+
+
 def _value(thing, inside: frozenset):
     """inside: the ids of what `thing` lies in; what lies in itself counts by identity."""
+    if isinstance(thing, _Same):
+        return thing
     if isinstance(thing, PLAIN):
         return type(thing), repr(thing)
     if id(thing) in inside:

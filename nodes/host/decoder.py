@@ -12,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ...srpo_core.models import Pullback
 from ...srpo_core.planning import GB, LiveBytes
+from ...srpo_core.scaled import pulled
 from .differentiable import Differentiable, replaced_forwards
 from .loading import load
 from .strips import NormSiluConv
@@ -50,7 +51,7 @@ class HostDecoder:
                 image.backward(gradient.to(image))
                 return leaf.grad
 
-        return Pullback(image.detach(), pull)
+        return Pullback(image.detach(), lambda gradient: pulled(pull, gradient))
 
     def memory(self, shape: tuple[int, ...]) -> tuple[int, int]:
         """Bytes beside the VAE's weights for latents (B, C, H, W): at most, and between decode and the way back."""

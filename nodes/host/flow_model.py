@@ -1,7 +1,7 @@
 """The FLUX (or other flow model) that ComfyUI loaded, as the core's FlowModel."""
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass
 
 import comfy.model_management
@@ -12,16 +12,17 @@ import torch
 from torch import Tensor
 from torch._dynamo.exc import TorchDynamoException
 
+from ...srpo_core import scaled
 from ...srpo_core.models import Pullback
 from .adapter import adapter_of, without_adapter
 from .attention import quickest
-from .carried import as_carried, latent_in
+from .carried import as_carried, kind_of, latent_in, signature
 from .compiled import is_compiled, or_uncompiled
 from .differentiable import Differentiable, in_training
 from .guests import has_guests
 from .injection import KEY
 from .loading import load, own
-from .one_step import OneDifferentiableStep, OneStep
+from .one_step import AsSampled, OneDifferentiableStep, OneStep
 
 
 @dataclass(frozen=True)
@@ -106,7 +107,7 @@ class HostFlow:
 
     def _backward(self, output: Tensor, gradient: Tensor):
         with self._whole_or_not_at_all():
-            torch.autograd.backward(output, gradient.to(output))
+            scaled.backward(output, gradient, self.parameters.values())
 
     def _attention(self) -> contextlib.AbstractContextManager:
         return quickest(self.patcher.load_device, self._is_compiled)
@@ -125,6 +126,15 @@ class HostFlow:
             for parameter, gradient in kept.items():
                 parameter.grad = gradient
             raise
+
+    def sampled_velocity(self, x: Tensor, sigma: Tensor, cond: list) -> Tensor:
+        self._check(x, cond)
+        return own(or_uncompiled(self, lambda: self._ask(self.patcher, AsSampled(), x, sigma, cond))).to(x)
+
+    def signature(self, cond: list) -> Hashable:
+        model = self.differentiable
+        options = model.checkpointing, model.kept, model.parked, model.compiled
+        return signature(self.patcher, ignore=KEY), kind_of(cond), options
 
     def frozen_velocity(self, x: Tensor, sigma: Tensor, cond: list) -> Tensor:
         return or_uncompiled(self, lambda: self._ask(without_adapter(self.patcher), OneStep(), x, sigma, cond)).to(x)

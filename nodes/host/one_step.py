@@ -43,6 +43,14 @@ class OneStep(comfy.samplers.Sampler):
         return (noise - denoised) / sigma.view(-1, *[1] * (noise.ndim - 1))
 
 
+class AsSampled(OneStep):
+    """The same as any sampler of the host asks the model, with nothing of ours in it but the adapter."""
+
+    def sample(self, guider, sigmas, extra_args, callback, noise, *_, **__):
+        self.velocity = self._velocity(guider, noise, extra_args["model_options"], extra_args["seed"])
+        return noise
+
+
 class OneDifferentiableStep(OneStep):
     """The same with gradient, for the `trained` parameters.
 

@@ -5,6 +5,7 @@ from diffusers import AutoencoderKL, AutoencoderTiny
 from torch import Tensor
 
 from ..models import Pullback
+from ..scaled import pulled
 
 
 class DiffusersDecoder:
@@ -25,7 +26,11 @@ class DiffusersDecoder:
         latent = latent.detach().clone().requires_grad_()
         with torch.enable_grad():
             image = self._image(latent)
-        return Pullback(image.detach(), lambda gradient: torch.autograd.grad(image, latent, gradient)[0])
+
+        def pull(gradient: Tensor) -> Tensor:
+            return torch.autograd.grad(image, latent, gradient.to(image))[0]
+
+        return Pullback(image.detach(), lambda gradient: pulled(pull, gradient))
 
     def _image(self, latent: Tensor) -> Tensor:
         raw = latent / self.vae.config.scaling_factor + (self.vae.config.shift_factor or 0)

@@ -1,7 +1,7 @@
 """diffusers' FLUX with peft's LoRA as a flow model."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import Linear, Parameter
 
+from .. import scaled
 from ..files import write_whole
 from ..models import Pullback
 
@@ -80,9 +81,16 @@ class FluxFlow:
         def pull(gradient: Tensor):
             with torch.enable_grad():
                 output = pending.pop() if pending else self._forward(x, sigma, cond, self.guidance)
-            torch.autograd.backward(output, gradient.to(output))
+            scaled.backward(output, gradient, self.parameters.values())
 
         return Pullback(value, pull)
+
+    @torch.no_grad()
+    def sampled_velocity(self, x: Tensor, sigma: Tensor, cond: dict[str, Tensor]) -> Tensor:
+        return self._forward(x, sigma, cond, self.guidance)
+
+    def signature(self, cond: dict[str, Tensor]) -> Hashable:
+        return id(self.transformer), *sorted(cond)
 
     @torch.no_grad()
     def frozen_velocity(self, x: Tensor, sigma: Tensor, cond: dict[str, Tensor]) -> Tensor:

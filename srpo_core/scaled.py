@@ -1,0 +1,75 @@
+"""Ways back through models that compute in half precision.
+
+A way back is linear, so a gradient may go in at a size of one, and what comes out is brought back to its own. At
+720x720 with a batch of 8 the gradient at a velocity is 1e-6 to 1e-8 in size, and fp16 has no steps below 6e-8. All
+factors are powers of two: they change no bit of a result, but for numbers that are too small to have all of theirs.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+
+MOST = 100  # exponent of a factor; fp32 has it, and its inverse
+OF_A_LOSS = 2.0**10  # about the root of the count of a picture's pixels, over which a score's gradient spreads
+SMALLEST = 2.0**-14  # below this fp16 has fewer and fewer bits
+
+
+def pulled(pull: Callable[[Tensor], Tensor], gradient: Tensor) -> Tensor:
+    """pull(gradient) of a `pull` that is linear, and that takes each sample of a gradient (B, ...) for itself."""
+    scales = unit_scale(gradient.flatten(1).abs().amax(1)).view(-1, *[1] * (gradient.ndim - 1))
+    found = pull(gradient * scales)
+    return found / scales.to(found)
+
+
+def backward(output: Tensor, gradient: Tensor, parameters: Iterable[Parameter]):
+    """Add to the parameters' `.grad` what the gradient at `output`, of its shape, pulls back to them."""
+    scale = unit_scale(gradient.abs().amax()).item()
+    with _divided(parameters, scale):
+        torch.autograd.backward(output, (gradient * scale).to(output))
+
+
+def gradient_of_sum(loss: Tensor, at: Tensor) -> Tensor:
+    """The gradient of loss.sum() at `at`.
+
+    Its size there, and on the way, is unknown before: where the first scale was too large or too small there is a
+    second pass.
+    """
+    gradient = torch.autograd.grad(OF_A_LOSS * loss.sum(), at, retain_graph=True)[0]
+    scale = OF_A_LOSS * _correction(gradient, loss)
+    if scale != OF_A_LOSS:
+        gradient = torch.autograd.grad(scale * loss.sum(), at)[0]
+    return gradient / scale
+
+
+def _correction(gradient: Tensor, loss: Tensor) -> float:
+    """By how much a gradient should have been larger."""
+    largest = gradient.abs().amax()
+    if not torch.isfinite(largest):
+        return 1 / OF_A_LOSS
+    if largest >= SMALLEST or not loss.any():  # at its end a hinge has no gradient
+        return 1.0
+    return unit_scale(largest).item() if largest else OF_A_LOSS
+
+
+def unit_scale(largest: Tensor) -> Tensor:
+    """The power of two that brings a magnitude to 0.5 or more, and below 1; any shape.
+
+    It is 1 for one that is zero or not finite, which shall come out as it is.
+    """
+    usable = torch.isfinite(largest) & (largest > 0)
+    _, exponent = torch.frexp(torch.where(usable, largest, 0.5).float())
+    return torch.ldexp(torch.ones_like(exponent, dtype=torch.float32), -exponent.clamp(-MOST, MOST))
+
+
+@contextmanager
+def _divided(parameters: Iterable[Parameter], scale: float) -> Iterator[None]:
+    """Inside, what backwards add to the parameters' `.grad` is divided first; what is there already stays."""
+    hooks = [parameter.register_hook(lambda gradient: gradient / scale) for parameter in parameters]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
