@@ -1,5 +1,6 @@
 """SRPO_Prompts: what the model is to be trained on."""
 
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -109,6 +110,8 @@ class PromptsNode(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, file=(NO_FILE,), **_):
+        if file[0] is None:  # linked, so not known yet
+            return math.nan
         return None if file[0] == NO_FILE else os.path.getmtime(_input_file(file[0]))
 
     @classmethod

@@ -1,6 +1,7 @@
 """The FLUX (or other flow model) that ComfyUI loaded, as the core's FlowModel."""
 
 import contextlib
+import inspect
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -12,6 +13,8 @@ import torch
 from torch import Tensor
 from torch._dynamo.exc import TorchDynamoException
 
+from ...srpo_core.checks import check_number, check_whole
+from ...srpo_core.direct_align import at_least_fp32
 from ...srpo_core.models import Pullback
 from .adapter import adapter_of, without_adapter
 from .attention import quickest
@@ -26,12 +29,19 @@ from .one_step import OneDifferentiableStep, OneStep
 
 @dataclass(frozen=True)
 class Sampling:
-    """How rollouts are sampled, by the host's names; guidance is the distilled kind of FLUX.1-dev."""
+    """How rollouts are sampled, by the host's names; guidance is the distilled kind of FLUX.1-dev.
+
+    Raises ValueError for numbers that are none.
+    """
 
     sampler_name: str = "euler"
     scheduler: str = "simple"
     steps: int = 25
     guidance: float = 1.0
+
+    def __post_init__(self):
+        check_whole("steps", self.steps, 1)
+        check_number("guidance", self.guidance, 0)
 
 
 class HostFlow:
@@ -146,7 +156,15 @@ class HostFlow:
                 return guider.sample(noise, latent, sampler, sigmas, disable_pbar=True, seed=seed)
 
         samples = own(or_uncompiled(self, sample))
-        return latent_in(self.patcher, samples.to(comfy.model_management.intermediate_device()))
+        samples = at_least_fp32(samples).to(comfy.model_management.intermediate_device())
+        return latent_in(self.patcher, samples)
+
+    @property
+    def samples_depend_on_batch(self) -> bool:
+        """Of samplers that draw noise while they sample, or choose their steps by the whole batch."""
+        function = getattr(comfy.samplers.sampler_object(self.sampling.sampler_name), "sampler_function", None)
+        draws = function is not None and "noise_sampler" in inspect.signature(function).parameters
+        return draws or self.sampling.sampler_name == "dpm_adaptive"
 
     def _velocity(
         self,
