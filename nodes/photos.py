@@ -1,7 +1,6 @@
 """SRPO_Photos: photos to train on, in place of the model's own pictures."""
 
 import hashlib
-import math
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -117,7 +116,7 @@ class PhotosNode(io.ComfyNode):
     def fingerprint_inputs(cls, folder=None, **_):
         """Changes with each file that comes, goes or is written to; always, where the folder is linked."""
         if folder is None:
-            return math.nan
+            return float("nan")  # a new one each time: the host compares what is the same object as equal
         stats = [(str(file), file.stat()) for file in sorted(walk(photo_folder(folder)))]
         return hashlib.sha256(repr([(n, s.st_size, s.st_mtime_ns) for n, s in stats]).encode()).hexdigest()
 

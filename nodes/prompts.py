@@ -1,6 +1,5 @@
 """SRPO_Prompts: what the model is to be trained on."""
 
-import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -111,7 +110,7 @@ class PromptsNode(io.ComfyNode):
     @classmethod
     def fingerprint_inputs(cls, file=(NO_FILE,), **_):
         if file[0] is None:  # linked, so not known yet
-            return math.nan
+            return float("nan")  # a new one each time: the host compares what is the same object as equal
         return None if file[0] == NO_FILE else os.path.getmtime(_input_file(file[0]))
 
     @classmethod

@@ -1,7 +1,6 @@
 """SRPO_Trainer: a named run, its adapter, and the MODEL as it is now."""
 
 import logging
-import math
 
 import folder_paths
 from comfy_api.latest import io
@@ -187,7 +186,7 @@ class TrainerNode(io.ComfyNode):
         Always, where the name is linked and so not known yet.
         """
         if run_name is None:
-            return math.nan
+            return float("nan")  # a new one each time: the host compares what is the same object as equal
         check_run_name(run_name)
         return updates_of(run_name)
 
