@@ -10,6 +10,7 @@ from comfy_api.latest import io
 
 from ..srpo_core.checks import check_number, check_whole
 from ..srpo_core.schedule import Window
+from ..srpo_core.table_picture import printable
 
 WINDOW = Window()
 
@@ -83,6 +84,11 @@ def weighing_inputs() -> list:
             tooltip="Tells its numbers from those of other rewards, as in words_gap/name.",
         ),
     ]
+
+
+def reward_name(typed: str) -> str:
+    """What a reward is called in metrics, pictures and messages: one line of what can be shown."""
+    return printable(" ".join(typed.split()))
 
 
 def check_window(sigma_max=None, sigma_min=None):

@@ -9,7 +9,7 @@ from ..srpo_core.schedule import GRID, Window, draw_position
 from ..srpo_core.seeds import derived_seed
 from ..srpo_core.step import Noised, normalise, one_step_recover, score_recovered
 from ..srpo_core.terms import Term
-from .inputs import check_window, checked, weighing_inputs, window_inputs
+from .inputs import check_window, checked, reward_name, weighing_inputs, window_inputs
 from .kinds import (
     CATEGORY,
     BothRecovered,
@@ -155,7 +155,7 @@ class RewardNode(io.ComfyNode):
     def execute(cls, reward, vae, recovered, objective, prompt, weight=1.0, name="", normalise=False) -> io.NodeOutput:
         from .host.decoder import HostDecoder
 
-        decoder, terms = HostDecoder(vae, recovered.model), [Term(reward, objective, weight, name.strip())]
+        decoder, terms = HostDecoder(vae, recovered.model), [Term(reward, objective, weight, reward_name(name))]
         prompts = [prompt] * len(recovered.noised.x0)
         scores = [
             score_recovered(recovered.branches[branch.name], branch, decoder, terms, prompts, recovered.update)

@@ -279,6 +279,7 @@ class TrainNode(io.ComfyNode):
         from .host.decoder import HostDecoder
         from .host.flow_model import HostFlow, Sampling, latent_shape
 
+        window, seeds = Window(sigma_max, sigma_min), parse_seeds(preview_seeds)
         terms = combine([Term(reward, objective), *more_rewards])
         dataset, photos = (for_model(data, trainer.model) for data in (dataset, photos))
         shape = latent_shape(trainer.model, width, height)
@@ -301,7 +302,6 @@ class TrainNode(io.ComfyNode):
             compiled=compile_blocks,
         )
         sampling = Sampling(sampler_name, scheduler, steps, guidance)
-        seeds = parse_seeds(preview_seeds)
         samples = Previews(trainer, preview_dataset or dataset, vae, sampling, schedule, previews, seeds)
         bar, run, started, first = comfy.utils.ProgressBar(updates), trainer.run, time.monotonic(), trainer.run.updates
 
@@ -339,7 +339,7 @@ class TrainNode(io.ComfyNode):
                 photos,
                 flow=flow,
                 decoder=decoder,
-                window=Window(sigma_max, sigma_min),
+                window=window,
                 guard=Guard(norm_guard, frozen_pull),
             )
         finally:

@@ -26,6 +26,8 @@ from .injection import KEY
 from .loading import load, own
 from .one_step import OneDifferentiableStep, OneStep
 
+LEAST_SIGMA = 1e-3  # at which a model is asked: at 0, where a window may end, a velocity would be 0 / 0
+
 
 @dataclass(frozen=True)
 class Sampling:
@@ -191,7 +193,7 @@ class HostFlow:
             model.__dict__.pop("memory_required", None)
 
     def _ask(self, patcher, sampler: OneStep, x: Tensor, sigma: Tensor, cond: list) -> Tensor:
-        sampler.sigma = sigma.float()
+        sampler.sigma = sigma.float().clamp(min=LEAST_SIGMA)
         ends = torch.stack([sampler.sigma.max(), sampler.sigma.new_zeros(())])
         with torch.inference_mode(), self._attention():  # see loading.py
             _guider(patcher, with_guidance(cond, self.guidance)).sample(x, torch.zeros_like(x), sampler, ends)
