@@ -3,7 +3,7 @@
 from comfy_api.latest import io
 
 from ..srpo_core.terms import Term
-from .inputs import weighing_inputs
+from .inputs import checked, reward_name, weighing_inputs
 from .kinds import CATEGORY, ObjectiveType, RewardModelType, RewardsType
 
 
@@ -27,5 +27,6 @@ class AddReward(io.ComfyNode):
         )
 
     @classmethod
+    @checked
     def execute(cls, reward, objective, weight=1.0, name="", more_rewards=()) -> io.NodeOutput:
-        return io.NodeOutput([*more_rewards, Term(reward, objective, weight, name.strip())])
+        return io.NodeOutput([*more_rewards, Term(reward, objective, weight, reward_name(name))])

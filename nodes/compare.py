@@ -10,7 +10,7 @@ from comfy_api.latest import io, ui
 from server import PromptServer
 
 from ..srpo_core.compare import Comparison, draw_comparison, plural, score
-from .inputs import sampler_inputs, size_inputs
+from .inputs import checked, sampler_inputs, size_inputs
 from .kinds import CATEGORY, DatasetType, ObjectiveType, RewardModelType
 from .progress import Progress
 
@@ -92,6 +92,7 @@ class Compare(io.ComfyNode):
         )
 
     @classmethod
+    @checked
     def execute(
         cls,
         model_before,

@@ -31,10 +31,14 @@ class BothRecovered:
 
 @dataclass(frozen=True)
 class Rewarded:
-    """What one reward said of both branches of these samples."""
+    """What one reward said of both branches of these samples.
+
+    normalised: whether its loss is yet to be divided by the reward's spread, as all rewards of an update know it.
+    """
 
     noised: Noised
     scores: list[Score]
+    normalised: bool
 
 
 CATEGORY = "training/SRPO"

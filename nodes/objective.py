@@ -4,6 +4,7 @@ from comfy_api.latest import io
 
 from ..srpo_core.objective import BRANCHES, ORDERS, Objective, Strength, parse_words
 from ..srpo_core.words import PRESETS
+from .inputs import checked
 from .kinds import CATEGORY, ObjectiveType
 
 DEFAULT = Objective()
@@ -103,6 +104,7 @@ class ObjectiveNode(io.ComfyNode):
         return True
 
     @classmethod
+    @checked
     def execute(
         cls,
         positive,

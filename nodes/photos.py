@@ -13,6 +13,7 @@ from ..srpo_core.digest import digest
 from ..srpo_core.photo_latents import Encoded, Photos, Store, encode_all
 from ..srpo_core.photos import scan, sizes_of_area, walk
 from .folders import cache_folder
+from .inputs import checked
 from .kinds import CATEGORY, DatasetType
 from .progress import Progress
 from .prompts import Prompts
@@ -112,12 +113,15 @@ class PhotosNode(io.ComfyNode):
         return True
 
     @classmethod
-    def fingerprint_inputs(cls, folder="", **_):
-        """Changes with each file that comes, goes or is written to."""
+    def fingerprint_inputs(cls, folder=None, **_):
+        """Changes with each file that comes, goes or is written to; always, where the folder is linked."""
+        if folder is None:
+            return float("nan")  # a new one each time: the host compares what is the same object as equal
         stats = [(str(file), file.stat()) for file in sorted(walk(photo_folder(folder)))]
         return hashlib.sha256(repr([(n, s.st_size, s.st_mtime_ns) for n, s in stats]).encode()).hexdigest()
 
     @classmethod
+    @checked
     def execute(cls, clip, vae, folder, width, height, default_caption) -> io.NodeOutput:
         from .host.text_encoder import encode
 

@@ -3,8 +3,9 @@
 import torch
 
 from ..srpo_core.loop import Schedule
+from ..srpo_core.seeds import FIRST_KEPT
 
-FIRST_SEED = 2**32  # where none is chosen, previews start from noise that training never draws
+FIRST_SEED = FIRST_KEPT  # where none is chosen, previews start from noise that training never draws
 LARGEST_SEED = 2**64 - 1
 
 

@@ -109,6 +109,8 @@ class PromptsNode(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, file=(NO_FILE,), **_):
+        if file[0] is None:  # linked, so not known yet
+            return float("nan")  # a new one each time: the host compares what is the same object as equal
         return None if file[0] == NO_FILE else os.path.getmtime(_input_file(file[0]))
 
     @classmethod

@@ -13,6 +13,7 @@ from ..srpo_core.objective import parse_words
 from ..srpo_core.reward_table import MAPPED, ask_for, check_words, find_looks, score_table
 from ..srpo_core.rewards import name_of
 from ..srpo_core.table_picture import LARGE, ROWS, draw_table, thumbnail_size
+from .inputs import checked
 from .kinds import CATEGORY, RewardModelType
 from .progress import Progress
 
@@ -86,6 +87,7 @@ class RewardTable(io.ComfyNode):
         return True
 
     @classmethod
+    @checked
     def execute(cls, reward, images, prompt, words, negative, best, show_gradients) -> io.NodeOutput:
         device = comfy.model_management.get_torch_device()
         columns = ask_for(reward, prompt, parse_words(words), parse_words(negative))

@@ -10,6 +10,7 @@ import folder_paths
 from comfy_execution.utils import get_executing_context
 from server import PromptServer
 
+from ..srpo_core.checks import check_number, check_whole
 from ..srpo_core.files import check_writable
 from ..srpo_core.run import Misfit, Run, Settings
 from ..srpo_core.run_folder import FolderLock, branch, newest_state, saved_updates, unbranch
@@ -22,7 +23,10 @@ NO_LORA = "none"
 
 @dataclass(frozen=True)
 class AdapterSettings:
-    """What is trained, by the inputs of SRPO Trainer. start_lora: a file of ComfyUI's "loras", for a new run."""
+    """What is trained, by the inputs of SRPO Trainer. start_lora: a file of ComfyUI's "loras", for a new run.
+
+    Raises ValueError, a sentence, for what is no number in its range.
+    """
 
     kind: str
     rank: int
@@ -31,6 +35,11 @@ class AdapterSettings:
     target: str = "all"
     start_lora: str = NO_LORA
     precision: str = "fp32"
+
+    def __post_init__(self):
+        check_whole("rank", self.rank, 1, 1024)
+        check_number("alpha", self.alpha, 0.01, 1024.0)
+        check_whole("seed", self.seed, 0, 2**64 - 1)
 
     @property
     def whole_layers(self) -> bool:

@@ -5,11 +5,12 @@ from comfy_api.latest import io, ui
 from server import PromptServer
 
 from ..srpo_core.derivative import check_once
-from ..srpo_core.direct_align import inject
+from ..srpo_core.direct_align import at_least_fp32, inject
 from ..srpo_core.schedule import GRID, Window, draw_position
-from ..srpo_core.step import Noised, one_step_recover, score_recovered
+from ..srpo_core.seeds import derived_seed
+from ..srpo_core.step import Noised, normalise, one_step_recover, score_recovered
 from ..srpo_core.terms import Term
-from .inputs import check_window, weighing_inputs, window_inputs
+from .inputs import check_window, checked, reward_name, weighing_inputs, window_inputs
 from .kinds import (
     CATEGORY,
     BothRecovered,
@@ -22,6 +23,12 @@ from .kinds import (
     TrainerType,
 )
 from .runs import trainer_of
+
+
+def sample_seeds(noise, count: int) -> tuple[int, ...]:
+    """Of the samples of a batch: the noise's own, and others derived from it."""
+    seed = getattr(noise, "seed", 0)  # not every custom noise has one
+    return seed, *(derived_seed("sample", seed, i) for i in range(1, count))
 
 
 class NoisePriorInject(io.ComfyNode):
@@ -59,6 +66,7 @@ class NoisePriorInject(io.ComfyNode):
         return check_window(sigma_max, sigma_min)
 
     @classmethod
+    @checked
     def execute(cls, model, latent, noise, position, sigma_max, sigma_min) -> io.NodeOutput:
         from .host.carried import latent_in, latent_out
         from .host.flow_model import check_latent
@@ -66,10 +74,10 @@ class NoisePriorInject(io.ComfyNode):
         samples = latent["samples"]
         check_latent(model, samples)
         with torch.inference_mode(False):
-            x0 = latent_in(model, samples.clone())
+            x0 = latent_in(model, at_least_fp32(samples.clone()))
             prior = noise.generate_noise(latent).to(x0)
             branches = Window(sigma_max, sigma_min).branches([position or draw_position(noise.seed)] * len(x0))
-            noised = Noised(x0, prior, branches)
+            noised = Noised(x0, prior, branches, sample_seeds(noise, len(x0)))
             start = latent_out(model, inject(x0, prior, branches[0].sigma_in))
         sigmas = torch.stack([s[0] for branch in branches for s in (branch.sigma_in, branch.sigma_out)]).float()
         return io.NodeOutput(noised, {"samples": start}, sigmas)
@@ -148,20 +156,19 @@ class RewardNode(io.ComfyNode):
         )
 
     @classmethod
+    @checked
     def execute(cls, reward, vae, recovered, objective, prompt, weight=1.0, name="", normalise=False) -> io.NodeOutput:
         from .host.decoder import HostDecoder
 
-        decoder, trainer = HostDecoder(vae, recovered.model), trainer_of(recovered.model)
-        terms = [Term(reward, objective, weight, name.strip(), normalise)]
-        spreads = trainer.run.spreads if trainer else {}
+        decoder, terms = HostDecoder(vae, recovered.model), [Term(reward, objective, weight, reward_name(name))]
         prompts = [prompt] * len(recovered.noised.x0)
         scores = [
-            score_recovered(recovered.branches[branch.name], branch, decoder, terms, prompts, recovered.update, spreads)
+            score_recovered(recovered.branches[branch.name], branch, decoder, terms, prompts, recovered.update)
             for branch in filter(objective.trains, recovered.noised.branches)
         ]
         gap = sum((a.positive - a.negative).mean().item() for s in scores for a in s.answers) / len(scores)
         images = torch.cat([s.image for s in scores]).movedim(1, -1).cpu()
-        return io.NodeOutput(Rewarded(recovered.noised, scores), gap, images)
+        return io.NodeOutput(Rewarded(recovered.noised, scores, normalise), gap, images)
 
 
 class TrainStep(io.ComfyNode):
@@ -197,7 +204,9 @@ class TrainStep(io.ComfyNode):
 
     @classmethod
     def execute(cls, trainer, rewards) -> io.NodeOutput:
-        scores = [score for rewarded in rewards.values() for score in rewarded.scores]
+        scores = [score for rewarded in rewards.values() if not rewarded.normalised for score in rewarded.scores]
+        scaled = [score for rewarded in rewards.values() if rewarded.normalised for score in rewarded.scores]
+        scores += normalise(scaled, trainer.run.spreads)
         pictures = {id(rewarded.noised): len(rewarded.noised.x0) for rewarded in rewards.values()}
         trainer.run.troubles.clear()
         metrics = trainer.run.update(scores, sum(pictures.values()))

@@ -1,6 +1,7 @@
 """SRPO_Train: the whole loop in one node."""
 
 import logging
+import math
 import time
 
 import comfy.model_management
@@ -17,7 +18,7 @@ from ..srpo_core.planning import AUTO, Use
 from ..srpo_core.schedule import Window
 from ..srpo_core.terms import Term, combine
 from ..srpo_core.watch import Limits, crossed
-from .inputs import check_window, guard_input, limit_input, sampler_inputs, size_inputs, window_inputs
+from .inputs import check_window, checked, guard_input, limit_input, sampler_inputs, size_inputs, window_inputs
 from .kinds import CATEGORY, DatasetType, ObjectiveType, RewardModelType, RewardsType, TrainerType
 from .memory import memory_inputs, use_of_memory
 from .photos import for_model
@@ -25,6 +26,17 @@ from .previews import Previews, parse_seeds
 from .said import summary, warning
 
 log = logging.getLogger(__name__)
+
+
+def loss_map(history: list[dict[str, float]]) -> dict[str, list[float]]:
+    """The finite losses of a run, as the core's LOSS_MAP.
+
+    Its plot divides by their range. Where they are all the same, as of one update, the next larger number is added,
+    which its axis shows as that same loss; where none is finite there is nothing but a zero and that.
+    """
+    losses = [metrics["loss"] for metrics in history if math.isfinite(metrics["loss"])] or [0.0]
+    level = min(losses) == max(losses)
+    return {"loss": [*losses, math.nextafter(losses[-1], math.inf)] if level else losses}
 
 
 class TrainNode(io.ComfyNode):
@@ -218,6 +230,7 @@ class TrainNode(io.ComfyNode):
         return check_window(sigma_max, sigma_min)
 
     @classmethod
+    @checked
     def execute(
         cls,
         trainer,
@@ -265,6 +278,7 @@ class TrainNode(io.ComfyNode):
         from .host.decoder import HostDecoder
         from .host.flow_model import HostFlow, Sampling, latent_shape
 
+        window, seeds = Window(sigma_max, sigma_min), parse_seeds(preview_seeds)
         terms = combine([Term(reward, objective), *more_rewards])
         dataset, photos = (for_model(data, trainer.model) for data in (dataset, photos))
         shape = latent_shape(trainer.model, width, height)
@@ -287,7 +301,6 @@ class TrainNode(io.ComfyNode):
             compiled=compile_blocks,
         )
         sampling = Sampling(sampler_name, scheduler, steps, guidance)
-        seeds = parse_seeds(preview_seeds)
         samples = Previews(trainer, preview_dataset or dataset, vae, sampling, schedule, previews, seeds)
         bar, run, started, first = comfy.utils.ProgressBar(updates), trainer.run, time.monotonic(), trainer.run.updates
 
@@ -327,7 +340,7 @@ class TrainNode(io.ComfyNode):
                 photos,
                 flow=flow,
                 decoder=decoder,
-                window=Window(sigma_max, sigma_min),
+                window=window,
                 guard=Guard(norm_guard, frozen_pull),
             )
         finally:
@@ -344,7 +357,7 @@ class TrainNode(io.ComfyNode):
         return io.NodeOutput(
             trainer,
             trainer.adapter.state_dict(),
-            {"loss": [metrics["loss"] for metrics in run.history]},
+            loss_map(run.history),
             torch.cat([samples.before, after]),
             ui=ui.PreviewImage(torch.from_numpy(np.asarray(picture) / np.float32(255))[None], cls=cls),
         )

@@ -10,6 +10,7 @@ from ..srpo_core.optimizers import OPTIMIZERS
 from ..srpo_core.run import Settings
 from .folders import check_run_name
 from .host.targets import TARGETS
+from .inputs import checked
 from .kinds import CATEGORY, TrainerType
 from .runs import NO_LORA, AdapterSettings, open_trainer, updates_of
 
@@ -185,12 +186,18 @@ class TrainerNode(io.ComfyNode):
         return True
 
     @classmethod
-    def fingerprint_inputs(cls, run_name="", **_):
-        """Changes with every update, so that queueing again goes on instead of doing nothing."""
+    def fingerprint_inputs(cls, run_name=None, **_):
+        """Changes with every update, so that queueing again goes on instead of doing nothing.
+
+        Always, where the name is linked and so not known yet.
+        """
+        if run_name is None:
+            return float("nan")  # a new one each time: the host compares what is the same object as equal
         check_run_name(run_name)
         return updates_of(run_name)
 
     @classmethod
+    @checked
     def execute(
         cls,
         model,

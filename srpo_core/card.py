@@ -4,6 +4,8 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
+from .table_picture import fonts, printable
+
 CURVES = (  # title, the metrics in it
     ("rewards", ("reward_positive", "reward_negative")),
     ("words-gap", ("words_gap",)),
@@ -15,6 +17,7 @@ CURVES = (  # title, the metrics in it
 COLOURS = ("#3b7dd8", "#d8703b", "#3f9b57", "#8a5fc7", "#b59a2c", "#777777")  # more curves than these are left out
 WIDTH = 10.0  # inches
 DPI = 96
+LONGEST_LABEL = 24  # letters of a reward's name in a legend
 
 
 def tile(images: Tensor, columns: int) -> np.ndarray:
@@ -38,7 +41,7 @@ def draw_card(before: Tensor, now: Tensor, history: list[dict], title: str) -> I
     sheets = [tile(images, columns) for images in (before, now)]
     height = WIDTH / 2 * sheets[0].shape[0] / sheets[0].shape[1]
     figure = Figure((WIDTH, height + 2.4), dpi=DPI, layout="constrained")
-    figure.suptitle(title)
+    figure.suptitle(printable(title), parse_math=False, family=fonts())
     pictures, curves = figure.subfigures(2, height_ratios=(height, 2.0))
     for axes, sheet, name in zip(pictures.subplots(1, 2), sheets, ("before", "now")):
         axes.imshow(sheet, interpolation="nearest" if sheet.shape[0] < 500 else "antialiased")
@@ -59,11 +62,21 @@ def _draw_curves(axes, name: str, keys: tuple[str, ...], history: list[dict]):
         values = np.array([metrics.get(key, np.nan) for metrics in history])
         window = np.ones(min(5, max(1, len(values))))
         counts = np.convolve(np.ones(len(values)), window, "same") if len(values) else values
-        label = key.removeprefix("reward_").removeprefix("words_gap/") if len(keys) > 1 else None
         axes.plot(updates, values, color=colour, alpha=0.3, linewidth=0.8)
         if len(values):
-            axes.plot(updates, np.convolve(values, window, "same") / counts, color=colour, linewidth=1.5, label=label)
+            axes.plot(updates, np.convolve(values, window, "same") / counts, color=colour, linewidth=1.5, label=key)
     axes.set_title(name, fontsize=9)
     axes.tick_params(labelsize=7)
     if len(keys) > 1 and history:
-        axes.legend(fontsize=6)
+        _draw_legend(axes, keys)
+
+
+def _draw_legend(axes, keys: tuple[str, ...]):
+    """With what the user called a reward as it is, which matplotlib takes for mathematics at a "$"."""
+    for text, key in zip(axes.legend(fontsize=6).get_texts(), keys):
+        label = printable(key.removeprefix("reward_").removeprefix("words_gap/"))
+        text.set(text=shorten(label, LONGEST_LABEL), parse_math=False, family=fonts())
+
+
+def shorten(text: str, most: int) -> str:
+    return text if len(text) <= most else f"{text[: most - 3]}..."

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .checks import check_number
+
 
 def norm_ratio(velocity: Tensor, frozen: Tensor) -> Tensor:
     """(B,): the norm of each sample's velocity over that of the frozen model's; both (B, C, H, W).
@@ -21,10 +23,15 @@ class Guard:
     norm: of the hinge `relu(ratio - 1)` on the norm ratio (NormGuard). A smaller velocity costs nothing.
     pull: of the mean squared distance of the velocities, which the KL divergence of one denoising step is
     proportional to.
+    Raises ValueError for what is no finite number of at least 0.
     """
 
     norm: float = 0.0
     pull: float = 0.0
+
+    def __post_init__(self):
+        check_number("norm_guard", self.norm, 0)
+        check_number("frozen_pull", self.pull, 0)
 
     def __bool__(self) -> bool:
         return bool(self.norm or self.pull)

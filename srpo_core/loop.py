@@ -1,8 +1,9 @@
 """The loop: which prompts, noise and noise levels each update of a run takes, and what it makes of them."""
 
+import logging
 import math
 import random
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, NamedTuple, Protocol
@@ -10,15 +11,21 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from .checks import check_number, check_whole
 from .derivative import check_once
 from .digest import digest
 from .events import events
 from .guard import NO_GUARD, Guard
 from .models import Decoder, FlowModel
 from .run import Run
-from .schedule import GRID, Window, draw_position
-from .step import Compared, Noised, Score, one_step_recover, score_recovered
-from .terms import Term
+from .schedule import GRID, Branch, Window, draw_position
+from .seeds import derived_seed
+from .step import Compared, Noised, Score, first_answers, one_step_recover, score_recovered
+from .terms import Spread, Term
+
+log = logging.getLogger(__name__)
+
+MOST_NAMED = 32  # seeds in a line of the log
 
 
 class Dataset(Protocol):
@@ -62,6 +69,7 @@ class Schedule:
     reuse: updates that the same prompts and their rollouts serve, at ever new noise levels; 1 as published.
     photo_share: of the prompts, how many are photos instead, where there are both; spread evenly.
     shared_noise: all prompts of an update take one noise, as published, in place of each its own.
+    Raises ValueError, a sentence, for what is no number in its range.
     """
 
     shape: tuple[int, int, int]
@@ -73,6 +81,15 @@ class Schedule:
     photo_share: float = 0.0
     shared_noise: bool = False
     sampled_at_once: int = 1
+
+    def __post_init__(self):
+        for name in ("batch", "at_once", "pairs", "reuse"):
+            check_whole(name, getattr(self, name), 1)
+        for side in self.shape:
+            check_whole("a side of the latent", side, 1)
+        check_whole("sampled_at_once", self.sampled_at_once, 0)
+        check_whole("seed", self.seed, 0, 2**64 - 1)
+        check_number("photo_share", self.photo_share, 0.0, 1.0)
 
 
 class Draw(NamedTuple):
@@ -93,8 +110,12 @@ def draws_of(update: int, schedule: Schedule, dataset: Dataset, photos: Dataset 
     draws = []
     for number in range(first, first + schedule.batch):
         of_photos, then = (math.floor(n * schedule.photo_share) if photos else 0 for n in (number, number + 1))
-        data, nth = (photos, of_photos) if then > of_photos else (dataset, number - of_photos)
-        draws.append(Draw(number, data, prompt_index(schedule.seed, nth, len(data.prompts))))
+        if then > of_photos:
+            index = prompt_index(derived_seed("photos", schedule.seed), of_photos, len(photos.prompts))
+            draws.append(Draw(number, photos, index))
+        else:
+            index = prompt_index(schedule.seed, number - of_photos, len(dataset.prompts))
+            draws.append(Draw(number, dataset, index))
     return draws
 
 
@@ -113,26 +134,63 @@ def sample_scores(
 
     Photos stand in for rollouts (offline). Those that share a forward are of one shape; each sample keeps the noise
     and the noise level of its number, so how many share one changes nothing. A guard compares all samples to the
-    frozen model; without one the first alone is compared, to be seen.
+    frozen model; without one the first alone is compared, to be seen. Rewards that are normalised, but have said
+    nothing yet, are asked beforehand: the spread of all that they say in this update scales it.
     """
-    age, compare = run.updates % schedule.reuse, True
+    age, compare, update = run.updates % schedule.reuse, True, run.updates + 1
     if age == 0:
         run.rollouts = {}
     draws = draws_of(run.updates, schedule, dataset, photos)
     check_gradients(run, flow, window, schedule, draws)
-    for group, x0, noise in sampled(run, flow, schedule, draws):
+    pairs = range(age * schedule.pairs, (age + 1) * schedule.pairs)
+    groups = sampled(run, flow, schedule, draws)
+    spreads, new = run.spreads, [t for t in terms if t.normalised and t.trains and t.name not in run.spreads]
+    if new:
+        groups = list(groups)
+        spreads = spreads | first_spreads(flow, decoder, asked_of(new, window, schedule, pairs, groups), update)
+    for asked in asked_of(terms, window, schedule, pairs, groups):
+        group, prompts, cond, noised, branch, asks = asked
+        first = Compared(1, group[0].data.cond([group[0].index])) if compare else None
+        compared, compare = Compared(len(group), cond) if guard else first, False
+        recovered = one_step_recover(flow, cond, noised, branch, compared, guard)
+        yield score_recovered(recovered, branch, decoder, asks, prompts, update, spreads)
+
+
+class Asked(NamedTuple):
+    """One forward of an update: the draws that share it, and the terms that are asked of the branch."""
+
+    group: list[Draw]
+    prompts: list[str]
+    cond: Any
+    noised: Noised
+    branch: Branch
+    terms: list[Term]
+
+
+def asked_of(
+    terms: Sequence[Term], window: Window, schedule: Schedule, pairs: range, groups: Iterable[tuple]
+) -> Iterator[Asked]:
+    """The forwards of an update: of each group, both branches of each pair, if a reward trains them."""
+    for group, x0, noise in groups:
         data, indices = group[0].data, [draw.index for draw in group]
         prompts, cond = [data.prompts[i] for i in indices], data.cond(indices)
-        for pair in range(age * schedule.pairs, (age + 1) * schedule.pairs):
-            positions = [draw_position(draw_seed(schedule, draw.number), pair) for draw in group]
-            noised = Noised(x0, noise, window.branches(positions))
+        seeds = tuple(draw_seed(schedule, draw.number) for draw in group)
+        for pair in pairs:
+            noised = Noised(x0, noise, window.branches([draw_position(seed, pair) for seed in seeds]), seeds)
             for branch in noised.branches:
-                asked = [term for term in terms if term.objective.trains(branch)]
-                if any(term.weight for term in asked):
-                    first = Compared(1, data.cond(indices[:1])) if compare else None
-                    compared, compare = Compared(len(group), cond) if guard else first, False
-                    recovered = one_step_recover(flow, cond, noised, branch, compared, guard)
-                    yield score_recovered(recovered, branch, decoder, asked, prompts, run.updates + 1, run.spreads)
+                asks = [term for term in terms if term.objective.trains(branch)]
+                if any(term.trains for term in asks):
+                    yield Asked(group, prompts, cond, noised, branch, asks)
+
+
+def first_spreads(flow: FlowModel, decoder: Decoder, forwards: Iterable[Asked], update: int) -> dict[str, Spread]:
+    """Of all that the terms say in an update, before it: what they say of one sample alone has no spread."""
+    spreads: dict[str, Spread] = {}
+    for asked in forwards:
+        recovered = one_step_recover(flow, asked.cond, asked.noised, asked.branch)
+        for answer in first_answers(recovered, asked.branch, decoder, asked.terms, asked.prompts, update):
+            answer.add_to(spreads.setdefault(answer.name, Spread()))
+    return spreads
 
 
 def check_gradients(run: Run, flow: FlowModel, window: Window, schedule: Schedule, draws: list[Draw]):
@@ -163,11 +221,19 @@ def clean_latents(run: Run, flow: FlowModel, schedule: Schedule, group: list[Dra
     if group[0].is_photo:
         return data.latents(indices), noise
     if schedule.reuse == 1:
-        return flow.rollout(noise, data.cond(indices), seeds[0]), noise
+        return rolled_out(flow, noise, data, indices, seeds), noise
     names = [digest([seed, schedule.shape, data.prompts[i]]) for seed, i in zip(seeds, indices)]
     if not run.rollouts.keys() >= set(names):
-        run.rollouts |= zip(names, flow.rollout(noise, data.cond(indices), seeds[0]).detach().cpu())
+        run.rollouts |= zip(names, rolled_out(flow, noise, data, indices, seeds).detach().cpu())
     return torch.stack([run.rollouts[name] for name in names]), noise
+
+
+def rolled_out(flow: FlowModel, noise: Tensor, data: Dataset, indices: list[int], seeds: list[int]) -> Tensor:
+    """x0 (B, C, H, W): together, but one by one where a picture would depend on those it is sampled with."""
+    if not getattr(flow, "samples_depend_on_batch", False):
+        return flow.rollout(noise, data.cond(indices), seeds[0])
+    alone = zip(noise.split(1), indices, seeds)
+    return torch.cat([flow.rollout(one, data.cond([index]), seed) for one, index, seed in alone])
 
 
 def noise_seed(schedule: Schedule, draw: Draw) -> int:
@@ -176,8 +242,11 @@ def noise_seed(schedule: Schedule, draw: Draw) -> int:
 
 
 def draw_seed(schedule: Schedule, number: int) -> int:
-    """Of a draw's own noise and, with the pair's number, of its noise level; around at the largest of the host."""
-    return (schedule.seed + number) % 2**64
+    """Of a draw's own noise and all else that is drawn for it: with the pair's number, its noise level.
+
+    Runs of other seeds share none. As RandomNoise's noise_seed it gives the same noise.
+    """
+    return derived_seed("draw", schedule.seed, number)
 
 
 def shape_of(draw: Draw, schedule: Schedule) -> tuple[int, int, int]:
@@ -205,8 +274,16 @@ def prepare(run: Run, updates: int, terms: Sequence[Term], schedule: Schedule, d
             for update in range(run.updates, run.updates + updates):
                 draws = draws_of(update, schedule, dataset, photos)
                 prompts = [draw.data.prompts[draw.index] for draw in draws]
-                texts += [text for side in term.objective.texts(prompts, update + 1) for text in side]
+                seeds = [draw_seed(schedule, draw.number) for draw in draws]
+                texts += [text for side in term.objective.texts(prompts, update + 1, seeds) for text in side]
             term.reward.prepare(list(dict.fromkeys(texts)))
+
+
+def log_seeds(update: int, schedule: Schedule, draws: list[Draw]):
+    """Name the noise of each sample, so that any of them can be made again, node by node."""
+    seeds = [str(noise_seed(schedule, draw)) for draw in draws]
+    more = f" and {len(seeds) - MOST_NAMED} more" if len(seeds) > MOST_NAMED else ""
+    log.info("Update %d: noise seeds %s%s.", update + 1, ", ".join(seeds[:MOST_NAMED]), more)
 
 
 def describe_data(data: Dataset) -> str:
@@ -238,6 +315,7 @@ def train(
     try:
         with events(run.folder / "events", run.updates, run.trouble) as write:
             for _ in range(updates):
+                log_seeds(run.updates, schedule, draws_of(run.updates, schedule, dataset, photos))
                 scores = sample_scores(run, terms=terms, dataset=dataset, photos=photos, schedule=schedule, **world)
                 metrics = run.update(scores, schedule.batch * schedule.pairs)
                 write(metrics)

@@ -26,7 +26,11 @@ class Pullback:
 
 
 class FlowModel(Protocol):
-    """A frozen flow-matching model with a trainable adapter."""
+    """A frozen flow-matching model with a trainable adapter.
+
+    It may have `samples_depend_on_batch`, which says that a rollout depends on those it shares a batch with, as where
+    the sampler draws noise of its own: it is then asked for one sample at a time.
+    """
 
     parameters: dict[str, Parameter]
 

@@ -4,11 +4,13 @@ Words go to the reward only, never to generation (arXiv 2509.06942, section 3.2)
 """
 
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from .checks import check_number
 from .schedule import GRID, Branch
 
 ORDERS = ("rotate", "random")
@@ -17,10 +19,17 @@ BRANCHES = {"both": ("denoise", "inversion"), "denoise": ("denoise",), "inversio
 
 @dataclass(frozen=True)
 class Strength:
-    """How much heavier than the other word a branch weighs its own, by noise level."""
+    """How much heavier than the other word a branch weighs its own, by noise level.
+
+    Raises ValueError for what is no finite number of at least 0.
+    """
 
     low_noise: float
     high_noise: float
+
+    def __post_init__(self):
+        check_number("the strength at low noise", self.low_noise, 0)
+        check_number("the strength at high noise", self.high_noise, 0)
 
     def at(self, index: Tensor) -> Tensor:
         """`k(i) = low + (high - low) i / (N - 1)` for (B,) indices, 0 the low-noise end; float64."""
@@ -32,11 +41,13 @@ class Objective:
     """What the reward is asked, and how its answers become a loss. The defaults are the HPS run's.
 
     positive, negative: control words.
-    order: which of them update u (from 1) uses: "rotate" is `words[u % len(words)]`, as published, "random" draws.
+    order: which of them update u (from 1) uses: "rotate" is `words[u % len(words)]`, as published, "random" draws
+        for each sample.
     reward, penalty: strengths of the denoise and of the inversion branch.
     threshold: rewards above it have no gradient, in the units of the reward.
     branches: "both", "denoise" or "inversion".
-    Raises ValueError for a list with a blank word, an empty list, or an unknown branch or order.
+    Raises ValueError for a list with a blank word, an empty list, a threshold that is no finite number, or an unknown
+    branch or order.
     """
 
     positive: tuple[str, ...] = ("Natural-lighting", "Detail", "Detailed", "Real")
@@ -54,6 +65,7 @@ class Objective:
                     f"The {side} control words are {list(words)}: give at least one word, and none that is blank, "
                     'for example "Natural-lighting" against "Painting".'
                 )
+        check_number("threshold", self.threshold)
         if self.branches not in BRANCHES:
             raise ValueError(f'branches is "{self.branches}": choose one of {", ".join(BRANCHES)}.')
         if self.order not in ORDERS:
@@ -62,15 +74,19 @@ class Objective:
     def trains(self, branch: Branch) -> bool:
         return branch.name in BRANCHES[self.branches]
 
-    def texts(self, prompts: list[str], update: int) -> tuple[list[str], list[str]]:
-        """What the reward reads in update `update` (the first is 1): positive and negative texts."""
-        positive, negative = self.words(update)
-        return [f"{positive}. {p}" for p in prompts], [f"{negative}. {p}" for p in prompts]
+    def texts(self, prompts: list[str], update: int, seeds: Sequence[int] = ()) -> tuple[list[str], list[str]]:
+        """What the reward reads in update `update` (the first is 1): positive and negative texts.
 
-    def words(self, update: int) -> tuple[str, str]:
-        """The positive and the negative word of an update; a draw depends on its number alone, so runs resume."""
+        seeds: of the samples, for words that are drawn; without them all draw the same.
+        """
+        words = [self.words(update, seed) for seed in seeds or [0] * len(prompts)]
+        positive, negative = ([f"{pair[side]}. {p}" for pair, p in zip(words, prompts)] for side in (0, 1))
+        return positive, negative
+
+    def words(self, update: int, seed: int = 0) -> tuple[str, str]:
+        """The positive and the negative word; a draw depends on the update and the sample's seed alone."""
         if self.order == "random":
-            draw = random.Random(f"words {update}")
+            draw = random.Random(f"words {update} {seed}")
             return draw.choice(self.positive), draw.choice(self.negative)
         return self.positive[update % len(self.positive)], self.negative[update % len(self.negative)]
 

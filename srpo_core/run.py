@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import Parameter
 
+from .checks import check_number, check_whole
 from .files import check_writable, write_whole
 from .history import history_text, read_history, recent_words_gap
 from .optimizers import (
@@ -42,7 +43,7 @@ from .state_file import (
     read_state,
     spreads_of,
 )
-from .step import Score, Seen, describe, look
+from .step import Score, Seen, check_belongs, check_reached, describe, look
 from .terms import Spread
 
 log = logging.getLogger(__name__)
@@ -69,6 +70,7 @@ class Settings:
 
     warmup, cosine_to: see learning_rate_factor. ema: decay of the parameters' moving average; 0 keeps none.
     snapshot_every: updates between two snapshots, 0 for none; the last `keep_snapshots` and the best one are kept.
+    Raises ValueError, a sentence, for what is no finite number in its range.
     """
 
     learning_rate: float = 1e-4
@@ -81,6 +83,16 @@ class Settings:
     ema: float = 0.0
     snapshot_every: int = 0
     keep_snapshots: int = 3
+
+    def __post_init__(self):
+        check_number("learning_rate", self.learning_rate, 0.0, 1.0)
+        check_number("weight_decay", self.weight_decay, 0.0, 1.0)
+        check_number("max_gradient_norm", self.max_gradient_norm, 1e-6)
+        check_number("ema", self.ema, 0.0, 0.9999)
+        for name in ("save_every", "keep_snapshots"):
+            check_whole(name, getattr(self, name), 1)
+        for name in ("warmup", "cosine_to", "snapshot_every"):
+            check_whole(name, getattr(self, name), 0)
 
 
 class Run:
@@ -143,18 +155,24 @@ class Run:
 
         Whatever is raised on the way leaves the run as it was; but where its state is larger than MOST_COPIED, a step
         that fails half-way leaves it as it was last saved. A loss, gradient or state that is not finite skips the
-        step; raises RuntimeError after MAX_SKIPPED of them in a row, and after MAX_FAILED_SAVES failed ones.
+        step; raises RuntimeError after MAX_SKIPPED of them in a row, and after MAX_FAILED_SAVES failed ones. Raises
+        ValueError, before anything is changed, for scores that are not of this run's adapter as it is now, and where
+        there were gradients and none reached it.
         """
+        check_whole("prompts", prompts, 1)
         self.check_whole()
         rollouts, stepping, finite = dict(self.rollouts), False, False
         # To turn a schedule-free optimiser changes parameters.
         kept = self._copy(in_place=False) if hasattr(self.optimizer, "train") else None
         try:
+            self.optimizer.zero_grad(set_to_none=True)  # whatever another's update left here
             self._turn("train")
             seen = []
             for score in scores:
+                check_belongs(score, self.parameters, self.updates + 1, self.name)
                 score.pull(1 / prompts)
                 seen.append(look(score))
+            check_reached(seen, self.parameters, self.name)
             norm = torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.settings.max_gradient_norm).item()
             metrics = {"update": self.updates + 1, **describe(seen), "gradient_norm": norm}
             why = "its loss or gradient is not finite"

@@ -12,6 +12,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from .checks import is_number, shown
+
 GRID = 1000  # noise levels in the window
 WIDTH = GRID // 10  # how far a branch reaches, in grid cells
 MARGIN = 5  # positions closer than this to an end of the grid are not drawn
@@ -46,22 +48,25 @@ class Window:
     """The trained noise levels, `1 > sigma_max > sigma_min >= 0`.
 
     The default is the published window of the HPS run: steps 5 to 25 of 50 at shift 3.
-    Raises ValueError for an empty, reversed or too noisy window.
+    Raises ValueError for an empty, reversed or too noisy window, and for what is no number.
     """
 
     sigma_max: float = shift(0.9)
     sigma_min: float = shift(0.5)
 
     def __post_init__(self):
+        for name, sigma in (("sigma_max", self.sigma_max), ("sigma_min", self.sigma_min)):
+            if not is_number(sigma):
+                raise ValueError(f"{name} is {shown(sigma)}: give a number from 0 to 1.")
         if not self.sigma_max < 1:
             raise ValueError(
-                f"sigma_max is {self.sigma_max}, but the clean image can't be recovered from pure noise: "
+                f"sigma_max is {shown(self.sigma_max)}, but the clean image can't be recovered from pure noise: "
                 "choose a sigma_max below 1, for example 0.96."
             )
         if not 0 <= self.sigma_min < self.sigma_max:
             raise ValueError(
-                f"The noise window from sigma_max {self.sigma_max} down to sigma_min {self.sigma_min} is empty: "
-                "choose 0 <= sigma_min < sigma_max, for example 0.75 and 0.96."
+                f"The noise window from sigma_max {shown(self.sigma_max)} down to sigma_min {shown(self.sigma_min)} is "
+                "empty: choose 0 <= sigma_min < sigma_max, for example 0.75 and 0.96."
             )
 
     def grid(self) -> Tensor:

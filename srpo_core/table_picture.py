@@ -230,13 +230,13 @@ class Sheet:
         self.figure = Figure((width / DPI, height / DPI), dpi=DPI, facecolor="white")
         self.axes = self.figure.add_axes((0, 0, 1, 1), xlim=(0, width), ylim=(height, 0))
         self.axes.set_axis_off()
-        self.fonts = _fonts()
+        self.fonts = fonts()
         self.pasted = []
 
     def text(self, x: float, y: float, text: str, size: float, colour: str = INK, room: float | None = None, **style):
         """A line whose middle is at y, cut off after `room` pixels; size in points. A "$" is a "$"."""
         font = {"family": self.fonts, "fontsize": size, "parse_math": False, "va": "center_baseline"}
-        line = self.axes.text(x, y, text, color=colour, **font, **style)
+        line = self.axes.text(x, y, printable(text), color=colour, **font, **style)
         if room is not None:
             line.set_clip_on(True)
             line.set_clip_path(self._rectangle(x, y - size, room, 2 * size))
@@ -262,7 +262,12 @@ class Sheet:
         return picture
 
 
-def _fonts() -> list[str]:
+def printable(text: str) -> str:
+    """The text without what has no form, such as half a surrogate pair, which no font takes; a question mark there."""
+    return "".join(letter if letter.isprintable() else "?" for letter in text)
+
+
+def fonts() -> list[str]:
     """Matplotlib's own font, and for Chinese those that this machine has."""
     from matplotlib import font_manager
 

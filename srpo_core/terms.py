@@ -6,20 +6,23 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
+from .checks import check_number
 from .objective import Objective
 from .rewards import Reward
+
+NONE_TRAINS = "Every reward has the weight 0, so all watch and none trains: give one of them a weight."
 
 
 @dataclass
 class Spread:
-    """Running mean and standard deviation (Welford) of everything that a reward has said in a run."""
+    """Running mean and standard deviation (Welford) of all finite numbers that a reward has said in a run."""
 
     count: int = 0
     mean: float = 0.0
     squares: float = 0.0  # sum of squared distances to the mean
 
     def add(self, values: Tensor):
-        for value in values.flatten().double().tolist():
+        for value in filter(math.isfinite, values.flatten().double().tolist()):
             self.count += 1
             distance = value - self.mean
             self.mean += distance / self.count
@@ -39,6 +42,7 @@ class Term:
     name: tells its metrics from those of the others; the first has none.
     normalised: its loss is divided by the spread of what it has said in the run so far, both words together, so
     that equal weights mean equal say whatever the rewards' units.
+    Raises ValueError for a weight that is no finite number of at least 0.
     """
 
     reward: Reward
@@ -47,15 +51,16 @@ class Term:
     name: str = ""
     normalised: bool = False
 
-    def factor(self, spreads: Mapping[str, Spread], answer: "Answer") -> float:
-        """Of its loss; the first update, which has no past, is scaled by its own answers."""
-        if not self.normalised or not self.weight:
-            return self.weight
-        spread = spreads.get(self.name)
-        if spread is None:
-            spread = Spread()
-            answer.add_to(spread)
-        return self.weight / spread.std
+    def __post_init__(self):
+        check_number("weight", self.weight, 0)
+
+    @property
+    def trains(self) -> bool:
+        return self.weight != 0
+
+    def factor(self, spreads: Mapping[str, Spread]) -> float:
+        """Of its loss, given what the rewards have said so far."""
+        return self.weight / spreads[self.name].std if self.normalised and self.trains else self.weight
 
 
 @dataclass(frozen=True)
@@ -81,7 +86,7 @@ def combine(terms: Sequence[Term]) -> tuple[Term, ...]:
     twice = {name for name in names if names.count(name) > 1}
     if twice:
         raise ValueError(f'Two rewards are called "{twice.pop()}": give each a name of its own.')
-    training = sum(term.weight != 0 for term in terms)
+    training = sum(term.trains for term in terms)
     if not training:
-        raise ValueError("Every reward has the weight 0, so all watch and none trains: give one of them a weight.")
+        raise ValueError(NONE_TRAINS)
     return tuple(replace(term, normalised=training > 1) for term in terms)

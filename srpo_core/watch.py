@@ -2,8 +2,9 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
+from .checks import check_number
 from .terms import Spread
 
 WINDOW = 4  # updates: the means of the first and of the last ones are compared
@@ -16,12 +17,17 @@ class Limits:
     words_gap: its rise, in the reward's units. saturation: its rise, as a share of what it was, so 0.1 is 10 %.
     watching: the fall of what a watching reward says of the positive texts, in its standard deviations.
     velocity: the rise of the velocity's norm over the frozen model's, as a share.
+    Raises ValueError for what is no finite number of at least 0.
     """
 
     words_gap: float = 0.0
     saturation: float = 0.0
     watching: float = 0.0
     velocity: float = 0.0
+
+    def __post_init__(self):
+        for name, limit in asdict(self).items():
+            check_number(f"{name}_limit", limit, 0)
 
 
 def crossed(

@@ -1,5 +1,7 @@
 """API prompts of the toy workflows, small enough for tests."""
 
+from srpo_core.loop import Schedule, draw_seed
+
 OBJECTIVE = {
     "positive": "Natural-lighting\nDetail",
     "negative": "Painting\nFlat",
@@ -23,6 +25,12 @@ TRAINER = {
 }
 CAPTION = "a red circle on grass"
 STEPS = 4  # of the sampler
+RUN = Schedule((16, 8, 8))  # of a run with the seed 0
+
+
+def noise_seed(number: int) -> int:
+    """What the noise of a run's sample `number` (from 0) is called."""
+    return draw_seed(RUN, number)
 
 
 def node(kind: str, **inputs) -> dict:

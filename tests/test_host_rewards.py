@@ -42,8 +42,8 @@ def test_a_watching_reward_is_logged_and_trains_nothing(host):
 def test_two_rewards_of_one_picture_in_the_graph_are_the_loops(host):
     loop = with_another(prompts.train("two in a loop", 2), weight=0.5, name="flat")
     host.run(loop)
-    for seed in range(2):
-        graph = prompts.one_step("two in a graph", seed)
+    for number in range(2):
+        graph = prompts.one_step("two in a graph", prompts.noise_seed(number))
         graph["dark"] = loop["dark"]
         graph["reward"]["inputs"]["normalise"] = True
         another = graph["reward"]["inputs"] | {"objective": ["dark", 0], "weight": 0.5, "name": "flat"}

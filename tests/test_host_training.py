@@ -39,8 +39,8 @@ def decoded(host, name: str) -> torch.Tensor:
 
 def test_the_loop_and_the_graph_agree_bit_for_bit(host):
     host.run(prompts.train("loop", 3))
-    for seed in range(3):
-        host.run(prompts.one_step("graph", seed))
+    for number in range(3):
+        host.run(prompts.one_step("graph", prompts.noise_seed(number)))
     assert updates(host, "loop") == updates(host, "graph") == 3
     assert same(state(host, "loop"), state(host, "graph"))
 
@@ -175,8 +175,8 @@ def test_core_nodes_take_the_lora_and_the_loss(host):
 
 
 def test_two_rewards_share_one_update(host):
-    wanted = prompts.one_step("shared", 0)
-    again = {f"{key} 2": value for key, value in prompts.one_step("shared", 1).items() if key not in prompts.base("x")}
+    wanted, other = (prompts.one_step("shared", prompts.noise_seed(number)) for number in (0, 1))
+    again = {f"{key} 2": value for key, value in other.items() if key not in prompts.base("x")}
     for entry in again.values():
         for name, link in entry["inputs"].items():
             if isinstance(link, list) and f"{link[0]} 2" in again:

@@ -7,7 +7,7 @@ import torch
 from tiny_run import SETTINGS, TWO, checked, go, same, state, world
 from tiny_world import SHAPE, TinyData, TinyReward, numbers
 
-from srpo_core.loop import Schedule, draw_noise, draws_of, prompt_index, sample_scores, train
+from srpo_core.loop import Schedule, draw_noise, draw_seed, draws_of, prompt_index, sample_scores, train
 from srpo_core.objective import Objective
 from srpo_core.run import Run, Settings
 
@@ -39,7 +39,7 @@ def test_draw_noise_is_what_the_host_draws():
         assert torch.equal(sample, torch.randn(1, 16, 4, 6)[0])
 
 
-def test_seeds_wrap_around_at_the_largest_of_the_host(tmp_path):
+def test_the_largest_seed_of_the_host_is_one(tmp_path):
     run = go(tmp_path, 2, Schedule(SHAPE, seed=2**64 - 1))
     assert run.updates == 2
 
@@ -94,7 +94,8 @@ def test_the_noise_prior_is_the_rollouts_own_noise(tmp_path):
     flow.rollout, flow.velocity = remember_rollout, remember_velocity
     run = checked(Run(tmp_path, flow.parameters, SETTINGS), flow)
     assert len(list(sample_scores(run, schedule=Schedule(SHAPE, batch=2, at_once=2, seed=5), **parts))) == 2
-    assert torch.equal(seen["noise"], draw_noise([5, 6], SHAPE))
+    schedule = Schedule(SHAPE, seed=5)
+    assert torch.equal(seen["noise"], draw_noise([draw_seed(schedule, 0), draw_seed(schedule, 1)], SHAPE))
     assert not torch.equal(numbers(5, *SHAPE), seen["noise"][0])
 
 
@@ -115,8 +116,9 @@ def test_prompts_of_an_update_may_share_a_noise_but_not_their_noise_levels(tmp_p
     schedule = Schedule(SHAPE, batch=3, at_once=at_once, seed=5)
     own, levels = noise_and_levels(tmp_path / "own", schedule)
     shared, same_levels = noise_and_levels(tmp_path / "shared", replace(schedule, shared_noise=True))
-    assert torch.equal(own, draw_noise([5, 6, 7, 8, 9, 10], SHAPE))
-    assert torch.equal(shared, draw_noise([5, 5, 5, 8, 8, 8], SHAPE))
+    seeds = [draw_seed(schedule, number) for number in range(6)]
+    assert torch.equal(own, draw_noise(seeds, SHAPE))
+    assert torch.equal(shared, draw_noise([seeds[0]] * 3 + [seeds[3]] * 3, SHAPE))
     assert same_levels == levels and len(set(levels)) == 12
 
 

@@ -8,7 +8,7 @@ from srpo_core.loop import Schedule, sample_scores, train
 from srpo_core.objective import Objective
 from srpo_core.run import Run, Settings
 from srpo_core.schedule import Window
-from srpo_core.terms import Answer, Spread, Term, combine
+from srpo_core.terms import Spread, Term, combine
 
 HPS = Objective()
 SCHEDULE = Schedule(SHAPE, batch=2, at_once=2)
@@ -106,12 +106,16 @@ def test_normalised_rewards_weigh_alike_whatever_their_units(tmp_path):
         torch.testing.assert_close(runs[1].parameters[name], parameter, rtol=0, atol=1e-12)
 
 
-def test_the_spread_is_of_earlier_updates(tmp_path):
+def test_the_spread_is_of_earlier_updates():
     term = Term(TinyReward(), HPS, weight=2.0, name="a", normalised=True)
-    answer = Answer("a", numbers(1, 3), numbers(2, 3), numbers(3, 3))
-    own = torch.cat([answer.positive, answer.negative]).std(unbiased=False).item()
-    assert term.factor({}, answer) == pytest.approx(2 / own)
-    assert term.factor({"a": Spread(4, 0.0, 4 * 0.25)}, answer) == pytest.approx(2 / 0.5)
+    assert term.factor({"a": Spread(4, 0.0, 4 * 0.25)}) == pytest.approx(2 / 0.5)
+
+
+def test_what_is_no_number_leaves_the_spread_as_it_was():
+    spread, expected = Spread(), Spread()
+    spread.add(torch.tensor([1.0, float("nan"), 3.0, float("inf"), -float("inf")]))
+    expected.add(torch.tensor([1.0, 3.0]))
+    assert spread == expected
 
 
 def test_spreads_resume(tmp_path):

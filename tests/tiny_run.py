@@ -47,3 +47,8 @@ def state(run):
 
 def same(first, second):
     return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+def everything_of(run):
+    """The numbers of a run that two of them can be compared by."""
+    return {name: value.tolist() for name, value in state(run).items()}, run.updates, run.history, run.spreads

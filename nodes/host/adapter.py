@@ -7,6 +7,7 @@ import comfy.sd
 import torch
 from torch import Tensor, nn
 
+from ...srpo_core.seeds import derived_seed
 from .adapter_kinds import FULL, create
 from .carried import as_carried
 from .differentiable import blocks
@@ -45,7 +46,7 @@ class Adapter:
             _check_rank(rank, layers)
         dtype, self._shapes = PRECISIONS[precision], _shapes(layers)
         with torch.inference_mode(False), torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+            torch.manual_seed(derived_seed("adapter", seed))
             made = {name: create(kind, layer, rank, alpha, dtype) for name, layer in layers.items()}
             self.modules = {name: module.to(self.device) for name, module in made.items()}
         self.parameters = {

@@ -1,6 +1,7 @@
 """The FLUX (or other flow model) that ComfyUI loaded, as the core's FlowModel."""
 
 import contextlib
+import inspect
 from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass
 
@@ -13,6 +14,8 @@ from torch import Tensor
 from torch._dynamo.exc import TorchDynamoException
 
 from ...srpo_core import scaled
+from ...srpo_core.checks import check_number, check_whole
+from ...srpo_core.direct_align import at_least_fp32
 from ...srpo_core.models import Pullback
 from .adapter import adapter_of, without_adapter
 from .attention import quickest
@@ -24,15 +27,24 @@ from .injection import KEY
 from .loading import load, own
 from .one_step import AsSampled, OneDifferentiableStep, OneStep
 
+LEAST_SIGMA = 1e-3  # at which a model is asked: at 0, where a window may end, a velocity would be 0 / 0
+
 
 @dataclass(frozen=True)
 class Sampling:
-    """How rollouts are sampled, by the host's names; guidance is the distilled kind of FLUX.1-dev."""
+    """How rollouts are sampled, by the host's names; guidance is the distilled kind of FLUX.1-dev.
+
+    Raises ValueError for numbers that are none.
+    """
 
     sampler_name: str = "euler"
     scheduler: str = "simple"
     steps: int = 25
     guidance: float = 1.0
+
+    def __post_init__(self):
+        check_whole("steps", self.steps, 1)
+        check_number("guidance", self.guidance, 0)
 
 
 class HostFlow:
@@ -156,7 +168,15 @@ class HostFlow:
                 return guider.sample(noise, latent, sampler, sigmas, disable_pbar=True, seed=seed)
 
         samples = own(or_uncompiled(self, sample))
-        return latent_in(self.patcher, samples.to(comfy.model_management.intermediate_device()))
+        samples = at_least_fp32(samples).to(comfy.model_management.intermediate_device())
+        return latent_in(self.patcher, samples)
+
+    @property
+    def samples_depend_on_batch(self) -> bool:
+        """Of samplers that draw noise while they sample, or choose their steps by the whole batch."""
+        function = getattr(comfy.samplers.sampler_object(self.sampling.sampler_name), "sampler_function", None)
+        draws = function is not None and "noise_sampler" in inspect.signature(function).parameters
+        return draws or self.sampling.sampler_name == "dpm_adaptive"
 
     def _velocity(
         self,
@@ -183,7 +203,7 @@ class HostFlow:
             model.__dict__.pop("memory_required", None)
 
     def _ask(self, patcher, sampler: OneStep, x: Tensor, sigma: Tensor, cond: list) -> Tensor:
-        sampler.sigma = sigma.float()
+        sampler.sigma = sigma.float().clamp(min=LEAST_SIGMA)
         ends = torch.stack([sampler.sigma.max(), sampler.sigma.new_zeros(())])
         with torch.inference_mode(), self._attention():  # see loading.py
             _guider(patcher, with_guidance(cond, self.guidance)).sample(x, torch.zeros_like(x), sampler, ends)

@@ -26,19 +26,19 @@ class Plan:
     def sample(self, model, on_progress: Callable[[int], None] = lambda pictures: None) -> list[Tensor]:
         """Latents (B, C, H, W) of each part, as the VAE takes them. on_progress: told the pictures of every part."""
         flow, latents = HostFlow(model, self.sampling), []
-        for part in self._parts():
+        for part in self._parts(1 if flow.samples_depend_on_batch else self.at_once):
             noise = draw_noise(self.seeds[part], self.shape)
             latent = flow.rollout(noise, self.dataset.cond(self.indices[part]), self.seeds[part.start])
             latents.append(latent_out(model, latent))
             on_progress(len(noise))
         return latents
 
-    def _parts(self) -> Iterator[slice]:
+    def _parts(self, at_once: int) -> Iterator[slice]:
         """Consecutive pictures whose conditionings can be one batch."""
         start = 0
         for _, alike in groupby(self.indices, self.dataset.cond_shape):
             end = start + len(list(alike))
-            yield from (slice(first, min(first + self.at_once, end)) for first in range(start, end, self.at_once))
+            yield from (slice(first, min(first + at_once, end)) for first in range(start, end, at_once))
             start = end
 
 

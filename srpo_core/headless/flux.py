@@ -16,6 +16,7 @@ from torch.nn import Linear, Parameter
 from .. import scaled
 from ..files import write_whole
 from ..models import Pullback
+from ..seeds import derived_seed
 
 BLOCKS = ("transformer_blocks.", "single_transformer_blocks.")
 
@@ -157,7 +158,7 @@ def add_lora(transformer: FluxTransformer2DModel, rank: int, alpha: float, seed:
     targets = [n for n, m in transformer.named_modules() if isinstance(m, Linear) and n.startswith(BLOCKS)]
     with torch.random.fork_rng(devices=[]):
         transformer.add_adapter(LoraConfig(r=rank, lora_alpha=alpha, target_modules=targets))
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(derived_seed("adapter", seed))
     parameters = {}
     for name, p in transformer.named_parameters():
         if p.requires_grad:

@@ -1,9 +1,12 @@
 """What a reward must have, and how SRPO asks it with both words."""
 
+from collections.abc import Sequence
 from typing import Protocol
 
 import torch
 from torch import Tensor
+
+from ..seeds import derived_seed
 
 NOISE = 0.1  # standard deviation of the noise in the negative of a reward without text; images are in [0, 1]
 
@@ -21,15 +24,21 @@ class Reward(Protocol):
 
 
 def score_words(
-    reward: Reward, images: Tensor, positive: list[str], negative: list[str], update: int
+    reward: Reward,
+    images: Tensor,
+    positive: list[str],
+    negative: list[str],
+    update: int,
+    seeds: Sequence[int] = (),
 ) -> tuple[Tensor, Tensor]:
     """Both (B,): the reward with the positive and with the negative texts.
 
-    A reward without text sees the image as the positive and the same with a little noise, which `update` seeds, as
-    the negative (arXiv 2509.06942, section 3.2).
+    A reward without text sees the image as the positive and the same with a little noise as the negative (arXiv
+    2509.06942, section 3.2). Each image's noise follows from the update and its own seed, so whatever shares a batch
+    with it changes nothing; without seeds all images have the same noise.
     """
     if not getattr(reward, "reads_text", True):
-        pair = torch.cat([images, noised(images, update)])
+        pair = torch.cat([images, noised(images, update, seeds or [0] * len(images))])
         return score_all(reward, pair, positive + negative)[0].chunk(2)
     return score_all(reward, images, positive, negative).unbind()
 
@@ -55,7 +64,7 @@ def name_of(reward: Reward) -> str:
     return getattr(reward, "name", type(reward).__name__)
 
 
-def noised(images: Tensor, seed: int) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    noise = torch.randn(images.shape, generator=generator).to(images)
-    return (images + NOISE * noise).clamp(0, 1)
+def noised(images: Tensor, update: int, seeds: Sequence[int]) -> Tensor:
+    generators = [torch.Generator().manual_seed(derived_seed("picture", seed, update)) for seed in seeds]
+    noise = torch.stack([torch.randn(images.shape[1:], generator=generator) for generator in generators])
+    return (images + NOISE * noise.to(images)).clamp(0, 1)
