@@ -1,7 +1,7 @@
 """SRPO_Prompts: what the model is to be trained on."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -103,24 +103,23 @@ def summary(prompts: Sequence[str]) -> str:
 def text_files() -> list[str]:
     """Files of text in the input folder, and in folders inside it, by their paths with forward slashes.
 
-    Hidden ones, links out of the folder and captions beside pictures are left out.
+    Hidden ones, links out of the folder and, in folders inside it, captions beside pictures are left out.
     """
     root = Path(folder_paths.get_input_directory())
     found = []
     for place, folders, names in os.walk(root):
         folders[:] = [name for name in folders if not name.startswith(".")]
-        found += [Path(place, name) for name in _texts_among(names) if _is_inside(Path(place, name))]
+        texts = [name for name in names if name.lower().endswith(".txt") and not name.startswith(".")]
+        if texts and Path(place) != root:
+            texts = _without_captions(texts, names)
+        found += [Path(place, name) for name in texts if _is_inside(Path(place, name))]
     return sorted(file.relative_to(root).as_posix() for file in found)
 
 
-def _texts_among(names: Sequence[str]) -> Iterator[str]:
-    pictures = {Path(name).stem for name in names if name.lower().endswith(SUFFIXES)}
-    pictures |= {name for name in names if name.lower().endswith(SUFFIXES)}
-    return (
-        name
-        for name in names
-        if name.lower().endswith(".txt") and not name.startswith(".") and Path(name).stem not in pictures
-    )
+def _without_captions(texts: list[str], names: list[str]) -> list[str]:
+    pictures = {name for name in names if name.lower().endswith(SUFFIXES)}
+    captioned = pictures | {name.rpartition(".")[0] for name in pictures}
+    return [name for name in texts if name.rpartition(".")[0] not in captioned]
 
 
 def _is_inside(file: Path) -> bool:

@@ -91,7 +91,10 @@ def measured(photo: Photo, sizes: list[Size]) -> Sized:
     actual = upright_size(photo.file)
     size = nearest_shape(actual, sizes)
     check_covers(actual, size)
-    return Sized(photo, size, sample_digest(photo.file))
+    try:
+        return Sized(photo, size, sample_digest(photo.file))
+    except OSError as error:
+        raise Unusable(f"can't be read ({error})") from error
 
 
 def measure_all(

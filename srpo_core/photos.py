@@ -18,6 +18,7 @@ from torch import Tensor
 from .prompt_text import check_prompt
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif", ".heic", ".heif")
+OF_PLUG_IN = (".heic", ".heif")
 # What a file is, its content says. Pillow runs programs for others; the last two it may know or not.
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "AVIF", "HEIF")
 CAPTIONS = (".txt", ".caption")  # as photo.txt or photo.jpg.txt
@@ -286,10 +287,10 @@ def from_16_bits(image: Image.Image) -> Image.Image:
     return Image.fromarray(grey).convert("RGB")
 
 
-def known_formats() -> list[str]:
+def known_formats(file: Path) -> list[str]:
     """Those of FORMATS that this Pillow reads: AVIF if it was built with it, HEIF with a plug-in that is installed."""
     Image.init()
-    if "HEIF" not in Image.OPEN:
+    if file.suffix.lower() in OF_PLUG_IN and "HEIF" not in Image.OPEN:
         with suppress(ImportError):
             import pillow_heif
 
@@ -300,7 +301,7 @@ def known_formats() -> list[str]:
 @contextmanager
 def opened(file: Path) -> Iterator[Image.Image]:
     """The picture, not yet decoded; what goes wrong inside is Unusable, as is a picture of too many pixels."""
-    formats = known_formats()
+    formats = known_formats(file)
     try:
         with Image.open(file, formats=formats) as image:
             check_pixels(image.size)
