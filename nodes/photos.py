@@ -1,6 +1,7 @@
 """SRPO_Photos: photos to train on, in place of the model's own pictures."""
 
 import hashlib
+import logging
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -10,13 +11,15 @@ from comfy_api.latest import io
 from server import PromptServer
 
 from ..srpo_core.digest import digest
-from ..srpo_core.photo_latents import Encoded, Photos, Store, encode_all
-from ..srpo_core.photos import scan, sizes_of_area, walk
+from ..srpo_core.photo_latents import Latents, Photos, Sized, Store, measure_all
+from ..srpo_core.photos import Found, holds_a_picture, look, sizes_of_area, walk
 from .folders import cache_folder
 from .inputs import checked
 from .kinds import CATEGORY, DatasetType
-from .progress import Progress
+from .progress import Progress, Steps
 from .prompts import Prompts
+
+log = logging.getLogger(__name__)
 
 
 def for_model(dataset, model):
@@ -60,10 +63,22 @@ def photo_folder(name: str) -> Path:
     return folder
 
 
-def summary(photos: list[Encoded], left_out: list[str]) -> str:
-    """What the dataset is, for the node to show."""
-    text = f"{len(photos)} photos in {len({photo.shape for photo in photos})} sizes."
-    return text + (f" {len(left_out)} left out, see the log: {left_out[0]}" if left_out else "")
+def summary(photos: list[Sized], left_out: list[str], found: Found, default_caption: str = "") -> str:
+    """What the dataset is, and what was not understood in its folder, for the node to show."""
+    said = [f"{len(photos)} photos in {len({photo.size for photo in photos})} sizes."]
+    said += found.told(default_caption)
+    if left_out:
+        said.append(f"{len(left_out)} left out, see the log: {left_out[0]}")
+    return " ".join(said)
+
+
+def replaced(*datasets) -> str:
+    """What is said of photos that turned out broken when they were drawn; empty if none did."""
+    broken = [why for data in datasets if isinstance(data, Photos) for why in data.encoded.left_out.values()]
+    if not broken:
+        return ""
+    many = "1 photo" if len(broken) == 1 else f"{len(broken)} photos"
+    return f" {many} can't be used, and the next one was taken instead, see the log: {broken[0]}"
 
 
 class PhotosNode(io.ComfyNode):
@@ -74,7 +89,7 @@ class PhotosNode(io.ComfyNode):
             display_name="SRPO Photos",
             category=CATEGORY,
             description="Photos to train on: steps begin from them, and the model makes no pictures of its own. "
-            "Encoded once and kept on disk.",
+            "Each is encoded once, when it is first drawn, and kept on disk.",
             search_aliases=["srpo", "offline", "dataset", "image folder"],
             hidden=[io.Hidden.unique_id],
             inputs=[
@@ -106,8 +121,8 @@ class PhotosNode(io.ComfyNode):
     @classmethod
     def validate_inputs(cls, folder=None):
         try:
-            if folder is not None:
-                scan(photo_folder(folder))
+            if folder is not None and not holds_a_picture(photo_folder(folder)):
+                look(photo_folder(folder))
         except ValueError as error:
             return str(error)
         return True
@@ -117,18 +132,21 @@ class PhotosNode(io.ComfyNode):
         """Changes with each file that comes, goes or is written to; always, where the folder is linked."""
         if folder is None:
             return float("nan")  # a new one each time: the host compares what is the same object as equal
-        stats = [(str(file), file.stat()) for file in sorted(walk(photo_folder(folder)))]
+        files = [file for place in walk(photo_folder(folder)) for file in (*place.pictures, *place.files)]
+        stats = [(str(file), file.lstat()) for file in sorted(files)]
         return hashlib.sha256(repr([(n, s.st_size, s.st_mtime_ns) for n, s in stats]).encode()).hexdigest()
 
     @classmethod
     @checked
     def execute(cls, clip, vae, folder, width, height, default_caption) -> io.NodeOutput:
-        from .host.text_encoder import encode
+        from .host.text_encoder import Encoded
 
-        photos, store = scan(photo_folder(folder), default_caption), store_of(vae)
+        found, store = look(photo_folder(folder), default_caption), store_of(vae)
         sizes = sizes_of_area(width, height, 2 * vae.spacial_compression_encode())  # a token of the model is 2x2
-        encoded, left_out = encode_all(photos, sizes, store, Progress(len(photos)))
-        captions = [photo.caption for photo in encoded]
-        prompts = Prompts(captions, encode(clip, captions, cache_folder("prompts")))
-        PromptServer.instance.send_progress_text(summary(encoded, left_out), cls.hidden.unique_id)
-        return io.NodeOutput(Photos(encoded, prompts))
+        photos, left_out = measure_all(found.photos, sizes, Progress(len(found.photos)))
+        latents = Latents(photos, store, Steps())
+        prompts = Prompts(latents.captions, Encoded(clip, latents.captions, cache_folder("prompts")))
+        text = summary(photos, left_out, found, default_caption)
+        log.info("%s: %s", folder, text)
+        PromptServer.instance.send_progress_text(text, cls.hidden.unique_id)
+        return io.NodeOutput(Photos(latents, prompts))

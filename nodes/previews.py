@@ -20,6 +20,11 @@ def parse_seeds(text: str) -> list[int]:
     return [int(word) for word in words]
 
 
+def shown(dataset, count: int) -> list[int]:
+    """Which prompts of the dataset `count` previews show."""
+    return [i % len(dataset.prompts) for i in range(count)]
+
+
 class Previews:
     """Samples of the first `count` prompts, before training and now, each (count, H, W, 3) in [0, 1], on the CPU.
 
@@ -30,7 +35,9 @@ class Previews:
     def __init__(self, trainer, dataset, vae, sampling, schedule: Schedule, count: int, seeds: list[int]):
         from .host.samples import Plan
 
-        indices = [i % len(dataset.prompts) for i in range(count)]
+        indices = shown(dataset, count)
+        if hasattr(dataset, "prepare"):
+            dataset.prepare(indices)
         seeds = [seeds[i % len(seeds)] if seeds else FIRST_SEED + i for i in range(count)]
         self.plan = Plan(dataset, sampling, schedule.shape, indices, seeds, schedule.at_once)
         self.trainer, self.vae = trainer, vae

@@ -9,23 +9,34 @@ from pathlib import Path
 import folder_paths
 import torch
 from comfy_api.latest import io
+from server import PromptServer
 
-from ..srpo_core.prompt_text import parse_prompts, read_prompts
+from ..srpo_core.photos import SUFFIXES
+from ..srpo_core.prompt_text import check_beginning, check_prompt, check_prompts, parse_prompts, read_prompts
 from .folders import cache_folder
 from .kinds import CATEGORY, DatasetType
 
 NO_FILE = "none"
+CHECKED = 200_000  # characters that are looked at before a workflow is queued, while the server waits; the rest follows
 
 
 @dataclass(frozen=True)
 class Prompts:
-    """Prompts and the CONDITIONING of each, as the core's Dataset."""
+    """Prompts and the CONDITIONING of each, as the core's Dataset.
+
+    conditioning: what encodes them when they are asked for has `prepare(indices)`.
+    """
 
     prompts: list[str]
     conditioning: Sequence[list]
 
+    def prepare(self, indices: list[int]):
+        """Encode those that are not yet, all at once."""
+        self.conditioning.prepare(indices)
+
     def cond(self, indices: list[int]) -> list:
         """One CONDITIONING for the batch of these prompts, which have the same shapes."""
+        self.prepare(indices)
         parts = [self.conditioning[i][0] for i in indices]
         together = {
             name: torch.cat([part[1][name] for part in parts]) if isinstance(value, torch.Tensor) else value
@@ -49,19 +60,71 @@ class Prompts:
 def choose(text: Sequence[str], file: str, texts: Sequence[str] | None = None) -> list[str]:
     """The prompts: texts, each as it is, where they are given; else of the file, if one is chosen; else of the text.
 
-    Raises ValueError if there are none, and for lines or a file that can't be read.
+    Raises ValueError if there are none, and for lines, texts or a file that can't be read.
     """
     if texts is not None:
-        prompts = [caption.strip() for caption in texts if caption.strip()]
-        if not prompts:
-            raise ValueError(f"There are no prompts: of {len(texts)} texts, none has a word.")
-        return prompts
+        return as_they_are(texts)
     return parse_prompts("\n".join(text)) if file == NO_FILE else read_prompts(_input_file(file))
 
 
+def as_they_are(texts: Sequence[str]) -> list[str]:
+    prompts = [caption.strip() for caption in texts if caption.strip()]
+    if not prompts:
+        raise ValueError(f"There are no prompts: of {len(texts)} texts, none has a word.")
+    for number, prompt in enumerate(prompts, 1):
+        try:
+            check_prompt(prompt)
+        except ValueError as error:
+            raise ValueError(f"Text {number} of {len(texts)}: {error}") from None
+    return prompts
+
+
+def check(text: Sequence[str], file: str):
+    """Raises ValueError as `choose` does, for what is wrong at the beginning; it takes no longer for more text."""
+    if file != NO_FILE:
+        check_beginning(_input_file(file), CHECKED)
+        return
+    joined = "\n".join(text)
+    whole = len(joined) <= CHECKED
+    check_prompts(joined if whole else joined[:CHECKED].rpartition("\n")[0] or joined[:CHECKED], whole=whole)
+
+
+def summary(prompts: Sequence[str]) -> str:
+    """What the node says of its prompts."""
+    text = f"{len(prompts):,} prompts." if len(prompts) > 1 else "1 prompt."
+    bracketed = [prompt for prompt in prompts if "[" in prompt and "]" in prompt]
+    if bracketed:
+        text += (
+            f' {len(bracketed):,} with [ ], which are read as they are written and weigh nothing: "{bracketed[0][:60]}"'
+        )
+    return text
+
+
 def text_files() -> list[str]:
-    folder = folder_paths.get_input_directory()
-    return sorted(name for name in os.listdir(folder) if name.endswith(".txt"))
+    """Files of text in the input folder, and in folders inside it, by their paths with forward slashes.
+
+    Hidden ones, links out of the folder and, in folders inside it, captions beside pictures are left out.
+    """
+    root = Path(folder_paths.get_input_directory())
+    found = []
+    for place, folders, names in os.walk(root):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        texts = [name for name in names if name.lower().endswith(".txt") and not name.startswith(".")]
+        if texts and Path(place) != root:
+            texts = _without_captions(texts, names)
+        found += [Path(place, name) for name in texts if _is_inside(Path(place, name))]
+    return sorted(file.relative_to(root).as_posix() for file in found)
+
+
+def _without_captions(texts: list[str], names: list[str]) -> list[str]:
+    pictures = {name for name in names if name.lower().endswith(SUFFIXES)}
+    captioned = pictures | {name.rpartition(".")[0] for name in pictures}
+    return [name for name in texts if name.rpartition(".")[0] not in captioned]
+
+
+def _is_inside(file: Path) -> bool:
+    """Whether it is a file, and in the input folder: no link out of it."""
+    return file.is_file() and folder_paths.is_within_directory(folder_paths.get_input_directory(), str(file))
 
 
 class PromptsNode(io.ComfyNode):
@@ -72,6 +135,7 @@ class PromptsNode(io.ComfyNode):
             display_name="SRPO Prompts",
             category=CATEGORY,
             description="The prompts to train on. The model makes its own pictures of them; none are needed.",
+            hidden=[io.Hidden.unique_id],
             is_input_list=True,  # for texts: the core's dataset nodes give lists
             inputs=[
                 io.Clip.Input("clip", tooltip="The text encoders that belong to the model."),
@@ -79,7 +143,7 @@ class PromptsNode(io.ComfyNode):
                     "text",
                     multiline=True,
                     default="a portrait of a woman in a cafe\na street in the rain",
-                    tooltip="One prompt per line. Lines that begin with # are left out. {a|b} stands for both.",
+                    tooltip="One prompt per line. Lines that begin with # or // are left out. {a|b} stands for both.",
                 ),
                 io.Combo.Input(
                     "file",
@@ -102,7 +166,7 @@ class PromptsNode(io.ComfyNode):
         if texts or (text[0] is None and file[0] == NO_FILE):  # linked, so not known yet
             return True
         try:
-            choose(text, file[0])
+            check(text, file[0])
         except ValueError as error:
             return str(error)
         return True
@@ -115,14 +179,20 @@ class PromptsNode(io.ComfyNode):
 
     @classmethod
     def execute(cls, clip, text, file, texts=None) -> io.NodeOutput:
-        from .host.text_encoder import encode
+        from .host.text_encoder import Encoded
 
         prompts = choose(text, file[0], texts)
-        return io.NodeOutput(Prompts(prompts, encode(clip[0], prompts, cache_folder("prompts"))))
+        dataset = Prompts(prompts, Encoded(clip[0], prompts, cache_folder("prompts")))
+        PromptServer.instance.send_progress_text(summary(prompts), cls.hidden.unique_id)
+        return io.NodeOutput(dataset)
 
 
 def _input_file(name: str) -> Path:
-    """A file directly in the input folder; raises ValueError for anything else."""
-    if name not in text_files():
-        raise ValueError(f'There is no file "{name}" in the input folder {folder_paths.get_input_directory()}.')
-    return Path(folder_paths.get_input_directory()) / name
+    """A .txt file in the input folder; raises ValueError for anything else."""
+    root = folder_paths.get_input_directory()
+    file = Path(root) / name
+    if not name.lower().endswith(".txt"):
+        raise ValueError(f'"{name}" is no .txt file: save the prompts as one, one per line, and nothing else in it.')
+    if "\0" in name or not _is_inside(file):
+        raise ValueError(f'There is no file "{name}" in the input folder {root}.')
+    return file

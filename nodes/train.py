@@ -3,6 +3,7 @@
 import logging
 import math
 import time
+from dataclasses import replace
 
 import comfy.model_management
 import comfy.utils
@@ -13,7 +14,7 @@ from server import PromptServer
 
 from ..srpo_core.card import draw_card
 from ..srpo_core.guard import Guard
-from ..srpo_core.loop import Schedule, train
+from ..srpo_core.loop import Schedule, prepare_data, train
 from ..srpo_core.planning import AUTO, Use
 from ..srpo_core.schedule import Window
 from ..srpo_core.terms import Term, combine
@@ -21,8 +22,8 @@ from ..srpo_core.watch import Limits, crossed
 from .inputs import check_window, checked, guard_input, limit_input, sampler_inputs, size_inputs, window_inputs
 from .kinds import CATEGORY, DatasetType, ObjectiveType, RewardModelType, RewardsType, TrainerType
 from .memory import memory_inputs, use_of_memory
-from .photos import for_model
-from .previews import Previews, parse_seeds
+from .photos import for_model, replaced
+from .previews import Previews, parse_seeds, shown
 from .said import summary, warning
 
 log = logging.getLogger(__name__)
@@ -283,13 +284,14 @@ class TrainNode(io.ComfyNode):
         dataset, photos = (for_model(data, trainer.model) for data in (dataset, photos))
         shape = latent_shape(trainer.model, width, height)
         decoder = HostDecoder(gradient_vae or vae, trainer.model)
+        schedule = Schedule(shape, batch, 1, seed, pairs, reuse, photo_share, shared_noise)
+        also = [0] if preview_dataset else shown(dataset, previews)  # all at once: text encoders take long to load
+        prepare_data(trainer.run.updates, updates, schedule, dataset, photos, also)
         by_hand = Use(min(at_once, batch), kept_blocks, park_inputs, sampled_at_once)
         use, working = use_of_memory(
             cls.hidden.unique_id, memory, by_hand, trainer, decoder, terms, dataset, shape, batch
         )
-        schedule = Schedule(
-            shape, batch, use.at_once, seed, pairs, reuse, photo_share, shared_noise, use.sampled_at_once
-        )
+        schedule = replace(schedule, at_once=use.at_once, sampled_at_once=use.sampled_at_once)
         rollouts = Sampling(sampler_name, scheduler, steps, rollout_guidance)
         flow = HostFlow(
             trainer.model,
@@ -349,7 +351,7 @@ class TrainNode(io.ComfyNode):
         after = samples.now()
         picture = card(after)
         bar.update_absolute(updates, updates, ("JPEG", picture, None))  # else the node goes on to show the last preview
-        text = summary(trainer, run.updates - first, time.monotonic() - started, lora)
+        text = summary(trainer, run.updates - first, time.monotonic() - started, lora) + replaced(dataset, photos)
         if reached := crossed(run.history, limits, watching, run.spreads):
             text += " " + warning(run.updates, reached)
         text = " ".join([text, *run.troubles])

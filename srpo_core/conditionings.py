@@ -3,7 +3,6 @@
 import json
 import logging
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
@@ -65,20 +64,6 @@ class Conditionings:
                 return CONTEXT in file.keys()
         except (OSError, SafetensorError):
             return False
-
-
-@dataclass(frozen=True)
-class Listed:
-    """Conditionings as a sequence: item i is the CONDITIONING (a list of one pair) of keys[i], read when asked for."""
-
-    keys: list[str]
-    known: Conditionings
-
-    def __len__(self) -> int:
-        return len(self.keys)
-
-    def __getitem__(self, index: int) -> list[Conditioning]:
-        return [self.known.get(self.keys[index])]
 
 
 def _storable(conditioning: Conditioning) -> bool:

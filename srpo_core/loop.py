@@ -27,11 +27,14 @@ log = logging.getLogger(__name__)
 
 MOST_NAMED = 32  # seeds in a line of the log
 
+MOST_AHEAD = 512  # draws that are encoded before they are needed: gigabytes of prompts for FLUX, and minutes
+
 
 class Dataset(Protocol):
     """Prompts and what the flow model needs of each.
 
     One of photos also has `shape(index)`, (C, H, W), and `latents(indices)`, (B, C, H, W), the photos as x0.
+    It may have `prepare(indices)`: hears, many at once, which of them will be asked soon, so that it can encode them.
     """
 
     prompts: list[str]
@@ -266,17 +269,40 @@ def of_one_shape(draws: Sequence[Draw], schedule: Schedule) -> list[list[Draw]]:
     return [same[i : i + most] for same in alike.values() for i in range(0, len(same), most)]
 
 
-def prepare(run: Run, updates: int, terms: Sequence[Term], schedule: Schedule, dataset: Dataset, photos=None):
-    """Tell the rewards which texts the next `updates` updates will ask, so that they encode them all at once."""
+def prepare_data(
+    first: int,
+    updates: int,
+    schedule: Schedule,
+    dataset: Dataset,
+    photos: Dataset | None = None,
+    also: Sequence[int] = (),
+) -> int:
+    """Tell the datasets what updates from `first` on will draw, so that they encode it all at once.
+
+    Of no more than `updates` updates and about MOST_AHEAD draws, for what is encoded takes time and room on the disk.
+    also: more of the dataset that is needed now. Returns the first update that they were not told of.
+    """
+    end = first + max(1, min(updates, MOST_AHEAD // schedule.batch * schedule.reuse))
+    draws = [draw for update in range(first, end) for draw in draws_of(update, schedule, dataset, photos)]
+    for data, more in ((dataset, also), (photos, ())):
+        if hasattr(data, "prepare"):
+            data.prepare(list(dict.fromkeys([*more, *(draw.index for draw in draws if draw.data is data)])))
+    return end
+
+
+def prepare(run: Run, updates: int, terms: Sequence[Term], schedule: Schedule, dataset: Dataset, photos=None) -> int:
+    """Tell the datasets, and the rewards the texts, that the next updates will ask; see `prepare_data`."""
+    end = prepare_data(run.updates, updates, schedule, dataset, photos)
     for term in terms:
         if hasattr(term.reward, "prepare"):
             texts = []
-            for update in range(run.updates, run.updates + updates):
+            for update in range(run.updates, end):
                 draws = draws_of(update, schedule, dataset, photos)
                 prompts = [draw.data.prompts[draw.index] for draw in draws]
                 seeds = [draw_seed(schedule, draw.number) for draw in draws]
                 texts += [text for side in term.objective.texts(prompts, update + 1, seeds) for text in side]
             term.reward.prepare(list(dict.fromkeys(texts)))
+    return end
 
 
 def log_seeds(update: int, schedule: Schedule, draws: list[Draw]):
@@ -311,10 +337,12 @@ def train(
     run.troubles.clear()
     run.check_disk()
     run.train_on(" and ".join(describe_data(data) for data in (dataset, photos) if data))
-    prepare(run, updates, terms, schedule, dataset, photos)
+    end, ready = run.updates + updates, prepare(run, updates, terms, schedule, dataset, photos)
     try:
         with events(run.folder / "events", run.updates, run.trouble) as write:
             for _ in range(updates):
+                if run.updates >= ready:
+                    ready = prepare(run, end - run.updates, terms, schedule, dataset, photos)
                 log_seeds(run.updates, schedule, draws_of(run.updates, schedule, dataset, photos))
                 scores = sample_scores(run, terms=terms, dataset=dataset, photos=photos, schedule=schedule, **world)
                 metrics = run.update(scores, schedule.batch * schedule.pairs)

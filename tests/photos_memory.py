@@ -9,16 +9,16 @@ import import_core  # noqa: F401
 import torch
 from memory_probe import resident
 
-from srpo_core.photo_latents import Photos, Store, encode_all
+from srpo_core.photo_latents import Latents, Photos, Store, measure_all
 from srpo_core.photos import scan, sizes_of_area
 
 
 def main(folder: Path):
     before = resident("VmHWM")
     store = Store(folder / "store", lambda image: torch.zeros(1, 8, image.shape[2] // 4, image.shape[3] // 4), "a VAE")
-    encoded, _ = encode_all(scan(folder), sizes_of_area(256, 256, 16), store)
-    dataset = Photos(encoded, None)
-    for i in range(len(encoded)):
+    photos, _ = measure_all(scan(folder), sizes_of_area(256, 256, 16))
+    dataset = Photos(Latents(photos, store), None)
+    for i in range(len(photos)):
         dataset.latents([i])
     print((resident("VmHWM") - before) / 2**20)
 

@@ -25,6 +25,18 @@ def graph(folder: str, **inputs) -> dict:
     }
 
 
+def training(run: str, folder: str, updates: int = 1, **options) -> dict:
+    """A run on the photos of a folder."""
+    prompt = prompts.train(run, updates, **options)
+    prompt["prompts"] = graph(folder)["photos"]
+    return prompt
+
+
+def told(host) -> str:
+    """What nodes said on themselves while the last prompt ran."""
+    return b" ".join(data for kind, data in host.messages if kind == "preview").decode("utf-8", "replace")
+
+
 def photo(seed: int) -> Image.Image:
     """64x64."""
     pixels = draw(SCENE, "photo", np.random.default_rng(seed)).permute(1, 2, 0)
@@ -53,35 +65,57 @@ def said(host, prompt: dict) -> str:
     return str(refused.value)
 
 
-def test_photos_are_encoded_once_and_anew_when_they_change(host, folder):
+def test_photos_are_encoded_once_when_they_are_drawn_and_anew_when_they_change(host, folder):
     before = latents(host)
-    text = host.run(graph("photos"))["outputs"]["show"]["text"][0]
+    host.run(graph("photos"))
+    assert latents(host) == before
+    host.run(training("photos", "photos", batch=3))
     first = latents(host)
     assert len(first) == len(before) + 3
-    for words in (caption(SCENE), "second photo", "wide", "(16, 8, 8)", "(16, 6, 10)"):
-        assert words in text, words
     photo(3).save(folder / "first.png")
     (folder / "wide.jpg").unlink()
-    text = host.run(graph("photos"))["outputs"]["show"]["text"][0]
+    host.run(training("photos", "photos", batch=2))
     second = latents(host)
-    assert len(second) == len(before) + 4 and first.items() <= second.items() and "wide" not in text
+    assert len(second) == len(before) + 4 and first.items() <= second.items()
     assert not list((host.base / "input").rglob("*.safetensors"))
 
 
-def test_a_photo_left_out_is_named_in_the_log_and_on_the_node(host, folder):
+def test_what_is_left_out_or_not_understood_is_said_on_the_node(host, folder, tmp_path):
     (folder / "broken.png").write_text("no picture")
+    (folder / "metadata.jsonl").write_text("{}")
+    (folder / "10_cat").mkdir()
+    photo(7).save(tmp_path / "linked.png")
+    (folder / "linked.png").symlink_to(tmp_path / "linked.png")
     host.run(graph("photos"))
-    assert "broken.png is no picture" in host.log
-    assert any(kind == "preview" and b"1 left out" in data for kind, data in host.messages)
-    (folder / "broken.png").unlink()
+    assert "broken.png is no picture" in host.log and "linked.png is a link out of the folder" in host.log
+    for words in (
+        "3 photos in 2 sizes.",
+        "4 without a caption: their file names are used.",
+        "1 files not read: .jsonl 1.",
+        "The folder 10_cat repeats nothing here",
+        "2 left out, see the log: ",
+    ):
+        assert words in told(host), words
+    for name in ("broken.png", "metadata.jsonl", "linked.png"):
+        (folder / name).unlink()
+    (folder / "10_cat").rmdir()
 
 
-def test_training_takes_the_dataset(host, folder):
-    training = prompts.train("photos", 1)
-    training["photos"] = graph("photos")["photos"]
-    training["train"]["inputs"]["dataset"] = ["photos", 0]
-    host.run(training)
-    assert (host.base / "output/srpo/photos/state.safetensors").exists()
+def test_a_photo_that_turns_out_broken_stops_nobody_and_is_said(host):
+    place = host.base / "input/cut"
+    place.mkdir()
+    for i in range(3):
+        photo(i).save(place / f"{i}.png")
+    data = (place / "1.png").read_bytes()
+    (place / "1.png").write_bytes(data[: len(data) // 2])
+    host.run(training("cut", "cut", 2, batch=3))
+    assert "1 photo can't be used, and the next one was taken instead, see the log: " in told(host)
+    assert "1.png can't be read" in host.log
+    whole = load_file(host.base / "output/srpo/cut/state.safetensors")
+    for updates in (1, 1):
+        host.run(training("cut in two", "cut", updates, batch=3))
+    pieces = load_file(host.base / "output/srpo/cut in two/state.safetensors")
+    assert all(torch.equal(pieces[key], value) for key, value in whole.items())
 
 
 def test_cancel_stops_the_encoding_and_keeps_what_is_done(host):
@@ -92,11 +126,11 @@ def test_cancel_stops_the_encoding_and_keeps_what_is_done(host):
     for i in range(1, 200):
         (place / f"{i}.jpg").write_bytes(data + b"%d" % i)
     before = len(latents(host))
-    queued = host.queue(graph("large"))
+    queued = host.queue(training("large", "large", 20, batch=10))
     while len(latents(host)) < before + 2:
         time.sleep(0.05)
     host.interrupt()
-    with pytest.raises(HostError, match="SRPO_Photos: interrupted"):
+    with pytest.raises(HostError, match="SRPO_Train: interrupted"):
         host.wait(queued)
     assert before + 2 <= len(latents(host)) < before + 200
 
@@ -131,13 +165,13 @@ def test_sentences_for_folders_that_cannot_be_used(host, folder, tmp_path):
 @pytest.fixture
 def dataset(pack, tmp_path):
     """Two photos as Photos of the toy VAE's latents, and their tensors (1, 3, 64, 64)."""
-    photos, core = pack("nodes.photos"), pack("srpo_core.photos")
+    photos, core, stored = pack("nodes.photos"), pack("srpo_core.photos"), pack("srpo_core.photo_latents")
     for i in range(2):
         photo(i).save(tmp_path / f"{i}.png")
     vae = pack("nodes.host.toy").load_vae()
-    store = photos.Store(tmp_path / "store", photos.store_of(vae).encode, "toy")
-    encoded, _ = photos.encode_all(core.scan(tmp_path), core.sizes_of_area(64, 64, 16), store)
-    return photos.Photos(encoded, None)
+    store = stored.Store(tmp_path / "store", photos.store_of(vae).encode, "toy")
+    measured, _ = stored.measure_all(core.scan(tmp_path), core.sizes_of_area(64, 64, 16))
+    return stored.Photos(stored.Latents(measured, store), None)
 
 
 @torch.inference_mode()
@@ -169,9 +203,7 @@ def test_training_on_photos_rolls_nothing_out(host, folder):
     """The sampler's steps change nothing, photos of two shapes share an update, and the run goes on."""
     for run, steps in (("photos once", 2), ("photos twice", 4)):
         for updates in (2, 1):
-            prompt = prompts.train(run, updates, batch=3, at_once=2, steps=steps)
-            prompt["prompts"] = graph("photos")["photos"]
-            host.run(prompt)
+            host.run(training(run, "photos", updates, batch=3, at_once=2, steps=steps))
     states = [
         load_file(host.base / "output/srpo" / run / "state.safetensors") for run in ("photos once", "photos twice")
     ]

@@ -7,7 +7,16 @@ import torch
 from tiny_run import SETTINGS, TWO, checked, go, same, state, world
 from tiny_world import SHAPE, TinyData, TinyReward, numbers
 
-from srpo_core.loop import Schedule, draw_noise, draw_seed, draws_of, prompt_index, sample_scores, train
+from srpo_core.loop import (
+    Schedule,
+    draw_noise,
+    draw_seed,
+    draws_of,
+    prepare_data,
+    prompt_index,
+    sample_scores,
+    train,
+)
 from srpo_core.objective import Objective
 from srpo_core.run import Run, Settings
 
@@ -264,3 +273,80 @@ def test_rewards_are_told_of_the_photos_captions_before(tmp_path):
     train(run, 2, Schedule(SHAPE, batch=2, photo_share=0.5), photos=Captioned(), **parts)
     asked = {text for texts in reward.asked for row in texts for text in row}
     assert asked == set(reward.prepared) and any("my photo" in text for text in asked)
+
+
+# What is encoded before
+
+
+class Heard(TinyData):
+    """Remembers what it was told of, and takes nothing that it was not."""
+
+    def __init__(self, count=5):
+        super().__init__(count)
+        self.told = []
+
+    def prepare(self, indices):
+        self.told.append(indices)
+
+    def cond(self, indices):
+        assert set(indices) <= {index for told in self.told for index in told}
+        return super().cond(indices)
+
+
+class HeardPhotos(PhotoData):
+    def __init__(self):
+        super().__init__()
+        self.told = []
+
+    prepare = Heard.prepare
+
+
+def test_datasets_are_told_what_the_asked_updates_draw(tmp_path):
+    data, photos = Heard(1000), HeardPhotos()
+    parts = world() | {"dataset": data}
+    run = Run(tmp_path / "run", parts["flow"].parameters, SETTINGS)
+    schedule = Schedule(SHAPE, batch=4, photo_share=0.5)
+    for updates in (2, 1):
+        first = run.updates
+        train(run, updates, schedule, photos=photos, **parts)
+        draws = [d for update in range(first, run.updates) for d in draws_of(update, schedule, data, photos)]
+        for told, kind in ((data.told, data), (photos.told, photos)):
+            assert sorted(told[-1]) == sorted({draw.index for draw in draws if draw.data is kind})
+    assert len(data.told) == 2 and sum(map(len, data.told)) == 6
+
+
+@pytest.mark.parametrize("reuse", [1, 2])
+def test_a_long_run_is_told_of_it_in_parts(tmp_path, monkeypatch, reuse):
+    """And the same is trained as when it is told of all at once."""
+    schedule, runs = Schedule(SHAPE, batch=3, reuse=reuse), []
+    for most in (512, 7, 1):
+        monkeypatch.setattr("srpo_core.loop.MOST_AHEAD", most)
+        parts = world() | {"dataset": Heard(100)}
+        runs.append(Run(tmp_path / str(most), parts["flow"].parameters, SETTINGS))
+        train(runs[-1], 7, schedule, **parts)
+        told = parts["dataset"].told
+        assert len(told) == {512: 1, 7: 4 if reuse == 1 else 2, 1: 7}[most]
+        assert max(map(len, told)) <= max(most, 3)
+    assert all(same(state(run), state(runs[0])) for run in runs[1:])
+
+
+def test_a_cancel_while_a_later_part_is_encoded_keeps_the_updates_before(tmp_path, monkeypatch):
+    monkeypatch.setattr("srpo_core.loop.MOST_AHEAD", 2)
+
+    class Cancelled(Heard):
+        def prepare(self, indices):
+            if len(self.told) == 2:
+                raise InterruptedError
+            super().prepare(indices)
+
+    parts = world() | {"dataset": Cancelled()}
+    run = Run(tmp_path / "run", parts["flow"].parameters, SETTINGS)
+    with pytest.raises(InterruptedError):
+        train(run, 5, Schedule(SHAPE, batch=2), **parts)
+    assert Run(tmp_path / "run", world()["flow"].parameters, SETTINGS).updates == 2
+
+
+def test_also_what_is_shown_is_told_at_once():
+    data = Heard(50)
+    assert prepare_data(3, 4, Schedule(SHAPE, batch=2), data, also=[7, 8]) == 7
+    assert data.told[0][:2] == [7, 8] and len(data.told) == 1 and len(data.told[0]) >= 8

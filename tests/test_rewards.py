@@ -230,3 +230,21 @@ def test_a_spoilt_file_of_text_features_is_made_anew(tmp_path, clip, caplog):
     assert "made anew" in caplog.text
     expected = reward.text_features(["a cat"])
     assert torch.equal(TextFeatures(file).get(["a cat"]), expected)
+
+
+def test_what_was_encoded_before_a_cancel_is_kept(tmp_path, clip):
+    reward, texts = clip_reward(clip, Tokenizer()), [f"text {i}" for i in range(9)]
+    reward.features = TextFeatures(tmp_path / "features.safetensors")
+
+    def cancel(done, total):
+        assert total == 9
+        if done == 4:
+            raise InterruptedError
+
+    reward.on_text = cancel
+    with pytest.raises(InterruptedError):
+        reward.prepare(texts)
+    kept = TextFeatures(tmp_path / "features.safetensors")
+    assert kept.missing(texts) == texts[4:]
+    whole = clip_reward(clip, Tokenizer()).text_features(texts[:4])
+    assert torch.equal(kept.get(texts[:4]), whole)

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from ...srpo_core.rewards import DotProductReward
+from ..progress import Steps
 from .loading import load_ordinary
 
 
@@ -27,6 +28,7 @@ def device_of(tower: nn.Module) -> torch.device:
 
 
 def managed(reward: DotProductReward) -> DotProductReward:
-    """The same reward, its towers from now on in the hands of the host's memory management."""
+    """The same reward, its towers from now on in the hands of the host's memory management; it hears Cancel."""
     reward.place = place
+    reward.on_text = Steps()
     return reward

@@ -1,59 +1,104 @@
 """Prompts through the host's text encoders, once for each prompt and encoder."""
 
 import logging
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import comfy.model_management
-import comfy.utils
 from comfy.weight_adapter.base import WeightAdapterBase
 from torch import Tensor, nn
 
-from ...srpo_core.conditionings import Conditionings, Listed
+from ...srpo_core.conditionings import Conditioning, Conditionings
 from ...srpo_core.digest import digest
+from ..progress import Steps
 
 log = logging.getLogger(__name__)
 
 FORMAT = 1  # of what is stored; another one encodes everything anew
 
 
-def encode(clip, prompts: list[str], folder: Path) -> Listed:
-    """The CONDITIONING of each prompt, kept on disk in `folder`/<identity of the CLIP>/<digest of its tokens>.
+class Encoded(Sequence):
+    """The CONDITIONING of each prompt, encoded when it is first asked for.
 
-    Runs the text encoders for unknown prompts alone, and does not load them where all are known. Each is kept as soon
-    as it is encoded, so cancel loses none. Text encoders that were loaded leave the device afterwards: training needs
-    the room. Raises ValueError without a CLIP.
+    They are kept on disk in `folder`/<identity of the CLIP>/<digest of the prompt's tokens>; those of text encoders
+    that can't be identified, such as ones with hooks and functions, in memory alone. Item i is a list of one pair.
+    Raises ValueError without a CLIP.
     """
-    if clip is None:
-        raise ValueError("There is no text encoder: the file that clip comes from has none. Use DualCLIPLoader.")
-    place, keys = identify(clip, prompts)
-    known = Conditionings(folder / place if place else None)
-    missing = known.missing(keys)
-    if missing:
-        _encode_missing(clip, dict(zip(keys, prompts)), missing, known)
-    log.info("Prompts: %d encoded, %d known before.", len(missing), len(set(keys)) - len(missing))
-    return Listed(keys, known)
 
+    def __init__(self, clip, prompts: Sequence[str], folder: Path):
+        if clip is None:
+            raise ValueError("There is no text encoder: the file that clip comes from has none. Use DualCLIPLoader.")
+        self.clip = clip.clone()  # what others set on theirs afterwards is not ours
+        self.prompts = prompts
+        self.identity = self._identity()
+        self.known = Conditionings(folder / self.identity if self.identity else None)
+        self._keys: dict[int, str] = {}  # of those that are ready
+        self._on_step = Steps()
 
-def _encode_missing(clip, texts: dict[str, str], missing: list[str], known: Conditionings):
-    bar = comfy.utils.ProgressBar(len(missing))
-    for key in missing:
-        comfy.model_management.throw_exception_if_processing_interrupted()
-        known.add(key, clip.encode_from_tokens_scheduled(clip.tokenize(texts[key]), show_pbar=False)[0])
-        bar.update(1)
-    comfy.model_management.unload_model_and_clones(clip.patcher)
+    def __len__(self) -> int:
+        return len(self.prompts)
 
+    def __getitem__(self, index: int) -> list[Conditioning]:
+        if not 0 <= index < len(self.prompts):
+            raise IndexError(index)
+        self.prepare([index])
+        return [self.known.get(self._keys[index])]
 
-def identify(clip, prompts: list[str]) -> tuple[str | None, list[str]]:
-    """The CLIP's identity and a key for each prompt: None and the prompts themselves if it has parts that can't be
-    identified, such as hooks and functions.
+    def prepare(self, indices: Iterable[int]):
+        """Make these ready: runs the text encoders for unknown ones, and does not load them where all are known.
 
-    A prompt counts as its tokens, so the tokenizer, its options and the files of embeddings count with it.
-    """
-    try:
-        return identity(clip), [digest(clip.tokenize(prompt)) for prompt in prompts]
-    except TypeError as error:
-        log.info("These text encoders can't be told from others (%s): prompts are not kept on disk.", error)
-        return None, prompts
+        Each is kept as soon as it is encoded, so cancel loses none. Text encoders that were loaded leave the device
+        afterwards: training needs the room. Raises ValueError for a prompt that they can't read, and where they are
+        no longer what they were.
+        """
+        keys = {index: self._key(index) for index in dict.fromkeys(indices) if index not in self._keys}
+        if not keys:
+            return
+        missing = self.known.missing(keys.values())
+        if missing:
+            self._encode({key: self.prompts[index] for index, key in keys.items()}, missing)
+        log.info("Prompts: %d encoded, %d known before.", len(missing), len(set(keys.values())) - len(missing))
+        self._keys |= keys
+        if len(self._keys) == len(self.prompts):
+            self.clip = None  # gigabytes that others may need
+
+    def _encode(self, texts: dict[str, str], missing: list[str]):
+        if self._identity() != self.identity:
+            raise ValueError(
+                "The text encoders are no longer what they were when SRPO Prompts or SRPO Photos ran: another node has "
+                "changed their weights in place. Clear ComfyUI's execution cache or restart it, and queue again."
+            )
+        try:
+            for done, key in enumerate(missing):
+                self._on_step(done, len(missing))
+                tokens = self.clip.tokenize(texts[key])
+                self.known.add(key, self.clip.encode_from_tokens_scheduled(tokens, show_pbar=False)[0])
+        finally:
+            comfy.model_management.unload_model_and_clones(self.clip.patcher)
+
+    def _key(self, index: int) -> str:
+        """A prompt counts as its tokens, so the tokenizer, its options and the files of embeddings count with it."""
+        prompt = self.prompts[index]
+        try:
+            return digest(self.clip.tokenize(prompt)) if self.known.folder else prompt
+        except RecursionError:
+            raise ValueError(f'The text encoder can\'t read a prompt with so many brackets: "{prompt[:80]}".') from None
+        except TypeError as error:
+            self._keep_in_memory(error)
+            return prompt
+
+    def _keep_in_memory(self, why: TypeError):
+        """From now on, all of them: tokens that have no digest may stand for another thing tomorrow."""
+        log.info("These prompts can't be told from others (%s): they are not kept on disk.", why)
+        self.known = Conditionings()
+        self._keys.clear()
+
+    def _identity(self) -> str | None:
+        try:
+            return identity(self.clip)
+        except TypeError as error:
+            log.info("These text encoders can't be told from others (%s): prompts are not kept on disk.", error)
+            return None
 
 
 def identity(clip) -> str:

@@ -70,9 +70,17 @@ class DotProductReward:
         if not missing:
             return
         tower = self.text_tower().eval()
-        device = self.place(tower)
-        encoded = [tower(self.tokenize([text]).to(device)) for text in missing]
-        self.features.add(missing, F.normalize(torch.cat(encoded).float(), dim=-1).cpu())
+        device, encoded = self.place(tower), []
+        try:
+            for text in missing:
+                self.on_text(len(encoded), len(missing))
+                encoded.append(tower(self.tokenize([text]).to(device)))
+        finally:  # what is encoded is kept
+            if encoded:
+                self.features.add(missing[: len(encoded)], F.normalize(torch.cat(encoded).float(), dim=-1).cpu())
+
+    def on_text(self, done: int, total: int):
+        """Called before each text that `prepare` encodes. A host that can be told to stop replaces this."""
 
     def place(self, tower: nn.Module) -> torch.device:
         """Bring a tower to where it computes; returns that device. A host that manages memory replaces this."""

@@ -196,9 +196,13 @@ class MPSReward:
         device = self.place(tower)
         if self._condition is None:
             self._condition = tower(self.tokenize([self.condition]).to(device))[0].cpu()
-        for text in missing:
+        for done, text in enumerate(missing):
+            self.on_text(done, len(missing))
             ids = self.tokenize([text])
             self._texts[text] = self._text(tower(ids.to(device))[0].cpu(), ids[0])
+
+    def on_text(self, done: int, total: int):
+        """See DotProductReward."""
 
     def _text(self, tokens: Tensor, ids: Tensor) -> Text:
         likeness = (tokens.float() @ self._condition.float().T).amax(-1)  # (L,)

@@ -15,8 +15,9 @@ class Reward(Protocol):
     """Anything with this one method is a reward.
 
     It may have more: `reads_text = False` says that it looks at the image alone; `score_many(images, *texts)`,
-    (len(texts), B), asks with several lists of texts in one pass over the images; `prepare(texts)` hears before a
-    run which texts will be asked, so that it can encode them all at once; `name` is what people call it.
+    (len(texts), B), asks with several lists of texts in one pass over the images; `prepare(texts)` hears before
+    they are needed which texts will be asked, many at once, so that it can encode them together;
+    `name` is what people call it.
     """
 
     def score(self, images: Tensor, texts: list[str]) -> Tensor:
