@@ -10,6 +10,7 @@ from comfy_api.latest import io, ui
 from server import PromptServer
 
 from ..srpo_core.compare import Comparison, draw_comparison, plural, score
+from .choices import choices_checked
 from .inputs import sampler_inputs, size_inputs
 from .kinds import CATEGORY, DatasetType, ObjectiveType, RewardModelType
 from .progress import Progress
@@ -92,6 +93,7 @@ class Compare(io.ComfyNode):
         )
 
     @classmethod
+    @choices_checked
     def execute(
         cls,
         model_before,

@@ -8,6 +8,7 @@ import folder_paths
 import torch
 from comfy_api.latest import io
 
+from .choices import check_choices
 from .folders import cache_folder
 from .kinds import CATEGORY, RewardModelType
 
@@ -56,6 +57,8 @@ def problem(name: str, download: bool) -> str | None:
     """Why a file of this name can't be had, in a sentence; None if it can."""
     from ..srpo_core.rewards.published import missing
 
+    if not isinstance(name, str):
+        return f"{name!r} is no reward model: choose a file, by its name."
     if path_of(name) or (download and published(name)):
         return None
     bare = Path(name).name
@@ -76,13 +79,18 @@ def fetched(name: str) -> Path:
     if wrong:
         raise ValueError(wrong)
     known = published(name)
-    return path_of(name) or fetch(known, reward_folder(known.folder), on_bytes)
+    return path_of(name) or fetch(known, reward_folder(known.folder), progress_of_bytes())
 
 
-def on_bytes(done: int, size: int):
-    """A progress bar of a download; raises where the user pressed Cancel."""
-    comfy.model_management.throw_exception_if_processing_interrupted()
-    comfy.utils.ProgressBar(size).update_absolute(done)
+def progress_of_bytes():
+    """A progress bar of a download, to be called with what has arrived; raises where the user pressed Cancel."""
+    bar = comfy.utils.ProgressBar(1)
+
+    def on_bytes(done: int, size: int):
+        comfy.model_management.throw_exception_if_processing_interrupted()
+        bar.update_absolute(done, size)
+
+    return on_bytes
 
 
 class LoadReward(io.ComfyNode):
@@ -151,6 +159,7 @@ class LoadReward(io.ComfyNode):
         from ..srpo_core.rewards.families import load_reward
         from .host.reward import managed
 
+        check_choices(cls, {"dtype": dtype, "family": family, "activation": activation, "condition": condition})
         cpu = comfy.model_management.get_torch_device().type == "cpu"
         reward = load_reward(
             fetched(file),

@@ -17,6 +17,7 @@ from ..srpo_core.planning import AUTO, Use
 from ..srpo_core.schedule import Window
 from ..srpo_core.terms import Term, combine
 from ..srpo_core.watch import Limits, crossed
+from .choices import choices_checked
 from .inputs import check_window, guard_input, limit_input, sampler_inputs, size_inputs, window_inputs
 from .kinds import CATEGORY, DatasetType, ObjectiveType, RewardModelType, RewardsType, TrainerType
 from .memory import memory_inputs, use_of_memory
@@ -218,6 +219,7 @@ class TrainNode(io.ComfyNode):
         return check_window(sigma_max, sigma_min)
 
     @classmethod
+    @choices_checked
     def execute(
         cls,
         trainer,

@@ -8,6 +8,7 @@ from server import PromptServer
 
 from ..srpo_core.optimizers import OPTIMIZERS
 from ..srpo_core.run import Settings
+from .choices import choices_checked
 from .folders import check_run_name
 from .host.targets import TARGETS
 from .kinds import CATEGORY, TrainerType
@@ -191,6 +192,7 @@ class TrainerNode(io.ComfyNode):
         return updates_of(run_name)
 
     @classmethod
+    @choices_checked
     def execute(
         cls,
         model,
