@@ -118,7 +118,7 @@ class Fuzz:
         """Inputs `first` to `first + count` of a family, in as many child processes as that takes."""
         end = first + count
         while first < end:
-            with Child(name, first, end - first, self.seed, work) as process:
+            with Child(child_command(name, first, end - first, self.seed, work)) as process:
                 first = self.follow(process, name, first, end, work)
 
     def follow(self, process: "Child", name: str, first: int, end: int, work: Path) -> int:
@@ -141,20 +141,22 @@ class Fuzz:
         kept = self.keep / name
         shutil.rmtree(kept, ignore_errors=True)
         kept.mkdir(parents=True)
-        subprocess.run(["cp", "-a", str(work / "input"), str(kept)], check=False)  # pipes and links as they are
+        if (work / "input").exists():
+            subprocess.run(["cp", "-a", str(work / "input"), str(kept)], check=False)  # pipes and links as they are
         (kept / "failure.txt").write_text(failure, "utf-8", "backslashreplace")
+
+
+def child_command(name: str, first: int, count: int, seed: int, work: Path) -> list[str]:
+    command = [sys.executable, "-m", "bench.fuzz", "--child", name, "--first", first, "--inputs", count]
+    return [str(part) for part in (*command, "--seed", seed, "--keep", work)]
 
 
 class Child:
     """A child process, its answers in a queue."""
 
-    def __init__(self, name: str, first: int, count: int, seed: int, work: Path):
-        command = [sys.executable, "-m", "bench.fuzz", "--child", name, "--first", first, "--inputs", count]
-        command += ["--seed", seed, "--keep", work]
+    def __init__(self, command: list[str]):
         self.log = tempfile.TemporaryFile("w+", errors="replace")
-        self.process = subprocess.Popen(
-            [str(part) for part in command], cwd=ROOT, stdout=subprocess.PIPE, stderr=self.log, text=True
-        )
+        self.process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=self.log, text=True)
         self.answers: queue.Queue = queue.Queue()
         threading.Thread(target=self._read, daemon=True).start()
 

@@ -146,16 +146,16 @@ def damage_state(draw: random.Random, path: Path):
             del header[name]
     else:
         name = draw.choice(sorted(tensors))
-        tensors[name] = odd_tensor(draw, tensors[name])
+        tensors[name] = odd_tensor(draw, tensors[name], ("large",))
         if draw.random() < 0.2:
             del tensors[name]
     save_file(tensors, path, header if draw.random() < 0.9 else None)
 
 
-def odd_tensor(draw: random.Random, tensor: Tensor) -> Tensor:
+def odd_tensor(draw: random.Random, tensor: Tensor, more: tuple[str, ...] = ()) -> Tensor:
     """Another value, shape or kind, such as a safetensors file can hold."""
     tensor = tensor.clone()
-    how = draw.choice(("nan", "inf", "large", "shape", "flat", "dtype", "empty"))
+    how = draw.choice(("nan", "inf", "shape", "flat", "dtype", "empty", *more))
     if how in ("nan", "inf", "large") and tensor.is_floating_point() and tensor.numel():
         tensor.view(-1)[draw.randrange(tensor.numel())] = {"nan": torch.nan, "inf": torch.inf, "large": 3e38}[how]
     elif how == "dtype":
