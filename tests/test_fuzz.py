@@ -1,7 +1,6 @@
 """A small dose of `python -m bench.fuzz`, and that it finds what it is for."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -9,53 +8,77 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def fuzz(*arguments, keep) -> tuple[dict, str]:
-    command = [sys.executable, "-m", "bench.fuzz", "--keep", keep, *arguments]
-    done = subprocess.run([str(part) for part in command], cwd=ROOT, capture_output=True, text=True, timeout=600)
+def last_line(*command):
+    done = subprocess.run(
+        [str(part) for part in (sys.executable, *command)], cwd=ROOT, capture_output=True, text=True, timeout=600
+    )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1]), done.stdout
 
 
 def test_files(tmp_path):
-    numbers, said = fuzz("--inputs", 90, "--families", "rewards", "prompts", "runs", keep=tmp_path)
+    options = ("--inputs", 90, "--families", "rewards", "prompts", "runs", "--keep", tmp_path)
+    numbers, said = last_line("-m", "bench.fuzz", *options)
     assert numbers == {"inputs": 90, "failures": 0}, said
 
 
 def test_values_of_nodes_photos_and_loras(comfyui, tmp_path):
-    numbers, said = fuzz("--inputs", 45, "--families", "nodes", "photos", "loras", keep=tmp_path)
+    options = ("--inputs", 45, "--families", "nodes", "photos", "loras", "--keep", tmp_path)
+    numbers, said = last_line("-m", "bench.fuzz", *options)
     assert numbers == {"inputs": 45, "failures": 0}, said
 
 
-BROKEN = """
-import os, time
+ENDINGS = """
+import json, random, tempfile
 from pathlib import Path
-from bench import fuzz, fuzz_files
+from bench import fuzz
+from bench.fuzz_files import parse_prompts
 
-def broken(work):
-    work.mkdir()
-    def attempt(draw, folder):
-        (folder / "seed").write_text(str(draw.random()))
-        number = len(list(work.iterdir()))
-        (work / str(number)).touch()
-        if number == 0: int("x")
-        if number == 1: bytearray(2**34)
-        if number == 2: (folder.parent / "stranger").touch()
-        if number == 3: time.sleep(60)
-        if number == 4: os._exit(1)
-        if number == 5: fuzz_files.parse_prompts("{a")
-    return attempt
+def stranger(draw, folder):
+    (folder.parent / "stranger").touch()
 
-fuzz_files.prompts, fuzz.SECONDS = broken, {"prompts": 2.0}
-fuzz.main()
+def not_finite(draw, folder):
+    raise fuzz.Found("not finite")
+
+endings = {
+    "well": lambda draw, folder: None,
+    "a sentence": lambda draw, folder: parse_prompts("{a"),
+    "raw": lambda draw, folder: parse_prompts(3),
+    "another's ValueError": lambda draw, folder: int("x"),
+    "memory": lambda draw, folder: bytearray(2**34),
+    "stranger": stranger,
+    "not finite": not_finite,
+}
+fuzz.limit_memory()
+with tempfile.TemporaryDirectory() as work:
+    print(json.dumps([name for name, end in endings.items() if fuzz.failure_of(end, random.Random(), Path(work))]))
+"""
+
+CHILDREN = """
+import json, sys, tempfile
+from pathlib import Path
+from bench import fuzz
+
+CHILD = '''
+import json, sys, time
+print(json.dumps({"ready": True}), flush=True)
+for number in range(int(sys.argv[1]), int(sys.argv[1]) + int(sys.argv[2])):
+    print(json.dumps({"begun": number}), flush=True)
+    if number == 1: time.sleep(60)
+    if number == 3: sys.exit("gone")
+    print(json.dumps({"ended": number, "failure": "raw" if number == 4 else None}), flush=True)
+'''
+fuzz.SECONDS = {"runs": 1.0}
+fuzz.child_command = lambda name, first, count, seed, work: [sys.executable, "-c", CHILD, str(first), str(count)]
+with tempfile.TemporaryDirectory() as keep:
+    result = fuzz.fuzz(["runs"], 6, 1e9, 0, Path(keep))
+    print(json.dumps([result.inputs, sorted(path.name for path in Path(keep).iterdir())]))
 """
 
 
-def test_it_finds_what_it_is_for(tmp_path):
-    """A raw exception, the memory, a stranger, a hang, a death; a sentence is none of them."""
-    (tmp_path / "broken_fuzz.py").write_text(BROKEN)
-    sys_path = {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
-    command = [sys.executable, "-c", "import broken_fuzz", "--inputs", "7", "--families", "prompts", "--keep", "kept"]
-    script = BROKEN.replace('[sys.executable, "-m", "bench.fuzz"', "")
-    assert script
-    done = subprocess.run(command, cwd=tmp_path, env=os.environ | sys_path, capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, done.stderr
+def test_what_counts_as_a_failure():
+    assert last_line("-c", ENDINGS)[0] == ["raw", "another's ValueError", "memory", "stranger", "not finite"]
+
+
+def test_children_that_hang_or_die_cost_one_input():
+    assert last_line("-c", CHILDREN)[0] == [6, ["runs-1", "runs-3", "runs-4"]]
