@@ -61,6 +61,7 @@ def child(name: str, first: int, count: int, seed: int, work: Path):
     def say(**what):
         print(json.dumps(what), file=answers, flush=True)
 
+    shutil.rmtree(work / "host", ignore_errors=True)  # of a child that died
     attempt = family(name, work / "host")
     limit_memory()
     say(ready=True)

@@ -1,5 +1,6 @@
 """SRPO_LoadReward: a reward model from a file."""
 
+import os
 from pathlib import Path
 
 import comfy.model_management
@@ -43,6 +44,23 @@ def path_of(name: str) -> Path | None:
     return Path(found) if found else None
 
 
+def unreadable(name: str) -> str | None:
+    """What is wrong with a file that is listed and that path_of does not find, such as a link that leads nowhere."""
+    from ..srpo_core.rewards.stored import check_file
+
+    folder, _, rest = name.partition("/")
+    folders = [(folder, rest)] if folder in ALSO else [(each, name) for each in ("rewards", *ALSO)]
+    for folder, inside in folders:
+        for place in folder_paths.get_folder_paths(folder):
+            path = Path(place) / os.path.relpath(os.path.join("/", inside), "/")  # no way out of it, as the host does
+            if inside and "\0" not in inside and os.path.lexists(path):
+                try:
+                    check_file(path)
+                except ValueError as error:
+                    return str(error)
+    return None
+
+
 def reward_folder(folder: str = "rewards") -> Path:
     return Path(folder_paths.get_folder_paths(folder)[0])
 
@@ -61,6 +79,8 @@ def problem(name: str, download: bool) -> str | None:
         return f"{name!r} is no reward model: choose a file, by its name."
     if path_of(name) or (download and published(name)):
         return None
+    if wrong := unreadable(name):
+        return wrong
     bare = Path(name).name
     for folder in folder_paths.folder_names_and_paths:
         if folder not in ("rewards", *ALSO, "custom_nodes") and folder_paths.get_full_path(folder, bare):
