@@ -16,16 +16,20 @@ from torch import Tensor
 from torch.nn import Parameter
 from transformers import CLIPConfig, CLIPModel
 
+from srpo_core.headless.toy import toy_world
+from srpo_core.loop import Schedule, train
+from srpo_core.objective import Objective
 from srpo_core.prompt_text import parse_prompts, read_prompts
 from srpo_core.rewards import load_reward
 from srpo_core.run import Run, Settings
 from srpo_core.run_folder import branch, saved_updates
+from srpo_core.schedule import Window
+from srpo_core.terms import Term
 
 from .fuzz import Attempt, Found
 from .reward import TOY
 
 warnings.filterwarnings("ignore")  # of torch, at kinds of tensors that nobody should use
-SIZES = {"up": (6, 2), "down": (2, 5), "bias": (3,)}
 ODD_BYTES = (b"", b"\x00", b"\xff\xfe", b"null", b"[]", b"{}", b"[" * 100_000, b"<html>", b"PK\x03\x04")
 ODD_WORDS = ("", "NaN", "1e999", "-1", "99999999999999999999", "null", "{}", "[1]", "true", "\x00", "x" * 5000)
 
@@ -73,7 +77,7 @@ def runs(work: Path) -> Attempt:
     work.mkdir()
     whole = work / "whole"
     settings = Settings(save_every=1, snapshot_every=1, ema=0.5)
-    write_run(whole, settings)
+    parameters = write_run(whole, settings)
 
     def attempt(draw: random.Random, folder: Path):
         run = folder / "run"
@@ -82,30 +86,26 @@ def runs(work: Path) -> Attempt:
         if draw.random() < 0.3:
             other = folder / "other"
             branch(run, draw.choice((None, 1, 2)), other)
-            return check_run(other, settings)
+            return check_run(other, parameters, settings)
         if draw.random() < 0.2:
             saved_updates(run)
-        check_run(run, settings)
+        check_run(run, parameters, settings)
 
     return attempt
 
 
-def write_run(folder: Path, settings: Settings):
-    """By the run's own way of saving, its numbers put into it: an update needs a whole model."""
-    run = Run(folder, parameters(), settings)
-    for number in (1, 2, 3):
-        run.parameters["up"].grad = torch.ones(SIZES["up"])
-        run._step()
-        run.optimizer.zero_grad()
-        run._finish({"update": number, "loss": 0.1, "words_gap": 0.2, "saturation": 0.3}, True)
+def write_run(folder: Path, settings: Settings) -> dict[str, Tensor]:
+    """Three updates of the toy; returns the parameters that it began with, by name."""
+    flow, decoder, reward, dataset = toy_world(["a red circle on grass"], rank=1, steps=1)
+    began = {name: parameter.detach().clone() for name, parameter in flow.parameters.items()}
+    world = dict(flow=flow, decoder=decoder, window=Window())
+    schedule = Schedule((16, 8, 8), batch=1, reuse=2)
+    train(Run(folder, flow.parameters, settings), 3, schedule, [Term(reward, Objective())], dataset, **world)
+    return began
 
 
-def parameters() -> dict[str, Parameter]:
-    return {name: Parameter(torch.ones(size)) for name, size in SIZES.items()}
-
-
-def check_run(folder: Path, settings: Settings):
-    run = Run(folder, parameters(), settings)
+def check_run(folder: Path, parameters: dict[str, Tensor], settings: Settings):
+    run = Run(folder, {name: Parameter(value.clone()) for name, value in parameters.items()}, settings)
     values = [*run.parameters.values(), *run.ema.values(), *run.rollouts.values()]
     values += [v for slots in run.optimizer.state.values() for v in slots.values() if isinstance(v, Tensor)]
     if not all(value.isfinite().all() for value in values):

@@ -59,7 +59,7 @@ WRAPPER = st.sampled_from(["module.", "model.", "_orig_mod.", "base_model.model.
 NESTED = st.lists(st.sampled_from(["state_dict", "model", "ema", "weights"]), max_size=2)
 
 
-@settings(max_examples=12)
+@settings(max_examples=8)
 @given(prefixes=st.lists(WRAPPER, max_size=3), nested=NESTED, family=st.sampled_from(["open_clip", "transformers"]))
 def test_any_prefix_and_any_dictionary(models, scores, tmp_path_factory, prefixes, nested, family):
     content = put_before(models[family], "".join(prefixes))
@@ -177,7 +177,7 @@ ODD = {
     "bool": (lambda t: t > 0, "bool"),
     "int8": (lambda t: t.to(torch.int8), "int8"),
     "expanded": (lambda t: t[:1, :1].clone().expand(FEATURE, 16), "bytes, of which the file has 4"),
-    "of gigabytes": (lambda t: torch.zeros(1).expand(60_000, 60_000), "is .60000, 60000., where"),
+    "of gigabytes": (lambda t: torch.zeros(1).expand(60_000, 60_000), "are 60000 and 48 wide"),
     "empty": (lambda t: t[:0], "none of them 0"),
     "flat": (lambda t: t.flatten(), "2 sizes"),
 }
@@ -191,7 +191,7 @@ def test_kinds_of_tensors_that_are_no_weights(models, tmp_path, kind, zipped):
     path = tmp_path / "model.pt"
     state = models["transformers"] | {PROJECTION: make(models["transformers"][PROJECTION])}
     torch.save(state, path, _use_new_zipfile_serialization=zipped)
-    with pytest.raises(ValueError, match=rf"model.pt (is not|can't).*{PROJECTION}.*{words}"):
+    with pytest.raises(ValueError, match=rf"model.pt (is not|can't).*({PROJECTION}|compares).*{words}"):
         load_reward(path)
 
 
@@ -259,9 +259,9 @@ def peak_of(path):
 
 
 def zip_bomb(path):
-    """Half a gigabyte of zeros in half a megabyte."""
+    """200 MB of zeros in 0.2 MB."""
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive, archive.open("model/data.pkl", "w") as file:
-        for _ in range(512):
+        for _ in range(200):
             file.write(bytes(2**20))
 
 
@@ -297,7 +297,7 @@ def test_small_files_that_would_take_the_memory(tmp_path, bomb):
     path = tmp_path / ("a.safetensors" if "header" in bomb.__name__ else "a.pt")
     bomb(path)
     peak, said = peak_of(path)
-    assert peak < 150e6, peak
+    assert peak < 100e6, peak
     pytest.raises(ValueError, load_reward, path).match(BOMBS[bomb])
     assert said.startswith("a.")
 
@@ -330,12 +330,16 @@ def test_what_is_no_file_of_weights(models, tmp_path, name, how):
         load_reward(backbone, backbone=tmp_path / name)
 
 
-def test_files_of_one_kind_with_the_name_of_the_other(models, scores, tmp_path):
+@pytest.mark.parametrize("zipped", [True, False])
+def test_files_of_one_kind_with_the_name_of_the_other(models, scores, tmp_path, zipped):
     state = {name: tensor.contiguous() for name, tensor in models["transformers"].items()}
     save_file(state, tmp_path / "model.bin")
-    torch.save(state, tmp_path / "model.safetensors")
-    for name in ("model.bin", "model.safetensors"):
-        assert torch.equal(score(tmp_path / name), scores["transformers"])
+    assert torch.equal(score(tmp_path / "model.bin"), scores["transformers"])
+    torch.save(state, tmp_path / "model.safetensors", _use_new_zipfile_serialization=zipped)
+    with pytest.raises(ValueError, match="is a PyTorch file under a name of safetensors: rename it to model.pt"):
+        load_reward(tmp_path / "model.safetensors")
+    (tmp_path / "model.safetensors").rename(tmp_path / "model.pt")
+    assert torch.equal(score(tmp_path / "model.pt"), scores["transformers"])
 
 
 @pytest.mark.parametrize("name", ["odd 'name' $x_{.pt", "\u6a21\u578b.safetensors", "a%20#?.SAFETENSORS", "x.PT"])
