@@ -54,7 +54,7 @@ def family(name: str, work: Path) -> Attempt:
 # The child
 
 
-def child(name: str, first: int, count: int, seed: int, work: Path):
+def child(name: str, first: int, count: int, seed: int, work: Path, keep: Path):
     """Try inputs one after the other; a line of JSON before and after each on the standard output."""
     answers, sys.stdout = sys.stdout, sys.stderr  # libraries print
 
@@ -67,7 +67,10 @@ def child(name: str, first: int, count: int, seed: int, work: Path):
     say(ready=True)
     for number in range(first, first + count):
         say(begun=number)
-        say(ended=number, failure=failure_of(attempt, random.Random(f"{name} {seed} {number}"), work))
+        failure = failure_of(attempt, random.Random(f"{name} {seed} {number}"), work)
+        if failure:
+            keep_input(keep / f"{name}-{number}", failure, work)
+        say(ended=number, failure=failure)
 
 
 def failure_of(attempt: Attempt, draw: random.Random, work: Path) -> str | None:
@@ -103,6 +106,15 @@ def limit_memory():
     resource.setrlimit(resource.RLIMIT_AS, (most, most))
 
 
+def keep_input(folder: Path, failure: str, work: Path):
+    """Copy the input that lies in `work`, and say beside it what went wrong."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    if (work / "input").exists():
+        subprocess.run(["cp", "-a", str(work / "input"), str(folder)], check=False)  # pipes and links as they are
+    (folder / "failure.txt").write_text(failure, "utf-8", "backslashreplace")
+
+
 # The parent
 
 
@@ -119,7 +131,7 @@ class Fuzz:
         """Inputs `first` to `first + count` of a family, in as many child processes as that takes."""
         end = first + count
         while first < end:
-            with Child(child_command(name, first, end - first, self.seed, work)) as process:
+            with Child(child_command(name, first, end - first, self.seed, work, self.keep)) as process:
                 first = self.follow(process, name, first, end, work)
 
     def follow(self, process: "Child", name: str, first: int, end: int, work: Path) -> int:
@@ -131,25 +143,18 @@ class Fuzz:
             answer = process.hear(SECONDS.get(name, 60.0))
             self.inputs += 1
             failure = answer["failure"] if answer else f"hung, or took the memory:\n{process.errors()}"
+            if answer is None:
+                keep_input(self.keep / f"{name}-{number}", failure, work)
             if failure:
-                self.note(f"{name}-{number}", failure, work)
+                self.failures.append(f"{name}-{number}: {failure.strip().splitlines()[-1]}")
             if answer is None:
                 return number + 1
         return end
 
-    def note(self, name: str, failure: str, work: Path):
-        self.failures.append(f"{name}: {failure.strip().splitlines()[-1]}")
-        kept = self.keep / name
-        shutil.rmtree(kept, ignore_errors=True)
-        kept.mkdir(parents=True)
-        if (work / "input").exists():
-            subprocess.run(["cp", "-a", str(work / "input"), str(kept)], check=False)  # pipes and links as they are
-        (kept / "failure.txt").write_text(failure, "utf-8", "backslashreplace")
 
-
-def child_command(name: str, first: int, count: int, seed: int, work: Path) -> list[str]:
+def child_command(name: str, first: int, count: int, seed: int, work: Path, keep: Path) -> list[str]:
     command = [sys.executable, "-m", "bench.fuzz", "--child", name, "--first", first, "--inputs", count]
-    return [str(part) for part in (*command, "--seed", seed, "--keep", work)]
+    return [str(part) for part in (*command, "--seed", seed, "--work", work, "--keep", keep.absolute())]
 
 
 class Child:
@@ -218,10 +223,11 @@ def main():
     parser.add_argument("--families", nargs="+", choices=families, default=families)
     parser.add_argument("--keep", type=Path, default=Path("fuzz_failures"), help="where failing inputs go")
     parser.add_argument("--child", help=argparse.SUPPRESS)
+    parser.add_argument("--work", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--first", type=int, default=0, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child:
-        return child(options.child, options.first, options.inputs, options.seed, options.keep)
+        return child(options.child, options.first, options.inputs, options.seed, options.work, options.keep)
     result = fuzz(options.families, options.inputs, options.seconds, options.seed, options.keep)
     for failure in result.failures:
         print(failure)

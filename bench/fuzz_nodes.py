@@ -4,6 +4,7 @@ The pack is loaded into this process as the host loads it; nodes run on the toy 
 """
 
 import asyncio
+import os
 import random
 import shutil
 from pathlib import Path
@@ -15,7 +16,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from .fuzz import Attempt, Found
-from .fuzz_files import damage_bytes, damage_place, odd_tensor
+from .fuzz_files import damage_bytes, damage_place, odd_tensor, reward_models
 
 SMALL = {  # what makes a node quick, where its defaults don't
     "run_name": "fuzz",
@@ -34,8 +35,8 @@ SMALL = {  # what makes a node quick, where its defaults don't
     "words": "Real",
     "negative": "Flat",
     "folder": "photos",
-    "file": "none.safetensors",
 }
+REWARD = "small.safetensors"
 FLOATS = (float("nan"), float("inf"), float("-inf"), -1.0, 0.0, 1e30, -1e30, 1e-30)
 TEXTS = (
     "",
@@ -67,19 +68,19 @@ class World:
         import folder_paths
         import server
 
-        import nodes as host_nodes
-
         for name in ("input", "output", "temp", "models"):
             (base / name).mkdir(parents=True)
         folder_paths.set_input_directory(str(base / "input"))
         folder_paths.set_output_directory(str(base / "output"))
         folder_paths.set_temp_directory(str(base / "temp"))
+        folder_paths.add_model_folder_path("rewards", str(base / "models"), is_default=True)
+        save_file(reward_models()["clip"], base / "models" / REWARD)
         server.PromptServer.instance = SimpleNamespace(send_progress_text=lambda *_: None)
-        self.base, self.host_nodes = base, host_nodes
+        self.base = base
         extension = asyncio.run(pack_module("nodes").comfy_entrypoint())
         self.nodes = {node.define_schema().node_id: node for node in asyncio.run(extension.get_node_list())}
         for node in self.nodes.values():
-            node.hidden = SimpleNamespace(unique_id="1")
+            node.hidden = SimpleNamespace(unique_id="1", prompt=None, extra_pnginfo=None)
         self.values: dict[str, object] = {}
         with torch.inference_mode():
             self._fill()
@@ -108,25 +109,26 @@ class World:
             elif each.io_type not in ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"):
                 found |= {} if each.optional else {each.id: None}
             elif each.id != "texts":
-                found[each.id] = SMALL.get(each.id, each.default)
-        return found
+                usual = next(iter(each.options), None) if each.io_type == "COMBO" else None
+                found[each.id] = SMALL.get(each.id, usual if each.default is None else each.default)
+        return found | ({"file": REWARD} if name == "SRPO_LoadReward" else {})
 
-    def call(self, name: str, **changes):
+    def call(self, node_id: str, changes: dict | None = None):
         """Execute the node as the host does: in inference mode, in the context of a prompt."""
         from comfy_execution.utils import CurrentNodeContext
 
-        node, inputs = self.nodes[name], self.defaults(name) | changes
+        node, inputs = self.nodes[node_id], self.defaults(node_id) | (changes or {})
         if node.define_schema().is_input_list:
             inputs = {key: value if isinstance(value, list) else [value] for key, value in inputs.items()}
         with torch.inference_mode(), CurrentNodeContext("prompt", "1"):
             return node.execute(**inputs)
 
-    def validate(self, name: str, **changes):
+    def validate(self, node_id: str, changes: dict):
         """As the host does before it queues; what is given comes from the node itself."""
-        node = self.nodes[name]
+        node = self.nodes[node_id]
         takes = getattr(node.validate_inputs, "__func__", node.validate_inputs).__code__
         known = takes.co_varnames[1 : takes.co_argcount]
-        inputs = {key: value for key, value in (self.defaults(name) | changes).items() if key in known}
+        inputs = {key: value for key, value in (self.defaults(node_id) | changes).items() if key in known}
         if node.define_schema().is_input_list:
             inputs = {key: [value] for key, value in inputs.items()}
         answer = node.validate_inputs(**inputs) if known else True
@@ -176,8 +178,8 @@ def nodes(work: Path) -> Attempt:
         try:
             if name in ("SRPO_Train", "SRPO_TrainStep", "SRPO_OneStepRecover", "SRPO_Reward"):
                 world.chain()
-            world.validate(name, **changes)
-            world.call(name, **changes)
+            world.validate(name, changes)
+            world.call(name, changes)
         finally:
             world.values["MODEL"] = base
             world.clean()
@@ -212,9 +214,9 @@ def photos(work: Path) -> Attempt:
         write_pictures(draw, folder / "hostile")
         shutil.copytree(folder / "hostile", pictures, symlinks=True, copy_function=copy_any)
         try:
-            world.validate("SRPO_Photos", folder="hostile")
+            world.validate("SRPO_Photos", {"folder": "hostile"})
             world.nodes["SRPO_Photos"].fingerprint_inputs(folder="hostile")
-            dataset = world.call("SRPO_Photos", folder="hostile").args[0]
+            dataset = world.call("SRPO_Photos", {"folder": "hostile"}).args[0]
             with torch.inference_mode(False):
                 if not dataset.latents([draw.randrange(len(dataset.prompts))]).isfinite().all():
                     raise Found("a latent that is not finite")
@@ -226,13 +228,7 @@ def photos(work: Path) -> Attempt:
 
 def copy_any(source: str, target: str):
     """Pipes too, which shutil refuses to copy."""
-    path = Path(source)
-    if path.is_fifo():
-        import os
-
-        os.mkfifo(target)
-    else:
-        shutil.copy2(source, target)
+    os.mkfifo(target) if Path(source).is_fifo() else shutil.copy2(source, target)
 
 
 def write_pictures(draw: random.Random, folder: Path):

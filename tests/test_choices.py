@@ -25,8 +25,9 @@ def combos(node):
 
 
 def known(node, **changes):
-    """An option for each combo, and nothing for what else execute takes: it comes to the choices first."""
+    """An option for each combo, the other inputs' defaults, and nothing for links: execute comes to choices first."""
     inputs = {name: None for name in inspect.signature(node.execute).parameters}
+    inputs |= {each.id: each.default for each in node.define_schema().inputs if hasattr(each, "default")}
     return inputs | {each.id: each.options[0] for each in combos(node) if each.options} | changes
 
 

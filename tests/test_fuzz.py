@@ -69,10 +69,10 @@ for number in range(int(sys.argv[1]), int(sys.argv[1]) + int(sys.argv[2])):
     print(json.dumps({"ended": number, "failure": "raw" if number == 4 else None}), flush=True)
 '''
 fuzz.SECONDS = {"runs": 1.0}
-fuzz.child_command = lambda name, first, count, seed, work: [sys.executable, "-c", CHILD, str(first), str(count)]
+fuzz.child_command = lambda name, first, count, seed, work, keep: [sys.executable, "-c", CHILD, str(first), str(count)]
 with tempfile.TemporaryDirectory() as keep:
     result = fuzz.fuzz(["runs"], 6, 1e9, 0, Path(keep))
-    print(json.dumps([result.inputs, sorted(path.name for path in Path(keep).iterdir())]))
+    print(json.dumps([result.inputs, [failure.split(":")[0] for failure in result.failures]]))
 """
 
 
