@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
 
-from ..files import file_digest
+from ..files import file_digest, replace
 
 log = logging.getLogger(__name__)
 
@@ -205,7 +205,7 @@ def fetch_file(remote: Remote, target: Path, on_bytes: OnBytes):
                 on_bytes(arrived, remote.size)
         with failing():
             check_whole(part, remote.size, remote.etag)
-            os.replace(part, target)
+            replace(part, target)
     finally:
         with suppress(OSError):
             part.unlink(missing_ok=True)
