@@ -3,7 +3,8 @@
 from comfy_api.latest import io
 
 from ..srpo_core.terms import Term
-from .inputs import checked, reward_name, weighing_inputs
+from .checked import checked
+from .inputs import reward_name, weighing_inputs
 from .kinds import CATEGORY, ObjectiveType, RewardModelType, RewardsType
 
 

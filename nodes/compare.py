@@ -10,7 +10,8 @@ from comfy_api.latest import io, ui
 from server import PromptServer
 
 from ..srpo_core.compare import Comparison, draw_comparison, plural, score
-from .inputs import checked, sampler_inputs, size_inputs
+from .checked import checked
+from .inputs import sampler_inputs, size_inputs
 from .kinds import CATEGORY, DatasetType, ObjectiveType, RewardModelType
 from .progress import Progress
 

@@ -1,46 +1,12 @@
-"""Inputs that several nodes have, and what every number that comes in must be."""
-
-import functools
-import inspect
-from collections.abc import Callable
-from numbers import Integral, Real
+"""Inputs that several nodes have."""
 
 import comfy.samplers
 from comfy_api.latest import io
 
-from ..srpo_core.checks import check_number, check_whole
 from ..srpo_core.schedule import Window
 from ..srpo_core.table_picture import printable
 
 WINDOW = Window()
-
-
-def checked(execute: Callable) -> Callable:
-    """For a node's `execute`: it refuses, in a sentence, numbers that are none or not in the range of the schema.
-
-    The host checks typed values alone, and takes NaN for a number. Numbers of other libraries become Python's own.
-    """
-    signature = inspect.signature(execute)
-
-    @functools.wraps(execute)
-    def execute_checked(cls, *args, **kwargs):
-        given = signature.bind(cls, *args, **kwargs)
-        for declared in cls.define_schema().inputs:
-            if isinstance(declared, (io.Int.Input, io.Float.Input)) and declared.id in given.arguments:
-                given.arguments[declared.id] = _checked_number(declared, given.arguments[declared.id])
-        return execute(*given.args, **given.kwargs)
-
-    return execute_checked
-
-
-def _checked_number(declared, value) -> int | float:
-    if isinstance(declared, io.Int.Input):
-        value = int(value) if isinstance(value, Integral) and not isinstance(value, bool) else value
-        check_whole(declared.id, value, declared.min, declared.max)
-        return value
-    value = value if isinstance(value, (bool, int)) or not isinstance(value, Real) else float(value)
-    check_number(declared.id, value, declared.min, declared.max)
-    return float(value)
 
 
 def window_inputs() -> list:

@@ -1,5 +1,6 @@
 """SRPO_LoadReward: a reward model from a file."""
 
+import os
 from pathlib import Path
 
 import comfy.model_management
@@ -8,12 +9,15 @@ import folder_paths
 import torch
 from comfy_api.latest import io
 
+from .checked import check_choice
 from .folders import cache_folder
 from .kinds import CATEGORY, RewardModelType
 
 NONE = "none"
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 FAMILIES = {"auto": None, "HPS": True, "CLIP": False}
+ACTIVATIONS = ["auto", "gelu", "quick_gelu"]
+CONDITIONS = ["overall", "aesthetics", "quality", "semantic"]
 ALSO = ("clip_vision", "text_encoders")  # where people keep such files too
 
 folder_paths.add_model_folder_path("rewards", str(Path(folder_paths.models_dir) / "rewards"))
@@ -42,6 +46,23 @@ def path_of(name: str) -> Path | None:
     return Path(found) if found else None
 
 
+def unreadable(name: str) -> str | None:
+    """What is wrong with a file that is listed and that path_of does not find, such as a link that leads nowhere."""
+    from ..srpo_core.rewards.stored import check_file
+
+    folder, _, rest = name.partition("/")
+    folders = [(folder, rest)] if folder in ALSO else [(each, name) for each in ("rewards", *ALSO)]
+    for folder, inside in folders:
+        for place in folder_paths.get_folder_paths(folder):
+            path = Path(place) / os.path.relpath(os.path.join("/", inside), "/")  # no way out of it, as the host does
+            if inside and "\0" not in inside and os.path.lexists(path):
+                try:
+                    check_file(path)
+                except ValueError as error:
+                    return str(error)
+    return None
+
+
 def reward_folder(folder: str = "rewards") -> Path:
     return Path(folder_paths.get_folder_paths(folder)[0])
 
@@ -56,8 +77,12 @@ def problem(name: str, download: bool) -> str | None:
     """Why a file of this name can't be had, in a sentence; None if it can."""
     from ..srpo_core.rewards.published import missing
 
+    if not isinstance(name, str):
+        return f"{name!r} is no reward model: choose a file, by its name."
     if path_of(name) or (download and published(name)):
         return None
+    if wrong := unreadable(name):
+        return wrong
     bare = Path(name).name
     for folder in folder_paths.folder_names_and_paths:
         if folder not in ("rewards", *ALSO, "custom_nodes") and folder_paths.get_full_path(folder, bare):
@@ -76,13 +101,18 @@ def fetched(name: str) -> Path:
     if wrong:
         raise ValueError(wrong)
     known = published(name)
-    return path_of(name) or fetch(known, reward_folder(known.folder), on_bytes)
+    return path_of(name) or fetch(known, reward_folder(known.folder), progress_of_bytes())
 
 
-def on_bytes(done: int, size: int):
-    """A progress bar of a download; raises where the user pressed Cancel."""
-    comfy.model_management.throw_exception_if_processing_interrupted()
-    comfy.utils.ProgressBar(size).update_absolute(done)
+def progress_of_bytes():
+    """A progress bar of a download, to be called with what has arrived; raises where the user pressed Cancel."""
+    bar = comfy.utils.ProgressBar(1)
+
+    def on_bytes(done: int, size: int):
+        comfy.model_management.throw_exception_if_processing_interrupted()
+        bar.update_absolute(done, size)
+
+    return on_bytes
 
 
 class LoadReward(io.ComfyNode):
@@ -115,7 +145,7 @@ class LoadReward(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "activation",
-                    options=["auto", "gelu", "quick_gelu"],
+                    options=ACTIVATIONS,
                     default="auto",
                     tooltip="auto: quick_gelu for sizes that OpenAI trained, else gelu. Choose gelu for LAION's L/14.",
                 ),
@@ -132,7 +162,7 @@ class LoadReward(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "condition",
-                    options=["overall", "aesthetics", "quality", "semantic"],
+                    options=CONDITIONS,
                     default="overall",
                     optional=True,
                     tooltip="For MPS alone: what of a picture it judges.",
@@ -151,6 +181,10 @@ class LoadReward(io.ComfyNode):
         from ..srpo_core.rewards.families import load_reward
         from .host.reward import managed
 
+        check_choice("dtype", dtype, ["auto", *DTYPES])
+        check_choice("family", family, list(FAMILIES))
+        check_choice("activation", activation, ACTIVATIONS)
+        check_choice("condition", condition, CONDITIONS)
         cpu = comfy.model_management.get_torch_device().type == "cpu"
         reward = load_reward(
             fetched(file),

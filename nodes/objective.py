@@ -4,7 +4,7 @@ from comfy_api.latest import io
 
 from ..srpo_core.objective import BRANCHES, ORDERS, Objective, Strength, parse_words
 from ..srpo_core.words import PRESETS
-from .inputs import checked
+from .checked import check_choice, checked
 from .kinds import CATEGORY, ObjectiveType
 
 DEFAULT = Objective()
@@ -93,11 +93,14 @@ class ObjectiveNode(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, positive=None, negative=None, preset=TYPED):
-        """The words, where they are typed on the node itself."""
-        if preset != TYPED:
+        """The preset, or the words where they count, as far as they are chosen on the node itself; links give None."""
+        if preset is None:
             return True
-        words = {"positive": positive, "negative": negative}
         try:
+            check_choice("preset", preset, [TYPED, *PRESETS])
+            if preset != TYPED:
+                return True
+            words = {"positive": positive, "negative": negative}
             Objective(**{side: parse_words(text) for side, text in words.items() if text is not None})
         except ValueError as error:
             return str(error)
@@ -118,7 +121,7 @@ class ObjectiveNode(io.ComfyNode):
         order=DEFAULT.order,
         preset=TYPED,
     ) -> io.NodeOutput:
-        words = PRESETS.get(preset, (parse_words(positive), parse_words(negative)))
+        words = (parse_words(positive), parse_words(negative)) if preset == TYPED else PRESETS[preset]
         return io.NodeOutput(
             Objective(
                 positive=words[0],

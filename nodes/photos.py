@@ -13,8 +13,8 @@ from server import PromptServer
 from ..srpo_core.digest import digest
 from ..srpo_core.photo_latents import Latents, Photos, Sized, Store, measure_all
 from ..srpo_core.photos import Found, holds_a_picture, look, sizes_of_area, walk
+from .checked import checked
 from .folders import cache_folder
-from .inputs import checked
 from .kinds import CATEGORY, DatasetType
 from .progress import Progress, Steps
 from .prompts import Prompts

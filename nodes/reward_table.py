@@ -13,7 +13,7 @@ from ..srpo_core.objective import parse_words
 from ..srpo_core.reward_table import MAPPED, ask_for, check_words, find_looks, score_table
 from ..srpo_core.rewards import name_of
 from ..srpo_core.table_picture import LARGE, ROWS, draw_table, thumbnail_size
-from .inputs import checked
+from .checked import checked
 from .kinds import CATEGORY, RewardModelType
 from .progress import Progress
 

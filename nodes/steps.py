@@ -10,7 +10,8 @@ from ..srpo_core.schedule import GRID, Window, draw_position
 from ..srpo_core.seeds import derived_seed
 from ..srpo_core.step import Noised, normalise, one_step_recover, score_recovered
 from ..srpo_core.terms import Term
-from .inputs import check_window, checked, reward_name, weighing_inputs, window_inputs
+from .checked import checked
+from .inputs import check_window, reward_name, weighing_inputs, window_inputs
 from .kinds import (
     CATEGORY,
     BothRecovered,

@@ -19,7 +19,8 @@ from ..srpo_core.planning import AUTO, Use
 from ..srpo_core.schedule import Window
 from ..srpo_core.terms import Term, combine
 from ..srpo_core.watch import Limits, crossed
-from .inputs import check_window, checked, guard_input, limit_input, sampler_inputs, size_inputs, window_inputs
+from .checked import checked
+from .inputs import check_window, guard_input, limit_input, sampler_inputs, size_inputs, window_inputs
 from .kinds import CATEGORY, DatasetType, ObjectiveType, RewardModelType, RewardsType, TrainerType
 from .memory import memory_inputs, use_of_memory
 from .photos import for_model, replaced

@@ -8,9 +8,9 @@ from server import PromptServer
 
 from ..srpo_core.optimizers import OPTIMIZERS
 from ..srpo_core.run import Settings
+from .checked import checked
 from .folders import check_run_name
 from .host.targets import TARGETS
-from .inputs import checked
 from .kinds import CATEGORY, TrainerType
 from .runs import NO_LORA, AdapterSettings, open_trainer, updates_of
 

@@ -1,17 +1,19 @@
 """Model files as people have them, whole and spoilt; where the published ones are, and their download."""
 
+import errno
 import hashlib
+import http.server
 import os
 import pickle
-import sys
-import types
-from pathlib import Path
+import threading
+import time
 
 import pytest
 import torch
 from reward_files import save
 from torch import nn
 
+from srpo_core.rewards import published
 from srpo_core.rewards.published import PUBLISHED, Published, fetch, missing
 from srpo_core.rewards.weights import Weights, fingerprint
 
@@ -122,8 +124,8 @@ def test_files_without_tensors_by_name(tmp_path):
     torch.save(torch.zeros(3), tmp_path / "a.pt")
     with pytest.raises(ValueError, match="a.pt holds no tensors by name"):
         Weights(tmp_path / "a.pt")
-    with pytest.raises(ValueError, match=r"a.gguf is no file of weights: .*\.safetensors, \.pt"):
-        Weights(tmp_path / "a.gguf")
+    with pytest.raises(ValueError, match=r"a.gguf is no file of weights: .*\.safetensors, .*\.pt"):
+        Weights(save(STATE, tmp_path / "a.gguf"))
     with pytest.raises(ValueError, match="There is no file .*none.safetensors"):
         Weights(tmp_path / "none.safetensors")
 
@@ -151,26 +153,74 @@ def test_fingerprint_tells_files_apart(tmp_path):
 
 
 class Hub:
-    """In place of huggingface_hub: serves `content`, and can break off."""
+    """A hub on 127.0.0.1 that serves `content` under any name.
 
-    def __init__(self, monkeypatch, content=b"weights", sha=None, size=None):
-        self.content, self.broken, self.asked = content, None, []
-        self.told = types.SimpleNamespace(
-            size=len(content) if size is None else size, etag=sha or hashlib.sha256(content).hexdigest()
-        )
-        monkeypatch.setitem(sys.modules, "huggingface_hub", self)
-        self.hf_hub_url = lambda repository, file: f"{repository}/{file}"
-        self.get_hf_file_metadata = lambda url: self.told
+    told: headers that it answers HEAD with. breaks: connections that it closes in the middle. stalls: it sends the
+    first half and then nothing.
+    """
 
-    def hf_hub_download(self, repository, file, local_dir):
-        self.asked.append((repository, file))
-        kept = Path(local_dir) / ".cache" / f"{file}.incomplete"
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        kept.write_bytes(self.content[:3])
-        if self.broken:
-            raise self.broken
-        (Path(local_dir) / file).write_bytes(self.content)
-        return str(Path(local_dir) / file)
+    def __init__(self, content: bytes, **told: str):
+        self.content, self.breaks, self.stalls, self.status = content, 0, False, 200
+        self.told = {"X-Linked-Size": str(len(content)), "X-Linked-ETag": hashlib.sha256(content).hexdigest()}
+        self.told |= {"X-Repo-Commit": "0" * 40, **told}
+        self.asked: list[tuple[str, str | None]] = []
+        self.ended = threading.Event()
+        hub = self
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def log_message(self, *_):
+                """Quiet."""
+
+            def do_HEAD(self):
+                self.send_response(200)
+                for name, value in hub.told.items():
+                    self.send_header(name, value)
+                self.end_headers()
+
+            def do_GET(self):
+                hub.answer(self)
+
+        self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.address = f"http://127.0.0.1:{self.server.server_port}"
+        threading.Thread(target=self.server.serve_forever, args=(0.02,), daemon=True).start()
+
+    def answer(self, request):
+        wanted = request.headers.get("Range")
+        self.asked.append((request.path.rpartition("/")[2], wanted))
+        first = int(wanted.removeprefix("bytes=").rstrip("-")) if wanted else 0
+        body = self.content[first:]
+        request.send_response(self.status if self.status != 200 else 206 if wanted else 200)
+        request.send_header("Content-Length", str(len(body)))
+        request.end_headers()
+        if self.breaks or self.stalls:
+            request.wfile.write(body[: len(body) // 2])
+            request.wfile.flush()
+            self.ended.wait(20 if self.stalls else 0)
+            self.breaks -= 1
+            request.close_connection = True
+            return
+        request.wfile.write(body)
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    """A function that starts a hub, to which downloads go then."""
+    hubs = []
+
+    def start(content=bytes(range(256)) * 4096, **told) -> Hub:
+        hubs.append(Hub(content, **told))
+        monkeypatch.setenv("HF_ENDPOINT", hubs[-1].address)
+        return hubs[-1]
+
+    monkeypatch.setattr(published, "PATIENCE", 0.3)
+    monkeypatch.setattr(published, "PAUSE", 0.01)
+    yield start
+    for each in hubs:
+        each.ended.set()
+        each.server.shutdown()
+        each.server.server_close()
 
 
 MODEL = Published("Some model", "some/model", "model.safetensors", "some-model.safetensors", 1.5, tokenizer="t.json")
@@ -180,42 +230,104 @@ def names(folder):
     return sorted(path.name for path in folder.iterdir())
 
 
-def test_a_download_is_there_whole_under_its_own_name(tmp_path, monkeypatch):
-    hub = Hub(monkeypatch)
-    path = fetch(MODEL, tmp_path / "models")
-    assert path == tmp_path / "models" / "some-model.safetensors" and path.read_bytes() == b"weights"
+def nothing(done, size):
+    """Nobody watches."""
+
+
+def test_a_download_is_there_whole_under_its_own_name(tmp_path, hub):
+    served = hub()
+    path = fetch(MODEL, tmp_path / "models", nothing)
+    assert path == tmp_path / "models" / "some-model.safetensors" and path.read_bytes() == served.content
     assert names(path.parent) == ["some-model.safetensors", "some-model.t.json"]
-    assert hub.asked == [("some/model", "t.json"), ("some/model", "model.safetensors")]
-    fetch(MODEL, tmp_path / "models")
-    assert len(hub.asked) == 2
+    assert [name for name, _ in served.asked] == ["t.json", "model.safetensors"]
+    fetch(MODEL, tmp_path / "models", nothing)
+    assert len(served.asked) == 2
 
 
-def test_a_download_that_breaks_off_goes_on_later(tmp_path, monkeypatch):
-    hub = Hub(monkeypatch)
-    hub.broken = ConnectionError("no route to the hub")
-    with pytest.raises(OSError, match="no route to the hub.*What has arrived is kept.*about 1.5 GB"):
-        fetch(MODEL, tmp_path)
-    assert names(tmp_path) == [".some-model.t.json.download"]
-    assert list(tmp_path.rglob("*.incomplete"))
-    hub.broken = None
-    fetch(MODEL, tmp_path)
-    assert names(tmp_path) == ["some-model.safetensors", "some-model.t.json"]
+def test_a_connection_that_breaks_is_taken_up_where_it_broke(tmp_path, hub):
+    served = hub()
+    served.breaks = 3
+    seen = []
+    path = fetch(MODEL, tmp_path, lambda done, size: seen.append((done, size)))
+    assert path.read_bytes() == served.content
+    halves = [int(wanted.removeprefix("bytes=").rstrip("-")) for name, wanted in served.asked[1:4]]
+    assert halves == sorted(halves) and halves[0] == len(served.content) // 2
+    assert seen[-1] == (len(served.content), len(served.content))
+
+
+class Cancelled(Exception):
+    """As the host raises it."""
+
+
+@pytest.mark.parametrize("stalls", [False, True])
+def test_cancel_is_heard_during_a_download_and_leaves_nothing(tmp_path, hub, stalls):
+    served, began = hub(), time.monotonic()
+    served.stalls = stalls
+
+    def cancel(done, size):
+        if time.monotonic() > began + 0.5 or not stalls:
+            raise Cancelled
+
+    with pytest.raises(Cancelled):
+        fetch(MODEL, tmp_path, cancel)
+    assert names(tmp_path) == [] and time.monotonic() < began + 5
+    served.stalls = False
+    assert fetch(MODEL, tmp_path, nothing).read_bytes() == served.content
 
 
 @pytest.mark.parametrize(
-    "told, message", [(dict(sha="0" * 64), "its SHA-256 differs"), (dict(size=99), "7 bytes arrived of 99")]
+    "told, message",
+    [
+        ({"X-Linked-ETag": "0" * 64}, "its SHA-256 differs"),
+        ({"X-Linked-Size": str(2**20 + 7)}, "failed"),
+        ({"X-Linked-Size": str(2**20 - 7)}, "more bytes came than the 1048569"),
+        ({"X-Linked-Size": str(2**60)}, r"needs 1152921504.61 GB, and [\d.]+ GB are free: make room"),
+    ],
 )
-def test_a_download_that_differs_from_the_hub_is_thrown_away(told, message, tmp_path, monkeypatch):
-    Hub(monkeypatch, **told)
-    with pytest.raises(OSError, match=message):
-        fetch(MODEL, tmp_path)
+def test_a_download_that_differs_from_the_hub_or_does_not_fit_leaves_nothing(told, message, tmp_path, hub):
+    hub(**told)
+    with pytest.raises(RuntimeError, match=f"The download of t.json.*{message}.*about 1.5 GB"):
+        fetch(MODEL, tmp_path, nothing)
     assert names(tmp_path) == []
 
 
+@pytest.mark.parametrize("status", [403, 404, 500])
+def test_a_hub_that_refuses(status, tmp_path, hub):
+    hub().status = status
+    with pytest.raises(RuntimeError, match=f"failed .*{status}.*by hand"):
+        fetch(MODEL, tmp_path, nothing)
+    assert names(tmp_path) == []
+
+
+def test_a_hub_that_is_not_there_and_a_folder_that_can_not_be_made(tmp_path, hub, monkeypatch):
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    with pytest.raises(RuntimeError, match="failed"):
+        fetch(MODEL, tmp_path, nothing)
+    assert names(tmp_path) == []
+    hub()
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(RuntimeError, match="failed"):
+        fetch(MODEL, tmp_path / "file" / "models", nothing)
+
+
+def test_a_full_disk_is_said_at_once(tmp_path, hub, monkeypatch):
+    served = hub()
+
+    def full(remote, part, before):
+        part.write_bytes(b"half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+        yield
+
+    monkeypatch.setattr(published, "receive", full)
+    with pytest.raises(RuntimeError, match="No space left on device"):
+        fetch(MODEL, tmp_path, nothing)
+    assert names(tmp_path) == [] and not served.asked
+
+
 def test_published_files_have_names_of_their_own():
-    local = [name for published in PUBLISHED for name in published.files]
+    local = [name for each in PUBLISHED for name in each.files]
     assert len(set(local)) == len(local)
-    assert all(published.folder in ("rewards", "clip_vision") for published in PUBLISHED)
+    assert all(each.folder in ("rewards", "clip_vision") for each in PUBLISHED)
 
 
 def test_the_sentence_for_a_missing_file(tmp_path):

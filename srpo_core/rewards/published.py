@@ -8,12 +8,12 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
 
-from ..files import file_digest
+from ..files import file_digest, replace
 
 log = logging.getLogger(__name__)
 
@@ -144,7 +144,6 @@ def fetch(published: Published, folder: Path, on_bytes: OnBytes) -> Path:
     for local, file in published.files.items():
         if not (folder / local).exists():
             try:
-                folder.mkdir(parents=True, exist_ok=True)
                 remote = look_up(published.repository, file)
                 fetch_file(remote, folder / local, on_bytes)
             except DownloadError as error:
@@ -197,6 +196,7 @@ def fetch_file(remote: Remote, target: Path, on_bytes: OnBytes):
     log.info("Downloading %s to %s.", remote.url, target)
     try:
         with failing():
+            part.parent.mkdir(parents=True, exist_ok=True)
             part.unlink(missing_ok=True)  # of a process that was killed
             if (free := shutil.disk_usage(part.parent).free) < remote.size:
                 raise OSError(f"it needs {remote.size / 1e9:.2f} GB, and {free / 1e9:.2f} GB are free: make room")
@@ -205,9 +205,10 @@ def fetch_file(remote: Remote, target: Path, on_bytes: OnBytes):
                 on_bytes(arrived, remote.size)
         with failing():
             check_whole(part, remote.size, remote.etag)
-            os.replace(part, target)
+            replace(part, target)
     finally:
-        part.unlink(missing_ok=True)
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
 
 
 def download(remote: Remote, part: Path) -> Iterator[int]:

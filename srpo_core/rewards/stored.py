@@ -93,6 +93,8 @@ def kind_of(path: Path) -> str:
     for sign, what in NOT_WEIGHTS:
         if start.lstrip().startswith(sign):
             raise ValueError(f"{path.name} is {what}.")
+    if start.startswith((b"PK", b"\x80")) and start[8:9] != b"{" and path.suffix.lower() in SAFETENSORS:
+        raise ValueError(f"{path.name} is a PyTorch file under a name of safetensors: rename it to {path.stem}.pt.")
     if start.startswith(b"PK"):
         if not zipfile.is_zipfile(path):
             raise ValueError(f"{path.name} is cut short. {AGAIN}")

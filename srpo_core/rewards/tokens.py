@@ -4,6 +4,7 @@ import logging
 import re
 import string
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -44,11 +45,17 @@ class Tokenizer:
         return row + [self.pad] * (self.context - len(row))
 
 
-def clip_tokenizer(context: int, pad: int | None = None) -> Tokenizer:
-    """CLIP's. pad: None for the end token, as transformers pads; CLIP itself reads nothing after it."""
+@cache
+def clip_words():
+    """CLIP's own vocabulary, which takes a second to read."""
     from open_clip.tokenizer import SimpleTokenizer
 
-    tokenizer = SimpleTokenizer()
+    return SimpleTokenizer()
+
+
+def clip_tokenizer(context: int, pad: int | None = None) -> Tokenizer:
+    """CLIP's. pad: None for the end token, as transformers pads; CLIP itself reads nothing after it."""
+    tokenizer = clip_words()
     end = tokenizer.eot_token_id
     return Tokenizer(tokenizer.encode, context, tokenizer.sot_token_id, end, end if pad is None else pad)
 

@@ -141,7 +141,9 @@ def image_size(weights: Weights, positions: int, patch: int) -> int:
     """Side of the input in pixels, from the number of patches and the side of one."""
     side = math.isqrt(max(positions, 0))
     if side * side != positions or not side:
-        raise ValueError(f"{weights.path.name} is made for {positions} patches, which form no square.")
+        raise ValueError(
+            f"{weights.path.name} is made for {positions} patches, which form no square. Use one for square ones."
+        )
     if side > MOST_PATCHES or side * patch > MOST_PIXELS:
         raise ValueError(f"{weights.path.name} is not of a known model: it sees pictures {side * patch} pixels wide.")
     return SIZES.get((side, patch), side * patch)

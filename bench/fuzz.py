@@ -1,0 +1,238 @@
+"""Feed hostile inputs to whatever reads what people have, and see that each ends well or in a sentence.
+
+    python -m bench.fuzz --inputs 1000
+
+Damaged run folders, prompt texts, reward files and, where a ComfyUI is found, photos, start LoRAs and values of node
+inputs, drawn from --seed. Each is tried in a child process of bounded time and memory. It fails by any exception that
+is no sentence of this pack, by hanging, by taking the memory, by numbers that are not finite, and by a file written
+where none belongs. Failing inputs are kept in --keep. The last line is one JSON object: `inputs`, `failures`.
+"""
+
+import argparse
+import json
+import linecache
+import queue
+import random
+import resource
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from srpo_core.find_host import find_host
+
+ROOT = Path(__file__).resolve().parent.parent
+OURS = (ROOT / "srpo_core", ROOT / "nodes")
+CORE = ("runs", "prompts", "rewards")
+HOST = ("photos", "loras", "nodes")
+MEMORY = 4 * 2**30  # bytes that an input may take beside what its family holds
+SETUP = 300.0  # seconds until a child is ready
+SECONDS = {"prompts": 10.0}  # for an input; 60 for those of other families
+BATCH = 50  # inputs of a family in a row
+
+Attempt = Callable[[random.Random, Path], None]  # makes an input in the folder and tries it
+
+
+class Found(Exception):
+    """Something that an input brought about and must not."""
+
+
+def family(name: str, work: Path) -> Attempt:
+    if name in CORE:
+        from . import fuzz_files as module
+    else:
+        from . import fuzz_nodes as module
+    return getattr(module, name)(work)
+
+
+# The child
+
+
+def child(name: str, first: int, count: int, seed: int, work: Path, keep: Path):
+    """Try inputs one after the other; a line of JSON before and after each on the standard output."""
+    answers, sys.stdout = sys.stdout, sys.stderr  # libraries print
+
+    def say(**what):
+        print(json.dumps(what), file=answers, flush=True)
+
+    shutil.rmtree(work / "host", ignore_errors=True)  # of a child that died
+    attempt = family(name, work / "host")
+    limit_memory()
+    say(ready=True)
+    for number in range(first, first + count):
+        say(begun=number)
+        failure = failure_of(attempt, random.Random(f"{name} {seed} {number}"), work)
+        if failure:
+            keep_input(keep / f"{name}-{number}", failure, work)
+        say(ended=number, failure=failure)
+
+
+def failure_of(attempt: Attempt, draw: random.Random, work: Path) -> str | None:
+    """What is wrong with how an input ended; None if nothing is."""
+    folder = work / "input"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    try:
+        attempt(draw, folder)
+    except Exception as error:
+        if not is_sentence(error):
+            return traceback.format_exc()[-4000:]
+    if strangers := {path.name for path in work.iterdir()} - {"input", "host"}:
+        for name in strangers:
+            shutil.rmtree(work / name, ignore_errors=True)
+            (work / name).unlink(missing_ok=True)
+        return f"written outside: {strangers}"
+    return None
+
+
+def is_sentence(error: Exception) -> bool:
+    """Whether this pack itself raised it, on purpose, for people to read."""
+    if type(error) not in (ValueError, RuntimeError):
+        return False
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    ours = any(Path(last.filename).is_relative_to(folder) for folder in OURS)
+    return ours and linecache.getline(last.filename, last.lineno).lstrip().startswith("raise ")
+
+
+def limit_memory():
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    most = pages * resource.getpagesize() + MEMORY
+    resource.setrlimit(resource.RLIMIT_AS, (most, most))
+
+
+def keep_input(folder: Path, failure: str, work: Path):
+    """Copy the input that lies in `work`, and say beside it what went wrong."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    if (work / "input").exists():
+        subprocess.run(["cp", "-a", str(work / "input"), str(folder)], check=False)  # pipes and links as they are
+    (folder / "failure.txt").write_text(failure, "utf-8", "backslashreplace")
+
+
+# The parent
+
+
+@dataclass
+class Fuzz:
+    """What was tried and what failed; failing inputs are copied to `keep`."""
+
+    seed: int
+    keep: Path
+    inputs: int = 0
+    failures: list[str] = field(default_factory=list)
+
+    def run(self, name: str, first: int, count: int, work: Path):
+        """Inputs `first` to `first + count` of a family, in as many child processes as that takes."""
+        end = first + count
+        while first < end:
+            with Child(child_command(name, first, end - first, self.seed, work, self.keep)) as process:
+                first = self.follow(process, name, first, end, work)
+
+    def follow(self, process: "Child", name: str, first: int, end: int, work: Path) -> int:
+        """Hear a child until it ends; returns the first input that was not tried."""
+        if process.hear(SETUP) is None:
+            raise RuntimeError(f"The family {name} could not be set up:\n{process.errors()}")
+        for number in range(first, end):
+            process.hear(SETUP)
+            answer = process.hear(SECONDS.get(name, 60.0))
+            self.inputs += 1
+            failure = answer["failure"] if answer else f"hung, or took the memory:\n{process.errors()}"
+            if answer is None:
+                keep_input(self.keep / f"{name}-{number}", failure, work)
+            if failure:
+                self.failures.append(f"{name}-{number}: {failure.strip().splitlines()[-1]}")
+            if answer is None:
+                return number + 1
+        return end
+
+
+def child_command(name: str, first: int, count: int, seed: int, work: Path, keep: Path) -> list[str]:
+    command = [sys.executable, "-m", "bench.fuzz", "--child", name, "--first", first, "--inputs", count]
+    return [str(part) for part in (*command, "--seed", seed, "--work", work, "--keep", keep.absolute())]
+
+
+class Child:
+    """A child process, its answers in a queue."""
+
+    def __init__(self, command: list[str]):
+        self.log = tempfile.TemporaryFile("w+", errors="replace")
+        self.process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=self.log, text=True)
+        self.answers: queue.Queue = queue.Queue()
+        threading.Thread(target=self._read, daemon=True).start()
+
+    def _read(self):
+        for line in self.process.stdout:
+            self.answers.put(json.loads(line))
+        self.answers.put(None)
+
+    def hear(self, seconds: float) -> dict | None:
+        """The next answer; None when the child ended, or says nothing for so long."""
+        try:
+            return self.answers.get(timeout=seconds)
+        except queue.Empty:
+            return None
+
+    def errors(self) -> str:
+        self.log.seek(0)
+        return self.log.read()[-3000:]
+
+    def __enter__(self) -> "Child":
+        return self
+
+    def __exit__(self, *_):
+        self.process.kill()
+        self.process.wait()
+
+
+def batches(names: list[str], inputs: int) -> Iterator[tuple[str, int, int]]:
+    """Families in turn: name, first, count, until so many inputs were given out."""
+    left, round_ = inputs, 0
+    size = min(BATCH, -(-inputs // len(names)))
+    while left > 0:
+        for name in names:
+            count = min(size, left)
+            if count > 0:
+                yield name, round_ * size, count
+            left -= count
+        round_ += 1
+
+
+def fuzz(names: list[str], inputs: int, seconds: float, seed: int, keep: Path) -> Fuzz:
+    """Try so many inputs, or as many as fit into the time."""
+    result, began = Fuzz(seed, keep), time.monotonic()
+    for name, first, count in batches(names, inputs):
+        if time.monotonic() - began > seconds:
+            break
+        with tempfile.TemporaryDirectory(prefix="srpo-fuzz-", ignore_cleanup_errors=True) as work:
+            result.run(name, first, count, Path(work))
+    return result
+
+
+def main():
+    families = [*CORE, *(HOST if find_host() else ())]
+    parser = argparse.ArgumentParser(prog="python -m bench.fuzz", description=__doc__.splitlines()[0])
+    parser.add_argument("--inputs", type=int, default=1000)
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="begin no batch after so long")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--families", nargs="+", choices=families, default=families)
+    parser.add_argument("--keep", type=Path, default=Path("fuzz_failures"), help="where failing inputs go")
+    parser.add_argument("--child", help=argparse.SUPPRESS)
+    parser.add_argument("--work", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--first", type=int, default=0, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.child:
+        return child(options.child, options.first, options.inputs, options.seed, options.work, options.keep)
+    result = fuzz(options.families, options.inputs, options.seconds, options.seed, options.keep)
+    for failure in result.failures:
+        print(failure)
+    print(json.dumps({"inputs": result.inputs, "failures": len(result.failures)}))
+
+
+if __name__ == "__main__":
+    main()

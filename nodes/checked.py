@@ -1,0 +1,57 @@
+"""What comes in through links: the host checks those values alone that are set on the node itself."""
+
+import functools
+import inspect
+from collections.abc import Callable
+from numbers import Integral, Real
+
+from comfy_api.latest import io
+
+from ..srpo_core.checks import check_number, check_whole
+
+SHOWN = 12  # of the options, in a sentence
+
+
+def checked(execute: Callable) -> Callable:
+    """For a node's `execute`: it refuses, in a sentence, what the schema does not allow.
+
+    That is a number that is none or not in its range (the host takes NaN for one), and a value that is no option of
+    its combo. Numbers of other libraries become Python's own.
+    """
+    signature = inspect.signature(execute)
+
+    @functools.wraps(execute)
+    def execute_checked(cls, *args, **kwargs):
+        given = signature.bind(cls, *args, **kwargs)
+        for declared in cls.define_schema().inputs:
+            if declared.id in given.arguments:
+                given.arguments[declared.id] = _checked_value(declared, given.arguments[declared.id])
+        return execute(*given.args, **given.kwargs)
+
+    return execute_checked
+
+
+def _checked_value(declared, value):
+    if isinstance(declared, (io.Int.Input, io.Float.Input)):
+        return _checked_number(declared, value)
+    if isinstance(declared, io.Combo.Input):
+        check_choice(declared.id, value, declared.options)
+    return value
+
+
+def _checked_number(declared, value) -> int | float:
+    if isinstance(declared, io.Int.Input):
+        value = int(value) if isinstance(value, Integral) and not isinstance(value, bool) else value
+        check_whole(declared.id, value, declared.min, declared.max)
+        return value
+    value = value if isinstance(value, (bool, int)) or not isinstance(value, Real) else float(value)
+    check_number(declared.id, value, declared.min, declared.max)
+    return float(value)
+
+
+def check_choice(name: str, value, options: list[str]):
+    """Raises ValueError unless the value is one of these."""
+    if not isinstance(value, str) or value not in options:
+        more = f" or {len(options) - SHOWN} others" if len(options) > SHOWN else ""
+        there = f"choose one of {', '.join(options[:SHOWN])}{more}" if options else "there is nothing to choose yet"
+        raise ValueError(f"{name} is {value!r}: {there}.")
