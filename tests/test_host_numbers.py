@@ -62,7 +62,7 @@ def test_every_node_refuses_every_hostile_number(pack):
 
 @given(st.data())
 def test_numbers_are_refused_if_and_only_if_they_are_outside_of_the_schema(pack, data):
-    check = pack("nodes.inputs")._checked_number
+    check = pack("nodes.checked")._checked_number
     node = data.draw(st.sampled_from([node for node in nodes_of(pack) if numbers_of(node)]))
     declared = data.draw(st.sampled_from(numbers_of(node)))
     value = data.draw(st.one_of(st.floats(), st.integers(), st.integers(-3, 3000)))
