@@ -83,7 +83,10 @@ def or_uncompiled(flow, ask: Callable[[], T], errors: tuple[type[Exception], ...
             if isinstance(error, torch.OutOfMemoryError) or not _give_up(flow):
                 raise
             reason = str(getattr(error, "inner_exception", error)).strip().splitlines()
-            log.warning("torch.compile failed (%s): training goes on without it, more slowly.", *reason[:1])
+            log.warning(
+                "With torch.compile it failed (%s): it is tried again, and goes on, without it, more slowly.",
+                *reason[:1],
+            )
 
 
 def _give_up(flow) -> bool:

@@ -7,6 +7,7 @@ from functools import partial
 import comfy.model_management
 import torch
 from comfy.ldm.modules.diffusionmodules.model import AttnBlock, ResnetBlock, pytorch_attention
+from comfy.taesd.taesd import TAESD
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -14,6 +15,7 @@ from ...srpo_core.models import Pullback
 from ...srpo_core.planning import GB, LiveBytes
 from ...srpo_core.scaled import pulled
 from .differentiable import Differentiable, replaced_forwards
+from .fitting import check_model
 from .loading import load
 from .strips import NormSiluConv
 from .without_content import without_content
@@ -29,11 +31,13 @@ class HostDecoder:
 
     def __init__(self, vae, model):
         self.vae, self._made = vae, {}
+        check_model(model)
         self.latent_format = model.get_model_object("latent_format")
         if vae.latent_dim != 2 or vae.latent_channels != self.latent_format.latent_channels:
             raise ValueError(
                 f"This VAE has {vae.latent_channels} latent channels in {vae.latent_dim} dimensions, and "
-                f"{type(model.model).__name__} {self.latent_format.latent_channels} in 2: load the VAE of this model."
+                f"{type(model.model).__name__} has {self.latent_format.latent_channels} in 2: load the VAE that "
+                "belongs to this model."
             )
 
     def decode(self, latent: Tensor) -> Pullback:
@@ -93,10 +97,14 @@ class HostDecoder:
         scale = min(1.0, count * free / peak) ** 0.5  # of each side, for one picture alone
         while (fits := _scaled(shape, scale)) != (2, 2) and self.memory((1, shape[1], *fits))[0] > free:
             scale *= 0.95
+        advice = ["free memory"]
+        if fits != (2, 2):
+            advice.insert(0, f"set at_once to 1 and the size to {ratio * fits[1]}x{ratio * fits[0]}")
+        if (tiny := self.latent_format.taesd_decoder_name) and not isinstance(self.vae.first_stage_model, TAESD):
+            advice.append(f"use a tiny VAE ({tiny.removesuffix('_decoder').upper()}) here")
         return (
             f"Out of memory: decoding {count} of {width}x{height} with gradient takes {peak / GB:.1f} GB beside the "
-            f"VAE's weights, and {free / GB:.1f} GB were free. Set at_once to 1 and the size to "
-            f"{ratio * fits[1]}x{ratio * fits[0]}, or use a tiny VAE (TAEF1) here."
+            f"VAE's weights, and {free / GB:.1f} GB were free. Either {', or '.join(advice)}."
         )
 
 

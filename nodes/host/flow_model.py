@@ -6,7 +6,6 @@ from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass
 
 import comfy.model_management
-import comfy.model_sampling
 import comfy.samplers
 import node_helpers
 import torch
@@ -22,6 +21,7 @@ from .attention import quickest
 from .carried import as_carried, kind_of, latent_in, signature
 from .compiled import is_compiled, or_uncompiled
 from .differentiable import Differentiable, in_training
+from .fitting import check_conditioning, check_latent, check_model, names_other_text_encoders
 from .guests import has_guests
 from .injection import KEY
 from .loading import load, own
@@ -53,7 +53,7 @@ class HostFlow:
     guidance: of the differentiated step; None leaves it to the conditioning.
     checkpointing, kept, parked, compiled: see Differentiable.
     working: bytes of the device that the host leaves free of weights for that step; None: as for a sampler's.
-    Raises ValueError for a model that does not predict a flow's velocity.
+    Raises ValueError for a model that `check_model` refuses.
     """
 
     def __init__(
@@ -67,11 +67,7 @@ class HostFlow:
         working: int | None = None,
         compiled: bool = False,
     ):
-        if not isinstance(patcher.get_model_object("model_sampling"), comfy.model_sampling.CONST):
-            raise ValueError(
-                f"{type(patcher.model).__name__} is not a flow-matching model, which Direct-Align needs: "
-                "load FLUX or another model that predicts a velocity (SD3, Qwen-Image, ...)."
-            )
+        check_model(patcher)
         self.patcher = patcher
         self.sampling = sampling
         self.guidance = guidance
@@ -164,7 +160,8 @@ class HostFlow:
             latent, guider = torch.zeros_like(noise), _guider(self.patcher, cond)
             if self.differentiable.compiled:  # if all is loaded, which the sampler would do later
                 load(self.patcher, self.patcher.memory_required(noise.shape))
-            with self.differentiable.plain(self.patcher), self._attention():
+            plain = self.differentiable.plain(self.patcher)
+            with plain, self._attention(), names_other_text_encoders(self.patcher, cond):
                 return guider.sample(noise, latent, sampler, sigmas, disable_pbar=True, seed=seed)
 
         samples = own(or_uncompiled(self, sample))
@@ -205,18 +202,13 @@ class HostFlow:
     def _ask(self, patcher, sampler: OneStep, x: Tensor, sigma: Tensor, cond: list) -> Tensor:
         sampler.sigma = sigma.float().clamp(min=LEAST_SIGMA)
         ends = torch.stack([sampler.sigma.max(), sampler.sigma.new_zeros(())])
-        with torch.inference_mode(), self._attention():  # see loading.py
+        with torch.inference_mode(), self._attention(), names_other_text_encoders(patcher, cond):  # see loading.py
             _guider(patcher, with_guidance(cond, self.guidance)).sample(x, torch.zeros_like(x), sampler, ends)
         return sampler.velocity
 
     def _check(self, x: Tensor, cond: list):
         check_latent(self.patcher, x)
-        pooled = all(c[1].get("pooled_output") is not None for c in cond)
-        if not pooled and getattr(self.patcher.get_model_object("diffusion_model"), "vector_in", None) is not None:
-            raise ValueError(
-                "The conditioning has no pooled output, which this FLUX needs: encode the prompt with FLUX's own "
-                "text encoders (DualCLIPLoader, type flux)."
-            )
+        check_conditioning(self.patcher, cond)
 
 
 def _guider(patcher, positive: list) -> comfy.samplers.CFGGuider:
@@ -229,20 +221,23 @@ def with_guidance(cond: list, guidance: float | None) -> list:
     return cond if guidance is None else node_helpers.conditioning_set_values(cond, {"guidance": guidance})
 
 
-def check_latent(patcher, latent: Tensor):
-    """Raises ValueError when the model can't take the latent."""
-    channels = patcher.get_model_object("latent_format").latent_channels
-    if latent.ndim != 4 or latent.shape[1] != channels:
-        raise ValueError(
-            f"The latent has the shape {tuple(latent.shape)}, but {type(patcher.model).__name__} takes "
-            f"(batch, {channels}, height / 8, width / 8): use the empty latent and the VAE that belong to this model."
-        )
-
-
 def latent_shape(patcher, width: int, height: int) -> tuple[int, int, int]:
     """(C, H, W) of the model's latents of a picture of this size. Raises ValueError for a size that doesn't fit."""
+    check_model(patcher)
     latent_format = patcher.get_model_object("latent_format")
     ratio = latent_format.spacial_downscale_ratio
-    if width % (2 * ratio) or height % (2 * ratio):
-        raise ValueError(f"The size is {width}x{height}: choose multiples of {2 * ratio}, for example 720x720.")
+    multiple = ratio * _patch_size(patcher.get_model_object("diffusion_model"))
+    if width % multiple or height % multiple:
+        fitting = [max(multiple, round(side / multiple) * multiple) for side in (width, height)]
+        raise ValueError(
+            f"The size is {width}x{height}, and {type(patcher.model).__name__} takes multiples of {multiple}: choose "
+            f"{fitting[0]}x{fitting[1]}."
+        )
     return latent_format.latent_channels, height // ratio, width // ratio
+
+
+def _patch_size(network) -> int:
+    """How many places of a latent, in each direction, are one token; 2, the most usual, where it is not said."""
+    sizes = getattr(network, "patch_size", 2)
+    sizes = tuple(sizes)[-2:] if isinstance(sizes, (tuple, list)) else (sizes,)
+    return max(sizes) if all(isinstance(size, int) for size in sizes) else 2

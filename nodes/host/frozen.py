@@ -42,7 +42,7 @@ def frozen_forwards(root: nn.Module) -> dict[nn.Module, Callable]:
 def _frozen_forward(module: nn.Module, forward: Callable) -> Callable | None:
     norm = _kind_of(module, NORMS)
     if norm and _is_known(module):
-        return lambda x: _norm(module, NORMS[norm], x) if needs_gradient(x) else _constant(forward, x)
+        return lambda x: _norm(module, NORMS[norm], x) if needs_gradient(x) else forward(x)
     if module._modules or not (norm or any(p is not None for p in module._parameters.values())):
         return None
     kind = FrozenLinear if _is_known(module) and _is_linear_in_its_input(module) else Recomputed
@@ -60,14 +60,6 @@ def is_linear(module: nn.Module) -> bool:
 
 def needs_gradient(x) -> bool:
     return torch.is_tensor(x) and x.requires_grad and torch.is_grad_enabled()
-
-
-def _constant(forward: Callable, *args, **kwargs):
-    """Without a graph, which the parameters alone would begin where they have a gradient (as beside the model)."""
-    if not torch.is_grad_enabled() or any(map(needs_gradient, (*args, *kwargs.values()))):
-        return forward(*args, **kwargs)
-    with torch.no_grad():
-        return forward(*args, **kwargs)
 
 
 def _is_known(module: nn.Module) -> bool:
@@ -141,7 +133,7 @@ class FrozenLinear:
 
     def __call__(self, x: Tensor, *args, **kwargs) -> Tensor:
         if not needs_gradient(x):
-            return _constant(self._forward, x, *args, **kwargs)
+            return self._forward(x, *args, **kwargs)
         _check_others(self.module, args, kwargs)
         return _ThroughLinear.apply(x, self, args, kwargs)
 
@@ -185,7 +177,7 @@ class Recomputed:
 
     def __call__(self, x: Tensor, *args, **kwargs) -> Tensor:
         if not needs_gradient(x):
-            return _constant(self.forward, x, *args, **kwargs)
+            return self.forward(x, *args, **kwargs)
         _check_others(self.module, args, kwargs)
         return _ThroughRecomputed.apply(x, self.module, lambda y: self.forward(y, *args, **kwargs))
 
@@ -219,9 +211,9 @@ def _check_others(module: nn.Module, args: tuple, kwargs: dict):
 def _no_gradient(module: nn.Module, reason) -> ValueError:
     kind = type(module)
     return ValueError(
-        f"This model can't be trained as it was loaded: its layers of the kind {kind.__module__}.{kind.__qualname__} "
-        f"pass no gradient back ({reason}). Load it with ComfyUI's own Load Diffusion Model (bf16, fp16, fp8 and "
-        "ComfyUI's quantised files), or as GGUF."
+        f"This MODEL can't be trained as it is: its layers of the kind {kind.__module__}.{kind.__qualname__} pass no "
+        f"gradient back ({reason}). Load it with ComfyUI's own Load Diffusion Model (bf16, fp16, fp8 and ComfyUI's "
+        "quantised files), or as GGUF; if another node brought these layers, take it off the MODEL."
     )
 
 

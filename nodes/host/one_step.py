@@ -30,6 +30,7 @@ class OneStep(comfy.samplers.Sampler):
         model = guider.model_patcher.model.diffusion_model
         options["transformer_options"] = with_backward(options["transformer_options"], model)
         with torch.inference_mode(False), torch.no_grad():
+            _begin_keyframes(guider.conds["positive"])
             _check_levels(guider.conds["positive"], self.sigma)
             make_constant(guider.conds["positive"])
             self.velocity = self._velocity(guider, own(noise), options, extra_args["seed"])
@@ -116,6 +117,13 @@ class _UnderHooks(torch.autograd.Function):
         if output.requires_grad:
             torch.autograd.backward(output, gradient)
         return None, None, None
+
+
+def _begin_keyframes(conds: list[dict]):
+    """The host forgets to, and asked twice at one noise level, it takes the first keyframe the second time."""
+    for cond in conds:
+        for hook in cond["hooks"].hooks if cond.get("hooks") else ():
+            hook.hook_keyframe._curr_t = -1.0
 
 
 def _check_levels(conds: list[dict], sigma: Tensor):
