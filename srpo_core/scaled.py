@@ -5,7 +5,8 @@ A way back is linear, so a gradient may go in at a size of one, and what comes o
 factors are powers of two: they change no bit of a result, but for numbers that are too small to have all of theirs.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -14,6 +15,7 @@ from torch.nn import Parameter
 
 MOST = 100  # exponent of a factor; fp32 has it, and its inverse
 OF_A_LOSS = 2.0**10  # about the root of the count of a picture's pixels, over which a score's gradient spreads
+MOST_OF_A_LOSS = 24  # exponent of the factor by which it may be larger where nothing came out
 SMALLEST = 2.0**-14  # below this fp16 has fewer and fewer bits
 
 
@@ -34,24 +36,28 @@ def backward(output: Tensor, gradient: Tensor, parameters: Iterable[Parameter]):
 def gradient_of_sum(loss: Tensor, at: Tensor) -> Tensor:
     """The gradient of loss.sum() at `at`.
 
-    Its size there, and on the way, is unknown before: where the first scale was too large or too small there is a
-    second pass.
+    Its size on the way is unknown before: where the first scale was too large or too small, others are tried.
     """
-    gradient = torch.autograd.grad(OF_A_LOSS * loss.sum(), at, retain_graph=True)[0]
-    scale = OF_A_LOSS * _correction(gradient, loss)
-    if scale != OF_A_LOSS:
-        gradient = torch.autograd.grad(scale * loss.sum(), at)[0]
-    return gradient / scale
+
+    def ask(scale: float) -> Tensor:
+        return torch.autograd.grad(scale * loss.sum(), at, retain_graph=True)[0]
+
+    found = ask(OF_A_LOSS)
+    for other in _better_scales(found.abs().amax().item(), loss):
+        tried = ask(other)
+        if tried.isfinite().all():
+            return tried / other
+    return found / OF_A_LOSS
 
 
-def _correction(gradient: Tensor, loss: Tensor) -> float:
-    """By how much a gradient should have been larger."""
-    largest = gradient.abs().amax()
-    if not torch.isfinite(largest):
-        return 1 / OF_A_LOSS
+def _better_scales(largest: float, loss: Tensor) -> Sequence[float]:
+    """What to try after OF_A_LOSS, best first, given the largest magnitude that came out with it."""
+    if not math.isfinite(largest):
+        return [OF_A_LOSS / 2**i for i in range(4, 24, 4)]
     if largest >= SMALLEST or not loss.any():  # at its end a hinge has no gradient
-        return 1.0
-    return unit_scale(largest).item() if largest else OF_A_LOSS
+        return []
+    room = MOST_OF_A_LOSS if not largest else unit_scale(torch.tensor(largest)).log2().int().item()
+    return [OF_A_LOSS * 2.0**i for i in range(room, 0, -4)]
 
 
 def unit_scale(largest: Tensor) -> Tensor:

@@ -126,7 +126,7 @@ def reward_of(slope, dtype):
     return reward
 
 
-@pytest.mark.parametrize("slope", [1e-4, 1e-2, 1.0, 1e3])
+@pytest.mark.parametrize("slope", [1e-4, 1e-2, 1.0, 30.0])
 def test_reward(slope):
     """On a picture of training's size, over whose 1.5 million numbers the gradient of one score spreads."""
     image = torch.rand(1, 3, 720, 720, generator=torch.Generator().manual_seed(4))
@@ -135,15 +135,15 @@ def test_reward(slope):
         ask(Term(reward_of(slope, dtype), Objective(threshold=9.0)), branch, image, ["a"], 1)
         for dtype in (torch.float16, torch.float32)
     )
-    assert relative(found[1], right[1]) < 0.05
+    assert relative(found[1], right[1]) < 0.02
     assert found[0].positive.dtype == torch.float32
 
 
 def test_a_score_that_overflows_at_first_is_asked_again_and_a_hinge_at_its_end_is_not():
-    for size in (1e-9, 1.0, 50.0, 1000.0):
-        x = torch.full((4,), 1.0, requires_grad=True)
-        loss = ((x.half() * size).float() * torch.ones(4)).view(2, 2).sum(1)
-        assert relative(gradient_of_sum(loss, x), torch.full((4,), float(torch.tensor(size).half()))) < 1e-3
+    for size in (1e-6, 1.0, 50.0, 1000.0, 60000.0):
+        x = torch.ones(4, requires_grad=True)
+        loss = (x.half() * size).float().view(2, 2).sum(1)
+        assert relative(gradient_of_sum(loss, x), torch.full((4,), size)) < 1e-3
     passes = []
     x = torch.ones(1, requires_grad=True)
     y = x * 2
