@@ -94,6 +94,8 @@ def _value(thing, inside: frozenset):
         return dict, tuple((_value(key, inside), _value(value, inside)) for key, value in filled)
     if isinstance(thing, (list, tuple)):
         return type(thing), tuple(_value(item, inside) for item in thing)
+    if isinstance(thing, (set, frozenset)):
+        return set, frozenset(_value(item, inside) for item in thing)
     if isinstance(thing, types.MethodType):
         return _Same(thing.__self__), _Same(thing.__func__)
     if type(thing) in (Tensor, nn.Parameter) and _is_small(thing):
