@@ -69,6 +69,8 @@ def branch(source: Path, update: int | None, target: Path):
         read_state(path)
         if (source / METRICS).is_file():  # the state says how many of its lines count
             write_whole(target / METRICS, lambda lines: shutil.copyfile(source / METRICS, lines))
+        elif (target / METRICS).is_file():  # of a run that was here before
+            (target / METRICS).unlink()
 
     try:
         write_whole(target / STATE, copy)

@@ -181,3 +181,13 @@ def test_a_run_whose_folder_was_deleted_while_it_was_open_begins_anew(host):
     shutil.rmtree(host.base / "output/srpo/deleted")
     host.run(prompts.train("deleted", 1))
     assert updates(host, "deleted") == 1
+
+
+def test_a_run_of_which_only_the_state_was_kept_goes_on(host):
+    host.run(prompts.train("copied", 2))
+    host.run(prompts.train("meanwhile", 1))  # closes it
+    folder = host.base / "output/srpo/copied"
+    for name in ("metrics.jsonl", "run.json", "samples", "events", "lock"):
+        shutil.rmtree(folder / name) if (folder / name).is_dir() else (folder / name).unlink(missing_ok=True)
+    host.run(prompts.train("copied", 1))
+    assert updates(host, "copied") == 3 and "metrics.jsonl lacks 2 of 2 updates" in host.log

@@ -162,6 +162,11 @@ SPOILT = {
     "a moment without a shape": put("optimizer.exp_avg.mix", lambda t: t[0, 0].clone()),
     "a moment of integers": put("optimizer.exp_avg.mix", lambda t: t.int()),
     "a moment in half precision": put("optimizer.exp_avg.mix", lambda t: t.half()),
+    **{
+        f"{name} in {dtype}": put(name, lambda t, dtype=dtype: t.to(dtype))
+        for name in ("optimizer.step.mix", "ema.mix", "optimizer.exp_avg_sq.mix")
+        for dtype in (torch.float8_e4m3fn, torch.complex64, torch.bool, torch.int16, torch.float64)
+    },
     "an average in half precision": put("ema.mix", lambda t: t.half()),
     "an average of another shape": put("ema.mix", lambda t: t[:1].clone()),
     "no groups": numbers(lambda saved: saved["groups"].clear()),
