@@ -121,3 +121,28 @@ def test_nan_that_is_typed_trains_nothing(host, place, name):
     with pytest.raises(HostError, match=f"{name} is nan: give a number from"):
         host.run(prompt)
     assert not (host.base / f"output/srpo/no {name}/state.safetensors").exists()
+
+
+def test_a_window_that_ends_at_the_clean_image_has_finite_velocities(pack):
+    """At sigma 0 there is no noise to tell from the picture, and the host's prediction of x0 says nothing of it."""
+    import torch
+    from oracle import host_model, random_flux
+
+    flow = pack("nodes.host.flow_model").HostFlow(host_model(random_flux()), guidance=3.5)
+    cond = [[torch.randn(3, 6, 32), {"pooled_output": torch.randn(3, 24)}]]
+    x = torch.randn(1, 16, 8, 8).repeat(3, 1, 1, 1)
+    cond[0][0][1:] = cond[0][0][:1]
+    cond[0][1]["pooled_output"][1:] = cond[0][1]["pooled_output"][:1]
+    at_none, at_little, above = flow.velocity(x, torch.tensor([0.0, 1e-30, 2e-3]), cond).value
+    assert at_none.isfinite().all() and torch.equal(at_none, at_little)
+    assert (at_none - above).abs().max() < 0.05 * above.abs().max()
+
+
+@pytest.mark.parametrize(
+    "sampler, depends", [("euler", False), ("heun", False), ("dpmpp_2m", False), ("ddim", False), ("uni_pc", False)]
+    + [(name, True) for name in ("euler_ancestral", "dpmpp_sde", "lcm", "er_sde", "dpm_adaptive")],
+)  # fmt: skip
+def test_samplers_that_draw_noise_are_known(pack, sampler, depends):
+    module = pack("nodes.host.flow_model")
+    flow = module.HostFlow(pack("nodes.host.toy").load_model(), module.Sampling(sampler))
+    assert flow.samples_depend_on_batch == depends
