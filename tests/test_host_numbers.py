@@ -42,13 +42,18 @@ class Untouched:
 
 
 def given_to(node, **numbers) -> dict:
-    """All inputs of a node: numbers as the schema has them, then these, and nothing behind the rest."""
+    """All inputs of a node: numbers and choices as the schema has them, then these, and nothing behind the rest."""
     names = inspect.signature(node.execute).parameters
     defaults = {declared.id: declared.default for declared in numbers_of(node)}
+    defaults |= {d.id: d.options[0] for d in node.define_schema().inputs if d.io_type == "COMBO"}
     return {name: Untouched() for name in names if name not in ("cls", "self")} | defaults | numbers
 
 
-def test_every_node_refuses_every_hostile_number(pack):
+def test_every_node_refuses_every_hostile_number(pack, monkeypatch):
+    pack("nodes")
+    import folder_paths
+
+    monkeypatch.setattr(folder_paths, "get_input_subfolders", lambda: ["photos"])
     tried = 0
     for node in nodes_of(pack):
         for declared in numbers_of(node):
