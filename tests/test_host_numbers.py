@@ -42,13 +42,18 @@ class Untouched:
 
 
 def given_to(node, **numbers) -> dict:
-    """All inputs of a node: numbers as the schema has them, then these, and nothing behind the rest."""
+    """All inputs of a node: numbers and choices as the schema has them, then these, and nothing behind the rest."""
     names = inspect.signature(node.execute).parameters
     defaults = {declared.id: declared.default for declared in numbers_of(node)}
+    defaults |= {d.id: d.options[0] for d in node.define_schema().inputs if d.io_type == "COMBO"}
     return {name: Untouched() for name in names if name not in ("cls", "self")} | defaults | numbers
 
 
-def test_every_node_refuses_every_hostile_number(pack):
+def test_every_node_refuses_every_hostile_number(pack, monkeypatch):
+    pack("nodes")
+    import folder_paths
+
+    monkeypatch.setattr(folder_paths, "get_input_subfolders", lambda: ["photos"])
     tried = 0
     for node in nodes_of(pack):
         for declared in numbers_of(node):
@@ -121,3 +126,28 @@ def test_nan_that_is_typed_trains_nothing(host, place, name):
     with pytest.raises(HostError, match=f"{name} is nan: give a number from"):
         host.run(prompt)
     assert not (host.base / f"output/srpo/no {name}/state.safetensors").exists()
+
+
+def test_a_window_that_ends_at_the_clean_image_has_finite_velocities(pack):
+    """At sigma 0 there is no noise to tell from the picture, and the host's prediction of x0 says nothing of it."""
+    import torch
+    from oracle import host_model, random_flux
+
+    flow = pack("nodes.host.flow_model").HostFlow(host_model(random_flux()), guidance=3.5)
+    cond = [[torch.randn(3, 6, 32), {"pooled_output": torch.randn(3, 24)}]]
+    x = torch.randn(1, 16, 8, 8).repeat(3, 1, 1, 1)
+    cond[0][0][1:] = cond[0][0][:1]
+    cond[0][1]["pooled_output"][1:] = cond[0][1]["pooled_output"][:1]
+    at_none, at_little, above = flow.velocity(x, torch.tensor([0.0, 1e-30, 2e-3]), cond).value
+    assert at_none.isfinite().all() and torch.equal(at_none, at_little)
+    assert (at_none - above).abs().max() < 0.05 * above.abs().max()
+
+
+@pytest.mark.parametrize(
+    "sampler, depends", [("euler", False), ("heun", False), ("dpmpp_2m", False), ("ddim", False), ("uni_pc", False)]
+    + [(name, True) for name in ("euler_ancestral", "dpmpp_sde", "lcm", "er_sde", "dpm_adaptive")],
+)  # fmt: skip
+def test_samplers_that_draw_noise_are_known(pack, sampler, depends):
+    module = pack("nodes.host.flow_model")
+    flow = module.HostFlow(pack("nodes.host.toy").load_model(), module.Sampling(sampler))
+    assert flow.samples_depend_on_batch == depends
