@@ -240,7 +240,8 @@ def upright_size(file: Path) -> Size:
         size = image.size
         if image.format == "TIFF":  # Pillow may have turned it already
             size = (image.tag_v2[TIFF_WIDTH], image.tag_v2[TIFF_HEIGHT])
-        return size[::-1] if image.getexif().get(ORIENTATION) in SIDEWAYS else size
+        exif = Image.Image.getexif(image)  # a PNG's own decodes it all to look behind its pixels, too
+        return size[::-1] if exif.get(ORIENTATION) in SIDEWAYS else size
 
 
 def cropped(file: Path, size: Size) -> Tensor:

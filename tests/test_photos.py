@@ -298,6 +298,13 @@ def test_pixels_without_a_scale_are_refused(tmp_path):
             cropped(tmp_path / name, (64, 64))
 
 
+@pytest.mark.parametrize("suffix", ["png", "jpg", "tif", "webp", "gif", "bmp", "avif"])
+def test_the_size_is_read_without_decoding(tmp_path, monkeypatch, suffix):
+    file = picture(tmp_path / f"a.{suffix}", 96, 64)
+    monkeypatch.setattr("PIL.ImageFile.ImageFile.load", None)
+    assert upright_size(file) == (96, 64)
+
+
 def test_of_pages_and_animations_the_first_counts(tmp_path):
     frames = [Image.new("RGB", (64, 64), color) for color in ("red", "blue")]
     for name in ("a.gif", "a.tif", "a.webp", "a.png", "a.avif"):
