@@ -46,10 +46,11 @@ def test_every_combo_of_every_node_refuses_what_is_no_option(nodes):
 
 @pytest.mark.parametrize("value", ["nothing.pt", "../../secret.pt", "", "a\0b", "\ud800"])
 def test_files_that_are_not_there(nodes, value):
-    for name, inputs in (("SRPO_LoadReward", OWN["SRPO_LoadReward"]), ("SRPO_Photos", OWN["SRPO_Photos"])):
-        for each in inputs:
-            with pytest.raises(ValueError, match="There is no"):
-                nodes[name].execute(**known(nodes[name], **{"file": "nothing.pt", each: value}))
+    load, photos = nodes["SRPO_LoadReward"], nodes["SRPO_Photos"]
+    with pytest.raises(ValueError, match="There is no reward model"):
+        load.execute(**known(load, file=value))
+    with pytest.raises(ValueError, match="There is no folder"):
+        photos.execute(**known(photos, folder=value))
     with pytest.raises(ValueError, match="There is no file"):
         nodes["SRPO_Prompts"].execute(None, [""], [value])
 
