@@ -52,7 +52,7 @@ def start_at(adapter: Adapter, model: nn.Module, file: Path) -> str:
 
 
 def _read(file: Path) -> dict[str, Tensor]:
-    """Its tensors by the host's names, in a type that can be computed in. Raises ValueError for a broken file or numbers."""
+    """Its tensors by the host's names, in a type that can be computed in. Raises ValueError for what is broken."""
     check_file(file)
     try:
         content = comfy.utils.load_torch_file(str(file), safe_load=True)
