@@ -16,7 +16,7 @@ def checked(execute: Callable) -> Callable:
     """For a node's `execute`: it refuses, in a sentence, what the schema does not allow.
 
     That is a number that is none or not in its range (the host takes NaN for one), and a value that is no option of
-    its combo. Numbers of other libraries become Python's own.
+    its combo, and a text that is none. Numbers of other libraries become Python's own.
     """
     signature = inspect.signature(execute)
 
@@ -36,6 +36,8 @@ def _checked_value(declared, value):
         return _checked_number(declared, value)
     if isinstance(declared, io.Combo.Input):
         check_choice(declared.id, value, declared.options)
+    if isinstance(declared, io.String.Input):
+        check_text(declared.id, value)
     return value
 
 
@@ -55,3 +57,15 @@ def check_choice(name: str, value, options: list[str]):
         more = f" or {len(options) - SHOWN} others" if len(options) > SHOWN else ""
         there = f"choose one of {', '.join(options[:SHOWN])}{more}" if options else "there is nothing to choose yet"
         raise ValueError(f"{name} is {value!r}: {there}.")
+
+
+def check_text(name: str, value):
+    """Raises ValueError unless the value is a text that can be written to a file."""
+    if not isinstance(value, str):
+        raise ValueError(f"{name} is {value!r}: give a text.")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"{name} holds half of a character, {value[error.start]!r} at place {error.start + 1}: take it out."
+        ) from None

@@ -54,8 +54,8 @@ def store_of(vae) -> Store:
 def photo_folder(name: str) -> Path:
     """A folder inside the input folder. Raises ValueError for anything else."""
     folder = Path(folder_paths.get_input_directory()) / name
-    inside = folder_paths.is_within_directory(folder_paths.get_input_directory(), str(folder))
-    if name not in folder_paths.get_input_subfolders() or not inside:
+    known = name in folder_paths.get_input_subfolders()
+    if not known or not folder_paths.is_within_directory(folder_paths.get_input_directory(), str(folder)):
         raise ValueError(
             f'There is no folder "{name}" in the input folder {folder_paths.get_input_directory()}: put your photos '
             "into a folder there and press R."

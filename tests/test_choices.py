@@ -46,10 +46,11 @@ def test_every_combo_of_every_node_refuses_what_is_no_option(nodes):
 
 @pytest.mark.parametrize("value", ["nothing.pt", "../../secret.pt", "", "a\0b", "\ud800"])
 def test_files_that_are_not_there(nodes, value):
-    for name, inputs in (("SRPO_LoadReward", OWN["SRPO_LoadReward"]), ("SRPO_Photos", OWN["SRPO_Photos"])):
-        for each in inputs:
-            with pytest.raises(ValueError, match="There is no"):
-                nodes[name].execute(**known(nodes[name], **{"file": "nothing.pt", each: value}))
+    load, photos = nodes["SRPO_LoadReward"], nodes["SRPO_Photos"]
+    with pytest.raises(ValueError, match="There is no reward model"):
+        load.execute(**known(load, file=value))
+    with pytest.raises(ValueError, match="There is no folder|folder is .*: (choose|there)"):
+        photos.execute(**known(photos, folder=value))
     with pytest.raises(ValueError, match="There is no file"):
         nodes["SRPO_Prompts"].execute(None, [""], [value])
 
@@ -89,3 +90,15 @@ def test_listed_files_that_can_not_be_opened(pack, tmp_path, monkeypatch, how, w
     assert words in load.LoadReward.validate_inputs(file="listed.pt")
     with pytest.raises(ValueError, match=words):
         load.fetched("listed.pt")
+
+
+@pytest.mark.parametrize("value", ["a\ud800b", "\udcff", None, 3, ["Real"]])
+def test_texts_that_are_none(nodes, value):
+    tried = 0
+    for node in nodes.values():
+        for each in node.define_schema().inputs:
+            if each.io_type == "STRING" and not node.define_schema().is_input_list:
+                with pytest.raises(ValueError, match=f"^{each.id} (is .*give a text|holds half of a character)"):
+                    node.execute(**known(node, **{each.id: value}))
+                tried += 1
+    assert tried >= 8

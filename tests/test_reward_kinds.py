@@ -71,7 +71,7 @@ def test_any_prefix_and_any_dictionary(models, scores, tmp_path_factory, prefixe
 
 
 @pytest.mark.parametrize("family", ["open_clip", "custom text", "transformers", "MPS"])
-@pytest.mark.parametrize("prefix", ["module.", "model.", "base_model.model."])
+@pytest.mark.parametrize("prefix", ["model.", "base_model.model."])
 def test_every_family_under_a_prefix(models, scores, tmp_path, family, prefix):
     path = save(put_before(models[family], prefix), tmp_path / "model.safetensors")
     assert torch.equal(score(path), scores[family])

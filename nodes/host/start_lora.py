@@ -11,6 +11,7 @@ import torch
 from comfy.weight_adapter import LoRAAdapter, WeightAdapterBase, adapter_maps
 from torch import Tensor, nn
 
+from ...srpo_core.rewards.stored import check_file
 from .adapter import Adapter
 from .adapter_kinds import FULL
 
@@ -51,8 +52,12 @@ def start_at(adapter: Adapter, model: nn.Module, file: Path) -> str:
 
 
 def _read(file: Path) -> dict[str, Tensor]:
-    """Its tensors by the host's names, in a type that can be computed in. Raises ValueError for senseless numbers."""
-    content = comfy.utils.load_torch_file(str(file), safe_load=True)
+    """Its tensors by the host's names, in a type that can be computed in. Raises ValueError for what is broken."""
+    check_file(file)
+    try:
+        content = comfy.utils.load_torch_file(str(file), safe_load=True)
+    except Exception as error:  # the libraries behind it have a dozen kinds for broken files
+        raise ValueError(f"it is damaged or no LoRA ({type(error).__name__}: {error}). Take another copy.") from error
     if wrong := [key for key, value in content.items() if not torch.is_tensor(value)]:
         raise ValueError(f"{wrong[0]} in it is no tensor.")
     for key, tensor in content.items():
