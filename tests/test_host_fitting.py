@@ -58,10 +58,10 @@ def said(ask, *args) -> str:
     ],
 )
 def test_modulations_that_reach_blocks_inside_of_objects(model, name, kind, target, x):
-    step = {"LoRA": 0.003, "full": 3e-4}[kind]
-    trained, adapter = adapted(model(name), kind, target, scale=2 * step)
+    step, scale = {"LoRA": (0.001, 0.05), "full": (3e-4, 6e-4)}[kind]
+    trained, adapter = adapted(model(name), kind, target, scale)
     ours, right = compare(trained, adapter, prompt(pooled=None), x, step=step)
-    assert ours == pytest.approx(right, rel=1e-3)
+    assert ours == pytest.approx(right, rel=3e-3)
 
 
 @dataclass
@@ -107,7 +107,7 @@ def test_a_gradient_reaches_blocks_inside_of_anything(pack, carrier):
 def test_what_has_no_end_counts_as_a_hidden_gradient(pack, monkeypatch):
     differentiable = pack("nodes.host.differentiable")
     assert not differentiable._hides_gradient([{"a": [torch.ones(1)]}])
-    assert differentiable._hides_gradient([[float(i), [i]] for i in range(30_000)])
+    assert differentiable._hides_gradient([[float(i), [i]] for i in range(12_000)])
 
 
 @settings(max_examples=20, suppress_health_check=list(HealthCheck))
@@ -145,14 +145,12 @@ def test_a_range_that_ends_between_the_pictures_of_a_batch(flow):
     middle = float(flow.patcher.get_model_object("model_sampling").percent_to_sigma(0.3))
     around = torch.tensor([middle + 0.05, middle - 0.05])
     assert "at_once 1" in said(flow.velocity, x, around, cond)
-    flow.velocity(x, around + 0.1, cond).pull(x)
+    flow.velocity(x, torch.tensor([0.99, middle + 0.01]), cond).pull(x)
 
 
 def test_an_adapter_that_takes_no_part(pack, model):
-    trained, adapter = adapted(model("Flux"))
-    with torch.no_grad():
-        for parameter in adapter.parameters.values():
-            parameter.requires_grad_(False)
+    trained = adapted(model("Flux"), target="double blocks")[0]
+    trained.set_model_patch_replace(lambda arguments, _: arguments, "dit", "double_block", 0)
     flow = pack("nodes.host.flow_model").HostFlow(trained)
     assert "another target" in said(flow.velocity, X, SIGMA, prompt())
 
@@ -223,7 +221,7 @@ def test_another_text_encoder(pack, flow, width, pooled):
 def test_another_error_is_no_matter_of_the_text_encoder(flow, monkeypatch):
     layer = flow.patcher.model.diffusion_model.final_layer
     monkeypatch.setattr(type(layer), "forward", lambda self, x, *_: x @ x)
-    with pytest.raises(RuntimeError, match="shapes cannot|must match|expected"):
+    with pytest.raises(RuntimeError, match="Expected size"):
         flow.velocity(X, SIGMA, prompt())
 
 

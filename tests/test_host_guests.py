@@ -8,6 +8,7 @@ import torch
 from differences import FLUX, adapted, compare, small_model, velocity
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from in_process import pack_module
 from torch import nn
 
 CLOSE = 2e-4  # of five-point differences in fp32
@@ -36,7 +37,7 @@ def plain(base):
 
 def lora_file(model, seed):
     """As a loader node reads it: inference tensors."""
-    made = adapted(model)[1]
+    made = pack_module("nodes.host.adapter").Adapter(model, rank=4)
     generator = torch.Generator().manual_seed(seed)
     with torch.inference_mode():
         return {name: 0.1 * torch.randn(t.shape, generator=generator) for name, t in made.state_dict().items()}
@@ -238,6 +239,18 @@ def by_an_object_patch(model):
     model.add_object_patch("diffusion_model.final_layer.forward", forward)
 
 
+def by_an_injection(model):
+    """The core's bypass loader puts a LoRA on layers so."""
+    import comfy.lora
+    import comfy.weight_adapter
+
+    manager = comfy.weight_adapter.BypassInjectionManager()
+    keys = comfy.lora.model_lora_keys_unet(model.model, {})
+    for key, adapter in comfy.lora.load_lora(lora_file(model, 8), keys).items():
+        manager.add_adapter(key, adapter, strength=0.7)
+    model.set_injections("bypass_lora", manager.create_injections(model.model))
+
+
 @contextlib.contextmanager
 def other_weights(model):
     layers = [m for m in model.model.diffusion_model.double_blocks.modules() if isinstance(m, nn.Linear)]
@@ -279,6 +292,7 @@ def by_changing_weights_in_callbacks(model):
         by_a_wrapper_of_the_diffusion_model,
         by_a_model_function_wrapper,
         by_an_object_patch,
+        by_an_injection,
         by_changing_weights_around_a_sampling,
         by_changing_weights_in_callbacks,
     ],

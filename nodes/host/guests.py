@@ -30,14 +30,14 @@ QUIET = ("optimized_attention_override", "rope_options", "wrappers", "callbacks"
 def has_guests(patcher, cond: list, ours: str) -> bool:
     """Whether more than the model takes part in its step, or changes the model for the length of one sampling.
 
-    ours: the key of our own injections, wrappers and callbacks.
+    ours: the key of our own wrappers and callbacks.
     """
     options = dict(patcher.model_options)
     of_blocks = options.pop("transformer_options", {})
     kinds = [*patcher.wrappers.values(), *of_blocks.get("wrappers", {}).values()]
     for callbacks in (patcher.callbacks, of_blocks.get("callbacks", {})):
         kinds += [callbacks.get(kind, {}) for kind in OF_A_SAMPLING]
-    keys = {key for by_key in kinds for key, found in by_key.items() if found} | set(patcher.injections)
+    keys = {key for by_key in kinds for key, found in by_key.items() if found}
     return bool(
         keys - {ours, COMPILE_KEY}
         or any(options.values())

@@ -48,6 +48,7 @@ class AsSampled(OneStep):
     """The same as any sampler of the host asks the model, with nothing of ours in it but the adapter."""
 
     def sample(self, guider, sigmas, extra_args, callback, noise, *_, **__):
+        _begin_keyframes(guider.conds["positive"])
         self.velocity = self._velocity(guider, noise, extra_args["model_options"], extra_args["seed"])
         return noise
 
