@@ -72,7 +72,7 @@ def test_a_right_gradient_passes_and_nothing_changes(name):
     random = torch.get_rng_state()
     check(flow)
     slope = measure(flow, X, SIGMA, COND)
-    assert abs(slope.ratio - 1) < 0.05 and slope.sampled > 0
+    assert abs(slope.ratio - 1) < (0.1 if "16" in name else 0.02) and slope.sampled > 0
     for name, (value, gradient, version) in before.items():
         parameter = flow.parameters[name]
         assert torch.equal(parameter, value) and parameter.grad is gradient and parameter._version == version
@@ -262,7 +262,7 @@ def test_the_check_is_made_once_for_each_signature():
     check_once(checked, flow, X, SIGMA, COND)
     first = len(asked)
     check_once(checked, flow, X, SIGMA, COND)
-    assert 0 < first == len(asked) <= 8
+    assert 0 < first == len(asked) <= 12
     check_once(checked, flow, X, SIGMA, COND.clone())
     assert len(asked) == 2 * first
 
@@ -312,7 +312,7 @@ def test_the_toy_flux_of_diffusers_passes_and_a_fault_in_it_does_not():
     flow, _, _, prompts = toy_world(["a red circle on grass"], rank=4)
     x = torch.randn(1, 16, 8, 8, generator=torch.Generator().manual_seed(1))
     cond = prompts.cond([0])
-    assert abs(measure(flow, x, SIGMA, cond).ratio - 1) < 0.02
+    assert abs(measure(flow, x, SIGMA, cond).ratio - 1) < 0.04
     check_gradient(flow, x, SIGMA, cond)
     layer = flow.transformer.single_transformer_blocks[1].proj_out
     layer.register_full_backward_hook(lambda _, at_input, __: tuple(0 * gradient for gradient in at_input))
