@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracle import host_model, random_flux
-from test_host_adapters import DIRECTION, LAYER, difference, loaded, lora, move, numbers, velocity_of
+from test_host_adapters import DIRECTION, LAYER, difference, loaded, move, numbers, velocity_of
 
 LINEAR = "diffusion_model.img_in"  # beside the blocks, where an adapter does not sit
 
@@ -98,7 +98,10 @@ def host_lora(pack, base):
 
 STATES = {
     "all blocks": host_lora,
-    "a layer without": lambda *_: lora(LINEAR, 64, 256, **{"lora_down.weight": 0.1 * numbers(1, 4, 64)}),
+    "a layer without": lambda *_: {
+        f"{LINEAR}.lora_down.weight": 0.1 * numbers(1, 4, 64),
+        f"{LINEAR}.lora_up.weight": 0.1 * numbers(2, 256, 4),
+    },
 }
 
 

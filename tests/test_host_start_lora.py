@@ -16,7 +16,7 @@ def base(pack):
     return host_model(random_flux())
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def begin(pack, base, tmp_path_factory):
     """Begin at a file of this content; the adapter, and what is said."""
 
