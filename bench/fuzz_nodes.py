@@ -217,7 +217,7 @@ def photos(work: Path) -> Attempt:
             world.validate("SRPO_Photos", {"folder": "hostile"})
             world.nodes["SRPO_Photos"].fingerprint_inputs(folder="hostile")
             dataset = world.call("SRPO_Photos", {"folder": "hostile"}).args[0]
-            with torch.inference_mode(False):
+            with torch.inference_mode():
                 if not dataset.latents([draw.randrange(len(dataset.prompts))]).isfinite().all():
                     raise Found("a latent that is not finite")
         finally:

@@ -27,7 +27,8 @@ def combos(node):
 def known(node, **changes):
     """An option for each combo, the other inputs' defaults, and nothing for links: execute comes to choices first."""
     inputs = {name: None for name in inspect.signature(node.execute).parameters}
-    inputs |= {each.id: each.default for each in node.define_schema().inputs if hasattr(each, "default")}
+    declared = [each for each in node.define_schema().inputs if hasattr(each, "default")]
+    inputs |= {each.id: "" if each.io_type == "STRING" else each.default for each in declared}
     return inputs | {each.id: each.options[0] for each in combos(node) if each.options} | changes
 
 
@@ -51,7 +52,7 @@ def test_files_that_are_not_there(nodes, value):
         load.execute(**known(load, file=value))
     with pytest.raises(ValueError, match="There is no folder|folder is .*: (choose|there)"):
         photos.execute(**known(photos, folder=value))
-    with pytest.raises(ValueError, match="There is no file"):
+    with pytest.raises(ValueError, match="There is no file|is no .txt file"):
         nodes["SRPO_Prompts"].execute(None, [""], [value])
 
 
