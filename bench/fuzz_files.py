@@ -4,6 +4,7 @@ import json
 import os
 import random
 import shutil
+import time
 import warnings
 import zipfile
 from pathlib import Path
@@ -30,6 +31,7 @@ from .fuzz import Attempt, Found
 from .reward import TOY
 
 warnings.filterwarnings("ignore")  # of torch, at kinds of tensors that nobody should use
+LONGEST = 5.0  # seconds of computing that a text of some MB may take
 ODD_BYTES = (b"", b"\x00", b"\xff\xfe", b"null", b"[]", b"{}", b"[" * 100_000, b"<html>", b"PK\x03\x04")
 ODD_WORDS = ("", "NaN", "1e999", "-1", "99999999999999999999", "null", "{}", "[1]", "true", "\x00", "x" * 5000)
 
@@ -182,6 +184,7 @@ def prompts(work: Path) -> Attempt:
         if draw.random() < 0.2:
             damage_bytes(draw, path)
         for read in (lambda: parse_prompts(text), lambda: read_prompts(path)):
+            began = time.process_time()
             try:
                 found = read()
             except ValueError as error:
@@ -190,6 +193,8 @@ def prompts(work: Path) -> Attempt:
                 last = None
                 if not found or not all(prompt.strip() for prompt in found):
                     raise Found("no prompt, or a blank one, and no sentence")
+            if (seconds := time.process_time() - began) > LONGEST:
+                raise Found(f"reading took {seconds:.0f} s of computing")
         if last:
             raise last
 

@@ -68,7 +68,7 @@ for number in range(int(sys.argv[1]), int(sys.argv[1]) + int(sys.argv[2])):
     if number == 3: sys.exit("gone")
     print(json.dumps({"ended": number, "failure": "raw" if number == 4 else None}), flush=True)
 '''
-fuzz.SECONDS = {"runs": 1.0}
+fuzz.SECONDS = 5.0
 fuzz.child_command = lambda name, first, count, seed, work, keep: [sys.executable, "-c", CHILD, str(first), str(count)]
 with tempfile.TemporaryDirectory() as keep:
     result = fuzz.fuzz(["runs"], 6, 1e9, 0, Path(keep))
