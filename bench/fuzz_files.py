@@ -31,7 +31,7 @@ from .fuzz import Attempt, Found
 from .reward import TOY
 
 warnings.filterwarnings("ignore")  # of torch, at kinds of tensors that nobody should use
-LONGEST = 5.0  # seconds of computing that a text of some MB may take
+LONGEST = 20.0  # seconds of computing that a text of some MB may take; 2 on an idle machine
 ODD_BYTES = (b"", b"\x00", b"\xff\xfe", b"null", b"[]", b"{}", b"[" * 100_000, b"<html>", b"PK\x03\x04")
 ODD_WORDS = ("", "NaN", "1e999", "-1", "99999999999999999999", "null", "{}", "[1]", "true", "\x00", "x" * 5000)
 
