@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 
 import folder_paths
+import torch
 from comfy_api.latest import io
 from server import PromptServer
 
@@ -46,9 +47,12 @@ def store_of(vae) -> Store:
             f"This VAE has latents of {vae.latent_dim} dimensions, and pictures have 2: load the VAE of the model that "
             "you train, such as ae.safetensors for FLUX."
         )
-    return Store(
-        cache_folder("photos"), lambda image: vae.encode(image.movedim(1, -1)), digest([vae.vae_dtype, vae.get_sd()])
-    )
+
+    @torch.inference_mode()  # a photo may be encoded when an update asks for it, outside of that mode
+    def encode(image: torch.Tensor) -> torch.Tensor:
+        return vae.encode(image.movedim(1, -1))
+
+    return Store(cache_folder("photos"), encode, digest([vae.vae_dtype, vae.get_sd()]))
 
 
 def photo_folder(name: str) -> Path:

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import comfy.model_management
+import torch
 from comfy.weight_adapter.base import WeightAdapterBase
 from torch import Tensor, nn
 
@@ -62,6 +63,7 @@ class Encoded(Sequence):
         if len(self._keys) == len(self.prompts):
             self.clip = None  # gigabytes that others may need
 
+    @torch.inference_mode()  # as nodes run, wherever a prompt is asked for; see loading.py
     def _encode(self, texts: dict[str, str], missing: list[str]):
         if self._identity() != self.identity:
             raise ValueError(
