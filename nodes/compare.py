@@ -7,13 +7,12 @@ import comfy.utils
 import numpy as np
 import torch
 from comfy_api.latest import io, ui
-from server import PromptServer
 
 from ..srpo_core.compare import Comparison, draw_comparison, plural, score
 from .checked import checked
 from .inputs import sampler_inputs, size_inputs
 from .kinds import CATEGORY, DatasetType, ObjectiveType, RewardModelType
-from .progress import Progress
+from .progress import Progress, show_text
 
 
 def check_models(before, after, vae):
@@ -139,6 +138,6 @@ class Compare(io.ComfyNode):
         picture = draw_comparison(comparison, note)
         sheet = torch.from_numpy(np.asarray(picture) / np.float32(255))[None]
         summary = comparison.summary()
-        PromptServer.instance.send_progress_text(summary, cls.hidden.unique_id)
+        show_text(summary, cls.hidden.unique_id)
         shown = {**ui.PreviewImage(sheet, cls=cls).as_dict(), **ui.PreviewText(summary).as_dict()}
         return io.NodeOutput(sheet, before, after, ui=shown)

@@ -3,10 +3,10 @@
 import logging
 
 from comfy_api.latest import io
-from server import PromptServer
 
 from ..srpo_core.planning import AUTO, BY_HAND, CARDS, GB, Use
 from ..srpo_core.terms import Term
+from .progress import show_text
 
 log = logging.getLogger(__name__)
 
@@ -77,5 +77,5 @@ def use_of_memory(
     )
     if text:
         log.warning("%s", text)
-        PromptServer.instance.send_progress_text(text, node)
+        show_text(text, node)
     return use, working

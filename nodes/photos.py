@@ -9,7 +9,6 @@ from pathlib import Path
 import folder_paths
 import torch
 from comfy_api.latest import io
-from server import PromptServer
 
 from ..srpo_core.digest import digest
 from ..srpo_core.photo_latents import Latents, Photos, Sized, Store, measure_all
@@ -17,7 +16,7 @@ from ..srpo_core.photos import Found, holds_a_picture, look, sizes_of_area, walk
 from .checked import checked
 from .folders import cache_folder
 from .kinds import CATEGORY, DatasetType
-from .progress import Progress, Steps
+from .progress import Progress, Steps, show_text
 from .prompts import Prompts
 
 log = logging.getLogger(__name__)
@@ -152,5 +151,5 @@ class PhotosNode(io.ComfyNode):
         prompts = Prompts(latents.captions, Encoded(clip, latents.captions, cache_folder("prompts")))
         text = summary(photos, left_out, found, default_caption)
         log.info("%s: %s", folder, text)
-        PromptServer.instance.send_progress_text(text, cls.hidden.unique_id)
+        show_text(text, cls.hidden.unique_id)
         return io.NodeOutput(Photos(latents, prompts))

@@ -1,7 +1,13 @@
-"""A progress bar that Cancel is heard at."""
+"""What a node shows while it works: a bar, at which Cancel is heard, and a text."""
 
 import comfy.model_management
 import comfy.utils
+from server import PromptServer
+
+
+def show_text(text: str, node: str):
+    """On the node of this id."""
+    PromptServer.instance.send_progress_text(text, node)
 
 
 class Progress:

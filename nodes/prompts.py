@@ -9,12 +9,12 @@ from pathlib import Path
 import folder_paths
 import torch
 from comfy_api.latest import io
-from server import PromptServer
 
 from ..srpo_core.photos import SUFFIXES
 from ..srpo_core.prompt_text import check_beginning, check_prompt, check_prompts, parse_prompts, read_prompts
 from .folders import cache_folder
 from .kinds import CATEGORY, DatasetType
+from .progress import show_text
 
 NO_FILE = "none"
 CHECKED = 200_000  # characters that are looked at before a workflow is queued, while the server waits; the rest follows
@@ -183,7 +183,8 @@ class PromptsNode(io.ComfyNode):
 
         prompts = choose(text, file[0], texts)
         dataset = Prompts(prompts, Encoded(clip[0], prompts, cache_folder("prompts")))
-        PromptServer.instance.send_progress_text(summary(prompts), cls.hidden.unique_id)
+        if cls.hidden:  # none where it is called outside of a queued prompt
+            show_text(summary(prompts), cls.hidden.unique_id)
         return io.NodeOutput(dataset)
 
 

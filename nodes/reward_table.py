@@ -7,7 +7,6 @@ import comfy.utils
 import numpy as np
 import torch
 from comfy_api.latest import io, ui
-from server import PromptServer
 
 from ..srpo_core.objective import parse_words
 from ..srpo_core.reward_table import MAPPED, ask_for, check_words, find_looks, score_table
@@ -15,7 +14,7 @@ from ..srpo_core.rewards import name_of
 from ..srpo_core.table_picture import LARGE, ROWS, draw_table, thumbnail_size
 from .checked import checked
 from .kinds import CATEGORY, RewardModelType
-from .progress import Progress
+from .progress import Progress, show_text
 
 log = logging.getLogger(__name__)
 
@@ -103,7 +102,7 @@ class RewardTable(io.ComfyNode):
         sheet = torch.from_numpy(np.asarray(picture) / np.float32(255))[None]
         first, lines = table.ranking[:best], table.lines()
         shown = "\n".join([*lines[:ROWS], *[f"and {len(lines) - ROWS} more"] * (len(lines) > ROWS)])
-        PromptServer.instance.send_progress_text(shown, cls.hidden.unique_id)
+        show_text(shown, cls.hidden.unique_id)
         return io.NodeOutput(
             sheet,
             images[first],

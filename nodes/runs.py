@@ -8,13 +8,13 @@ from pathlib import Path
 import comfy.utils
 import folder_paths
 from comfy_execution.utils import get_executing_context
-from server import PromptServer
 
 from ..srpo_core.checks import check_number, check_whole
 from ..srpo_core.files import check_writable
 from ..srpo_core.run import Misfit, Run, Settings
 from ..srpo_core.run_folder import FolderLock, branch, newest_state, saved_updates, unbranch
 from .folders import check_not_taken, check_run_name, lora_folder, model_folder, run_folder
+from .progress import show_text
 
 log = logging.getLogger(__name__)
 
@@ -200,7 +200,10 @@ def open_trainer(name: str, base, adapter: AdapterSettings, settings: Settings, 
     Raises ValueError for a name that is taken by another node of this prompt or by another ComfyUI, and for a MODEL
     that carries a run's adapter already.
     """
+    from .host.fitting import check_model
+
     check_run_name(name)
+    check_model(base)
     _check_carries_none(base)
     context = get_executing_context()
     held = _open.get(name)
@@ -228,7 +231,7 @@ def _close_other(name: str, node: str):
     except RuntimeError as error:
         text = f'The run "{name}" could not be closed and stays open: {error}'
         log.warning("%s", text)
-        PromptServer.instance.send_progress_text(text, node)
+        show_text(text, node)
 
 
 def begin_at(name: str, start_from: str, start_lora: str) -> bool:

@@ -2,7 +2,6 @@
 
 import torch
 from comfy_api.latest import io, ui
-from server import PromptServer
 
 from ..srpo_core.derivative import check_once
 from ..srpo_core.direct_align import at_least_fp32, inject
@@ -23,6 +22,7 @@ from .kinds import (
     RewardType,
     TrainerType,
 )
+from .progress import show_text
 from .runs import trainer_of
 
 
@@ -217,5 +217,5 @@ class TrainStep(io.ComfyNode):
         text = f"Update {metrics['update']} of {trainer.name}: {', '.join(gaps)}, "
         text += f"gradient norm {metrics['gradient_norm']:.3g}"
         text = " ".join([text, *trainer.run.troubles])
-        PromptServer.instance.send_progress_text(text, cls.hidden.unique_id)
+        show_text(text, cls.hidden.unique_id)
         return io.NodeOutput(trainer, metrics["loss"], ui=ui.PreviewText(text))

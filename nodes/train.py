@@ -10,7 +10,6 @@ import comfy.utils
 import numpy as np
 import torch
 from comfy_api.latest import io, ui
-from server import PromptServer
 
 from ..srpo_core.card import draw_card
 from ..srpo_core.guard import Guard
@@ -25,6 +24,7 @@ from .kinds import CATEGORY, DatasetType, ObjectiveType, RewardModelType, Reward
 from .memory import memory_inputs, use_of_memory
 from .photos import for_model, replaced
 from .previews import Previews, parse_seeds, shown
+from .progress import show_text
 from .said import summary, warning
 
 log = logging.getLogger(__name__)
@@ -314,7 +314,7 @@ class TrainNode(io.ComfyNode):
             return picture
 
         node = cls.hidden.unique_id
-        run.on_trouble = lambda text: PromptServer.instance.send_progress_text(text, node)
+        run.on_trouble = lambda text: show_text(text, node)
         limits = Limits(words_gap_limit, saturation_limit, watching_limit, velocity_limit)
         watching = [term.name for term in terms if not term.weight]
 
@@ -329,7 +329,7 @@ class TrainNode(io.ComfyNode):
             )
             reached = crossed(run.history, limits, watching, run.spreads)
             if reached:
-                PromptServer.instance.send_progress_text(warning(run.updates, reached), cls.hidden.unique_id)
+                show_text(warning(run.updates, reached), cls.hidden.unique_id)
             return bool(reached) and at_limit == "stop"
 
         try:
@@ -356,7 +356,7 @@ class TrainNode(io.ComfyNode):
         if reached := crossed(run.history, limits, watching, run.spreads):
             text += " " + warning(run.updates, reached)
         text = " ".join([text, *run.troubles])
-        PromptServer.instance.send_progress_text(text, cls.hidden.unique_id)
+        show_text(text, cls.hidden.unique_id)
         return io.NodeOutput(
             trainer,
             trainer.adapter.state_dict(),

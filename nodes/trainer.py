@@ -4,7 +4,6 @@ import logging
 
 import folder_paths
 from comfy_api.latest import io
-from server import PromptServer
 
 from ..srpo_core.optimizers import OPTIMIZERS
 from ..srpo_core.run import Settings
@@ -12,6 +11,7 @@ from .checked import checked
 from .folders import check_run_name
 from .host.targets import TARGETS
 from .kinds import CATEGORY, TrainerType
+from .progress import show_text
 from .runs import NO_LORA, AdapterSettings, open_trainer, updates_of
 
 log = logging.getLogger(__name__)
@@ -239,5 +239,5 @@ class TrainerNode(io.ComfyNode):
             log.info('The run "%s" goes on after update %d.', run_name, trainer.run.updates)
         if trainer.left_out and not trainer.run.updates:
             log.warning("%s", trainer.left_out)
-            PromptServer.instance.send_progress_text(trainer.left_out, cls.hidden.unique_id)
+            show_text(trainer.left_out, cls.hidden.unique_id)
         return io.NodeOutput(trainer, trainer.model)

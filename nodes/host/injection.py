@@ -14,11 +14,9 @@ import torch
 from comfy.patcher_extension import CallbacksMP, PatcherInjection
 from comfy.weight_adapter.bypass import BypassForwardHook
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_map_only
 
-from .compiled import ordinary
 from .forwards import replaced_forwards
+from .guests import OrdinaryInputs
 
 KEY = "srpo"  # of what we put into a MODEL's dictionaries
 
@@ -114,20 +112,8 @@ def injected(patcher) -> Iterator[None]:
 
 
 def _past_constants(forward: Callable, *args, **kwargs):
-    with _Ordinary():
+    with OrdinaryInputs():
         return forward(*args, **kwargs)
-
-
-class _Ordinary(TorchFunctionMode):
-    """Inference tensors, such as a LoRA of a loader node, as ordinary ones: autograd can't save them."""
-
-    def __torch_function__(self, function, kinds, args=(), kwargs=None):
-        args, kwargs = tree_map_only(Tensor, _as_ordinary, (args, kwargs or {}))
-        return function(*args, **kwargs)
-
-
-def _as_ordinary(tensor: Tensor) -> Tensor:
-    return ordinary(tensor) if type(tensor) in (Tensor, nn.Parameter) and tensor.is_inference() else tensor
 
 
 def _elsewhere(hook: BypassForwardHook, device: torch.device, x: Tensor, *args, **kwargs) -> Tensor:

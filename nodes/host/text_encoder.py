@@ -74,7 +74,9 @@ class Encoded(Sequence):
             for done, key in enumerate(missing):
                 self._on_step(done, len(missing))
                 tokens = self.clip.tokenize(texts[key])
-                self.known.add(key, self.clip.encode_from_tokens_scheduled(tokens, show_pbar=False)[0])
+                found = self.clip.encode_from_tokens_scheduled(tokens, show_pbar=False)
+                _check_not_scheduled(found)
+                self.known.add(key, found[0])
         finally:
             comfy.model_management.unload_model_and_clones(self.clip.patcher)
 
@@ -101,6 +103,15 @@ class Encoded(Sequence):
         except TypeError as error:
             log.info("These text encoders can't be told from others (%s): prompts are not kept on disk.", error)
             return None
+
+
+def _check_not_scheduled(conditioning: list):
+    """A prompt of a dataset is one conditioning, whatever the noise level."""
+    if len(conditioning) > 1:
+        raise ValueError(
+            f"The hooks of these text encoders follow a schedule, which makes {len(conditioning)} conditionings of a "
+            "prompt, and training takes one: switch schedule_clip off in Set CLIP Hooks."
+        )
 
 
 def identity(clip) -> str:
