@@ -3,9 +3,9 @@
     python -m bench.overhead --batch 8 --at-once 1 --steps 25
 
 The toy (diffusers' FLUX) trains as by SRPO Train with these settings, with a state and a snapshot every 5 updates. The
-last line is one JSON object: `overhead`, the share of metrics, events, the copy to undo a step, state, snapshots, LoRAs
-and one card at the end; `overhead_with_previews`, the same with 4 previews and a card every 5 updates, and the previews
-from before the training. What is imported, is imported before.
+last line is one JSON object: `overhead`, the share of metrics, events, the copy to undo a step, the look for numbers
+that are not finite, saves (state and snapshots), LoRAs and one card at the end; `overhead_with_previews`, the same with
+4 previews and a card every 5 updates, and the previews from before the training. What is imported, is imported before.
 """
 
 import argparse
@@ -70,8 +70,8 @@ def previews(parts: dict, at_once: int) -> torch.Tensor:
 def watched(clock: Clock, run: Run):
     """Inside, what a run does beside training is timed, each thing once."""
     run._copy = clock.timed("copy", run._copy)
-    run.save = clock.timed("state", run.save)
-    run._snapshot = clock.timed("snapshots", run._snapshot)
+    run._not_finite = clock.timed("finite", run._not_finite)
+    run._save_if_due = clock.timed("saves", run._save_if_due)
     describe, events = run_module.describe, loop.events
 
     @contextmanager
