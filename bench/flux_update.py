@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 
 from srpo_core.loop import Schedule, draw_noise, sample_scores
 from srpo_core.models import Pullback
@@ -28,6 +29,10 @@ class MarkedFlow:
 
     flow: Any
     mark: Callable[[str], Any]
+
+    @property
+    def parameters(self) -> dict[str, Parameter]:
+        return self.flow.parameters
 
     def rollout(self, *args) -> Tensor:
         self.mark("rollout")

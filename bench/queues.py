@@ -4,7 +4,7 @@
 
 Each queue trains one update of one run with SRPO Train. The last line is one JSON object: `ram_growth`, bytes that the
 host's process holds more than after the first ten queues; `files_elsewhere`, files that came to be outside the run's
-folders after the first ten.
+folders and the kept prompts after the first ten.
 """
 
 import argparse
@@ -21,6 +21,7 @@ WARM = 10
 RUN = "queues"
 OURS = (f"output/srpo/{RUN}", f"output/loras/srpo/{RUN}")
 PASSING = ("temp", "host.log", "user")  # the host's own: pictures of previews, its log
+KEPT = "output/srpo/.prompts/"  # encoded prompts, one file for each that was drawn
 
 
 def workflow() -> dict:
@@ -37,7 +38,7 @@ def workflow() -> dict:
 def elsewhere(base: Path) -> set[str]:
     """Files that are neither a run's nor the host's own."""
     files = (file.relative_to(base).as_posix() for file in base.rglob("*") if file.is_file())
-    return {file for file in files if not file.startswith((*OURS, *PASSING)) and "__pycache__" not in file}
+    return {file for file in files if not file.startswith((*OURS, *PASSING, KEPT)) and "__pycache__" not in file}
 
 
 def measure(queues: int, base: Path) -> dict:
