@@ -212,7 +212,7 @@ def patcher_of(model: nn.Module, like):
 def one_step(inside: Callable):
     """One evaluation of the model through the host's sampling, like ours, inside of this context."""
 
-    class OneStep(pack_module("nodes.host.flow_model")._OneStep):
+    class OneStep(pack_module("nodes.host.one_step").OneStep):
         def _velocity(self, guider, noise, options, seed):
             options["transformer_options"].pop("patches", None)  # FLUX's positions by the host's own operations
             with inside():
