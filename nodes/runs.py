@@ -2,6 +2,7 @@
 
 import logging
 import re
+import uuid
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from comfy_execution.utils import get_executing_context
 from ..srpo_core.checks import check_number, check_whole
 from ..srpo_core.files import check_writable
 from ..srpo_core.run import Misfit, Run, Settings
-from ..srpo_core.run_folder import FolderLock, branch, newest_state, saved_updates, unbranch
+from ..srpo_core.run_folder import FolderLock, branch, newest_state, unbranch
 from .folders import check_not_taken, check_run_name, lora_folder, model_folder, run_folder
 from .progress import show_text
 
@@ -56,7 +57,7 @@ class Trainer:
     """An open run on a MODEL.
 
     base, model: the MODEL without and with the adapter. run: the core's Run. left_out: a sentence about what of the
-    file that it has just begun at is not in it, or empty.
+    file that it has just begun at is not in it, or empty. opening: tells it from the same run opened another time.
     """
 
     left_out = ""
@@ -65,6 +66,7 @@ class Trainer:
         from .host.adapter import Adapter
 
         self.name, self.base, self.adapter_settings = name, base, adapter
+        self.opening = uuid.uuid4().hex
         self.adapter = Adapter(
             base, adapter.kind, adapter.rank, adapter.alpha, adapter.seed, adapter.target, adapter.precision
         )
@@ -278,9 +280,12 @@ def close_trainer(name: str):
     del _open[name]  # one that could not be saved stays open
 
 
-def updates_of(name: str) -> tuple[str, int]:
-    """Whether the run of this name is open, and can go on from memory, and how many updates it has made."""
+def state_of(name: str) -> tuple[str, int] | float:
+    """Another value for each opening and each update of the run of this name.
+
+    Where the run can't go on from memory it is never the same: what the host's cache kept of it is closed or lost.
+    """
     held = _open.get(name)
-    if held is None:
-        return "closed", saved_updates(run_folder(name))
-    return "open" if held.trainer.usable() else "lost", held.trainer.run.updates
+    if held is None or not held.trainer.usable():
+        return float("nan")  # a new one each time: the host compares what is the same object as equal
+    return held.trainer.opening, held.trainer.run.updates

@@ -12,7 +12,7 @@ from .folders import check_run_name
 from .host.targets import TARGETS
 from .kinds import CATEGORY, TrainerType
 from .progress import show_text
-from .runs import NO_LORA, AdapterSettings, open_trainer, updates_of
+from .runs import NO_LORA, AdapterSettings, open_trainer, state_of
 
 log = logging.getLogger(__name__)
 
@@ -189,12 +189,12 @@ class TrainerNode(io.ComfyNode):
     def fingerprint_inputs(cls, run_name=None, **_):
         """Changes with every update, so that queueing again goes on instead of doing nothing.
 
-        Always, where the name is linked and so not known yet.
+        Always, where the run is not open, or its name is linked and so not known yet.
         """
         if run_name is None:
             return float("nan")  # a new one each time: the host compares what is the same object as equal
         check_run_name(run_name)
-        return updates_of(run_name)
+        return state_of(run_name)
 
     @classmethod
     @checked

@@ -129,6 +129,19 @@ def test_an_open_run_takes_the_model_as_it_comes(pack, base, queue, change):
     assert_same(seen(pack, queue(base).model), before)
 
 
+def test_what_a_cache_kept_of_an_earlier_opening_is_not_handed_out_again(pack, base, queue):
+    """ComfyUI keeps outputs of earlier prompts, by default, for as long as there is RAM."""
+    state_of, states = pack("nodes.runs").state_of, []
+    for name in ("style", "other", "style", "style"):
+        trainer = queue(base, name)
+        states.append((trainer, state_of("style")))
+    (first, opened), (_, closed), (second, again), (third, same) = states
+    assert first is not second and second is third
+    assert opened != again == same and closed != state_of("other") and closed != closed
+    second.run.lost = True
+    assert state_of("style") != state_of("style")
+
+
 @pytest.mark.parametrize("change", CHANGES)
 def test_what_another_model_left_on_the_shared_one_does_not_count(pack, base, change):
     """It stays there while that is loaded; so nothing may be read off the model itself."""
