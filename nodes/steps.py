@@ -77,8 +77,9 @@ class NoisePriorInject(io.ComfyNode):
         with torch.inference_mode(False):
             x0 = latent_in(model, at_least_fp32(samples.clone()))
             prior = noise.generate_noise(latent).to(x0)
-            branches = Window(sigma_max, sigma_min).branches([position or draw_position(noise.seed)] * len(x0))
-            noised = Noised(x0, prior, branches, sample_seeds(noise, len(x0)))
+            seeds = sample_seeds(noise, len(x0))
+            branches = Window(sigma_max, sigma_min).branches([position or draw_position(seeds[0])] * len(x0))
+            noised = Noised(x0, prior, branches, seeds)
             start = latent_out(model, inject(x0, prior, branches[0].sigma_in))
         sigmas = torch.stack([s[0] for branch in branches for s in (branch.sigma_in, branch.sigma_out)]).float()
         return io.NodeOutput(noised, {"samples": start}, sigmas)

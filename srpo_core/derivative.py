@@ -56,17 +56,16 @@ class Slope:
 
 
 def check_once(checked: set, flow: FlowModel, x: Tensor, sigma: Tensor, cond: Any):
-    """check_gradient, but for a signature of the flow model that is in `checked`; it is added."""
-    signature = flow.signature(cond)
-    if signature not in checked:
-        check_gradient(flow, x, sigma, cond)
-        checked.add(signature)
+    """check_gradient, but for a signature of the flow model that is in `checked`; it is added once that could tell."""
+    if flow.signature(cond) not in checked and check_gradient(flow, x, sigma, cond):
+        checked.add(flow.signature(cond))  # as it is by now: what failed to compile is not compiled any more
 
 
-def check_gradient(flow: FlowModel, x: Tensor, sigma: Tensor, cond: Any):
+def check_gradient(flow: FlowModel, x: Tensor, sigma: Tensor, cond: Any) -> bool:
     """Raises RuntimeError, a sentence, if the gradient of the velocity is wrong at x (B, C, H, W), sigma (B,), cond.
 
-    Changes nothing, random states included. Says nothing of a model whose samples are not finite: a run skips those.
+    Changes nothing, random states included. Returns whether it could tell: of a model whose samples are not finite it
+    says nothing, and a run skips those.
     """
     slope = measure(flow, x, sigma, cond)
     if slope and (fault := describe_fault(slope, len(flow.parameters))):
@@ -74,6 +73,7 @@ def check_gradient(flow: FlowModel, x: Tensor, sigma: Tensor, cond: Any):
             f"The gradient of this model is wrong, so the run stopped before it would train on it. {fault} "
             "Nothing was changed."
         )
+    return slope is not None
 
 
 def describe_fault(slope: Slope, tensors: int) -> str | None:

@@ -98,8 +98,3 @@ def parse_json(text: str) -> Any:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"is no JSON ({error})") from None
-
-
-def is_number(value: Any) -> bool:
-    """Whether it is an int or a float, and not a bool."""
-    return type(value) in (int, float)

@@ -7,7 +7,8 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
-from .files import is_number, parse_json
+from .checks import is_number
+from .files import parse_json
 
 log = logging.getLogger(__name__)
 

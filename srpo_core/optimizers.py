@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.nn import Parameter
 from torch.optim import Optimizer
 
-from .files import is_number, parse_json
+from .checks import is_number
+from .files import parse_json
 
 BETAS = (0.9, 0.999)
 OPTIONAL = {  # module, class, the package to install, what else it is told

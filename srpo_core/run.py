@@ -299,9 +299,7 @@ class Run:
 
     def _remember(self, seen: list[Seen]):
         for answer in (answer for each in seen for answer in each.answers):
-            # A reward that only watches may say what is no number: it stays out, or the spread were none for ever.
-            if answer.positive.isfinite().all() and answer.negative.isfinite().all():
-                answer.add_to(self.spreads.setdefault(answer.name, Spread()))
+            answer.add_to(self.spreads.setdefault(answer.name, Spread()))
 
     def _finish(self, metrics: dict[str, float], finite: bool, why: str):
         self.updates += 1

@@ -12,8 +12,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from .checks import is_number
 from .digest import digest
-from .files import is_number, parse_json, read_safetensors
+from .files import parse_json, read_safetensors
 from .terms import Spread
 
 VERSION = 1  # of what a state file holds

@@ -15,7 +15,10 @@ NONE_TRAINS = "Every reward has the weight 0, so all watch and none trains: give
 
 @dataclass
 class Spread:
-    """Running mean and standard deviation (Welford) of all finite numbers that a reward has said in a run."""
+    """Running mean and standard deviation (Welford) of all finite numbers that a reward has said in a run.
+
+    A reward that only watches may say what is no number: with that in it the spread were none for ever.
+    """
 
     count: int = 0
     mean: float = 0.0

@@ -250,8 +250,13 @@ def test_whatever_is_raised_on_the_way_everything_is_put_back(stage):
 
 def test_samples_that_are_not_finite_are_the_runs_to_tell():
     flow = LoraFlow()
+    sampled, checked = flow.sampled_velocity, set()
     flow.sampled_velocity = lambda x, sigma, cond: x * math.nan
-    check(flow)
+    check_once(checked, flow, X, SIGMA, COND)
+    assert not checked  # for when they are
+    flow.sampled_velocity = sampled
+    check_once(checked, flow, X, SIGMA, COND)
+    assert checked
 
 
 def test_the_check_is_made_once_for_each_signature():

@@ -14,8 +14,9 @@ from torch.utils.checkpoint import checkpoint
 from ...srpo_core.models import Pullback
 from ...srpo_core.planning import GB, LiveBytes
 from ...srpo_core.scaled import pulled
-from .differentiable import Differentiable, replaced_forwards
+from .differentiable import Differentiable
 from .fitting import check_model
+from .forwards import replaced_forwards
 from .loading import load
 from .strips import NormSiluConv
 from .without_content import without_content

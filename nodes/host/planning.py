@@ -37,7 +37,8 @@ from .adapter import Adapter, adapter_of
 from .attention import with_backward
 from .carried import as_carried
 from .decoder import HostDecoder
-from .differentiable import Differentiable, blocks, replaced_forwards
+from .differentiable import Differentiable, blocks
+from .forwards import replaced_forwards
 from .reward import device_of
 from .without_content import without_content
 
