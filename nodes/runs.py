@@ -121,6 +121,8 @@ class Trainer:
         else:
             log.warning('The run "%s" is closed as it was saved, at update %d.', self.name, self.run.saved)
         self.lock.release()
+        self.run.optimizer.state.clear()  # for as long as there is RAM, ComfyUI's cache keeps this trainer
+        self.run.ema.clear()
 
     @property
     def _folder(self) -> Path:
@@ -199,8 +201,8 @@ def open_trainer(name: str, base, adapter: AdapterSettings, settings: Settings, 
 
     Runs that only earlier prompts used are saved and closed: each holds memory. One that can't be saved stays open,
     and its node says so.
-    Raises ValueError for a name that is taken by another node of this prompt or by another ComfyUI, and for a MODEL
-    that carries a run's adapter already.
+    Raises ValueError for a name that is taken in this prompt, by another node or with other settings, or by another
+    ComfyUI, and for a MODEL that carries a run's adapter already.
     """
     from .host.fitting import check_model
 
@@ -216,6 +218,11 @@ def open_trainer(name: str, base, adapter: AdapterSettings, settings: Settings, 
     for other in [n for n, o in _open.items() if n != name and o.prompt != context.prompt_id]:
         _close_other(other, context.node_id)
     if held and not (held.trainer.usable() and held.trainer.made_with(base, adapter, settings)):
+        if held.prompt == context.prompt_id:  # then what it was opened for is still to come
+            raise ValueError(
+                f'SRPO Trainer gets a list, and opens the run "{name}" again with other settings: give each entry a '
+                "run name of its own."
+            )
         close_trainer(name)
     if name in _open:
         trainer = _open[name].trainer

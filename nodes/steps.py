@@ -210,6 +210,8 @@ class TrainStep(io.ComfyNode):
         scaled = [score for rewarded in rewards.values() if rewarded.normalised for score in rewarded.scores]
         scores += normalise(scaled, trainer.run.spreads)
         pictures = {id(rewarded.noised): len(rewarded.noised.x0) for rewarded in rewards.values()}
+        node = cls.hidden.unique_id
+        trainer.run.on_trouble = lambda text: show_text(text, node)
         trainer.run.troubles.clear()
         metrics = trainer.run.update(scores, sum(pictures.values()))
         if metrics["update"] % trainer.run.settings.save_every == 0:
@@ -218,5 +220,5 @@ class TrainStep(io.ComfyNode):
         text = f"Update {metrics['update']} of {trainer.name}: {', '.join(gaps)}, "
         text += f"gradient norm {metrics['gradient_norm']:.3g}"
         text = " ".join([text, *trainer.run.troubles])
-        show_text(text, cls.hidden.unique_id)
+        show_text(text, node)
         return io.NodeOutput(trainer, metrics["loss"], ui=ui.PreviewText(text))

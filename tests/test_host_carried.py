@@ -142,6 +142,17 @@ def test_what_a_cache_kept_of_an_earlier_opening_is_not_handed_out_again(pack, b
     assert state_of("style") != state_of("style")
 
 
+def test_a_list_of_settings_does_not_open_one_run_twice(pack, base, queue, monkeypatch):
+    runs = pack("nodes.runs")
+    first = queue(base)
+    context = runs.get_executing_context()
+    monkeypatch.setattr(runs, "get_executing_context", lambda: context)
+    of = first.adapter_settings
+    with pytest.raises(ValueError, match='gets a list, and opens the run "style" again'):
+        runs.open_trainer("style", base, of, pack("srpo_core.run").Settings(learning_rate=0.5))
+    assert runs.open_trainer("style", base, of, first.run.settings) is first and first.usable()
+
+
 @pytest.mark.parametrize("change", CHANGES)
 def test_what_another_model_left_on_the_shared_one_does_not_count(pack, base, change):
     """It stays there while that is loaded; so nothing may be read off the model itself."""
