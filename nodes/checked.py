@@ -7,7 +7,7 @@ from numbers import Integral, Real
 
 from comfy_api.latest import io
 
-from ..srpo_core.checks import check_number, check_whole
+from ..srpo_core.checks import check_number, check_whole, shown
 
 SHOWN = 12  # of the options, in a sentence
 
@@ -56,13 +56,13 @@ def check_choice(name: str, value, options: list[str]):
     if not isinstance(value, str) or value not in options:
         more = f" or {len(options) - SHOWN} others" if len(options) > SHOWN else ""
         there = f"choose one of {', '.join(options[:SHOWN])}{more}" if options else "there is nothing to choose yet"
-        raise ValueError(f"{name} is {value!r}: {there}.")
+        raise ValueError(f"{name} is {shown(value)}: {there}.")
 
 
 def check_text(name: str, value):
     """Raises ValueError unless the value is a text that can be written to a file."""
     if not isinstance(value, str):
-        raise ValueError(f"{name} is {value!r}: give a text.")
+        raise ValueError(f"{name} is {shown(value)}: give a text.")
     try:
         value.encode()
     except UnicodeEncodeError as error:

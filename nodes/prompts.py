@@ -10,6 +10,7 @@ import folder_paths
 import torch
 from comfy_api.latest import io
 
+from ..srpo_core.checks import shown
 from ..srpo_core.photos import SUFFIXES
 from ..srpo_core.prompt_text import check_beginning, check_prompt, check_prompts, parse_prompts, read_prompts
 from .folders import cache_folder
@@ -62,6 +63,9 @@ def choose(text: Sequence[str], file: str, texts: Sequence[str] | None = None) -
 
     Raises ValueError if there are none, and for lines, texts or a file that can't be read.
     """
+    for name, values in (("text", text), ("file", [file]), ("texts", texts or ())):
+        if wrong := [value for value in values if not isinstance(value, str)]:  # links bring anything
+            raise ValueError(f"{name} is {shown(wrong[0])}: give a text.")
     if texts is not None:
         return as_they_are(texts)
     return parse_prompts("\n".join(text)) if file == NO_FILE else read_prompts(_input_file(file))

@@ -42,10 +42,11 @@ class Untouched:
 
 
 def given_to(node, **numbers) -> dict:
-    """All inputs of a node: numbers and choices as the schema has them, then these, and nothing behind the rest."""
+    """All inputs of a node: numbers and choices as the schema has them, empty texts, these; nothing behind the rest."""
     names = inspect.signature(node.execute).parameters
     defaults = {declared.id: declared.default for declared in numbers_of(node)}
     defaults |= {d.id: d.options[0] for d in node.define_schema().inputs if d.io_type == "COMBO"}
+    defaults |= {d.id: "" for d in node.define_schema().inputs if d.io_type == "STRING"}
     return {name: Untouched() for name in names if name not in ("cls", "self")} | defaults | numbers
 
 
