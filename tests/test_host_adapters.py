@@ -266,15 +266,6 @@ def test_every_kind_begins_at_its_own_files(pack, make, base, tmp_path, kind):
         torch.testing.assert_close(again.parameters[name], parameter)
 
 
-def test_what_is_not_of_the_diffusion_model_is_named_in_the_log(pack, make, base, tmp_path, caplog):
-    state = peft_lora(2, where="ff.net") | {
-        "lora_te1_text_model_encoder_layers_0_mlp_fc1.lora_up.weight": torch.ones(4, 2)
-    }
-    value = velocity_of(pack, started(pack, make(base, "LoRA"), base, tmp_path, state)).value
-    assert "lora_te1_text_model_encoder_layers_0_mlp_fc1" in caplog.text
-    assert difference(value, velocity_of(pack, loaded(base, state)).value) < 1e-5
-
-
 LAYER = "diffusion_model.double_blocks.0.img_mlp.0"
 
 
