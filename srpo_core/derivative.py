@@ -56,17 +56,17 @@ class Slope:
 
 
 def check_once(checked: set, flow: FlowModel, x: Tensor, sigma: Tensor, cond: Any):
-    """check_gradient, but for a signature of the flow model that is in `checked`; it is added."""
+    """check_gradient, but for a signature of the flow model that is in `checked`; it is added once it was measured."""
     signature = flow.signature(cond)
-    if signature not in checked:
-        check_gradient(flow, x, sigma, cond)
+    if signature not in checked and check_gradient(flow, x, sigma, cond):
         checked.add(signature)
 
 
-def check_gradient(flow: FlowModel, x: Tensor, sigma: Tensor, cond: Any):
+def check_gradient(flow: FlowModel, x: Tensor, sigma: Tensor, cond: Any) -> bool:
     """Raises RuntimeError, a sentence, if the gradient of the velocity is wrong at x (B, C, H, W), sigma (B,), cond.
 
-    Changes nothing, random states included. Says nothing of a model whose samples are not finite: a run skips those.
+    Changes nothing, random states included. Returns whether it could be measured: says nothing of a model whose samples
+    are not finite, which a run skips.
     """
     slope = measure(flow, x, sigma, cond)
     if slope and (fault := describe_fault(slope, len(flow.parameters))):
@@ -74,6 +74,7 @@ def check_gradient(flow: FlowModel, x: Tensor, sigma: Tensor, cond: Any):
             f"The gradient of this model is wrong, so the run stopped before it would train on it. {fault} "
             "Nothing was changed."
         )
+    return slope is not None
 
 
 def describe_fault(slope: Slope, tensors: int) -> str | None:
