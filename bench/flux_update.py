@@ -53,6 +53,10 @@ class MarkedFlow:
         self.mark("comparison")
         return self.flow.sampled_velocity(*args)
 
+    @property
+    def exact(self) -> bool:
+        return self.flow.exact
+
     def signature(self, cond) -> Hashable:
         return self.flow.signature(cond)
 

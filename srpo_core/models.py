@@ -40,6 +40,10 @@ class FlowModel(Protocol):
     def sampled_velocity(self, x: Tensor, sigma: Tensor, cond: Any) -> Tensor:
         """What `velocity` gives, as the model's samplers ask for it: without gradient, or anything done for one."""
 
+    @property
+    def exact(self) -> bool:
+        """Whether it computes in fp32 at least, with adapters too, and rounds no layer's input further."""
+
     def signature(self, cond: Any) -> Hashable:
         """Another one for all that the way back may depend on: the model, what it carries, the kind of cond."""
 

@@ -5,7 +5,7 @@ import os
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +15,7 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from .prompt_text import check_prompt
+from .prompt_text import check_prompt, parse
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif", ".heic", ".heif")
 OF_PLUG_IN = (".heic", ".heif")
@@ -55,6 +55,7 @@ class Found:
     uncaptioned: how many photos have no caption of their own, `empty` of them a file without a word.
     unread: of other files, how many there are by suffix; links and folders that are links count as "links".
     repeats: a folder inside whose name asks other trainers for repeats, such as 10_cat; empty without one.
+    literal: captions with what would be wildcards or tags elsewhere.
     """
 
     photos: list[Photo]
@@ -62,6 +63,7 @@ class Found:
     empty: int = 0
     unread: Counter = field(default_factory=Counter)
     repeats: str = ""
+    literal: Sequence[str] = ()
 
     def told(self, default_caption: str = "") -> list[str]:
         """What a user should know of it, in sentences."""
@@ -70,6 +72,11 @@ class Found:
             used = "default_caption is used" if default_caption.strip() else "their file names are used"
             empty = f" ({self.empty} with an empty one)" if self.empty else ""
             said.append(f"{self.uncaptioned} without a caption{empty}: {used}.")
+        if self.literal:
+            said.append(
+                f"{len(self.literal)} captions with what looks like wildcards or tags of other programs, read as they "
+                f'are written: "{self.literal[0][:60]}".'
+            )
         if self.unread:
             counts = ", ".join(f"{kind} {count}" for kind, count in self.unread.most_common())
             said.append(f"{sum(self.unread.values())} files not read: {counts}.")
@@ -92,6 +99,7 @@ def look(folder: Path, default_caption: str = "") -> Found:
     Raises ValueError without a picture, and for captions that are not UTF-8 or too long.
     """
     photos, uncaptioned, empty, unread, repeats, wrong = [], 0, 0, Counter(), "", []
+    literal = []
     for place in walk(folder):
         unread["links"] += place.links
         if REPEATS.fullmatch(place.folder.name) and place.folder != folder:
@@ -109,6 +117,7 @@ def look(folder: Path, default_caption: str = "") -> Found:
             uncaptioned += not caption
             empty += blank and not caption
             caption = caption or default_caption.strip() or named(picture)
+            literal += [caption] if means_more(caption) else []
             photos.append(Photo(picture, caption, place.pictures[picture]))
         rest = (file for file in place.files if file not in used and file.name.lower() not in OF_SYSTEMS)
         unread.update(readable(file.suffix.lower()) or "without suffix" for file in rest)
@@ -117,7 +126,15 @@ def look(folder: Path, default_caption: str = "") -> Found:
     if not photos:
         raise ValueError(f"There is no picture in {folder}: put some there ({', '.join(SUFFIXES)}).")
     photos.sort(key=lambda photo: photo.file)
-    return Found(photos, uncaptioned, empty, +unread, repeats)
+    return Found(photos, uncaptioned, empty, +unread, repeats, literal)
+
+
+def means_more(caption: str) -> bool:
+    """Whether it would be more than its words, or refused, as a line of prompts."""
+    try:
+        return parse(caption) != [caption]
+    except ValueError:
+        return True
 
 
 def holds_a_picture(folder: Path) -> bool:

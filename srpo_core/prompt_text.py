@@ -46,7 +46,10 @@ FOREIGN = [
     (r"\{[^{}|]{0,80}\$\$", "{2$$a|b}, several choices at once, is not known: write {a, b|a, c|b, c}"),
     (r"\{\s*[@~]", "{@a|b} and {~a|b}, other ways to choose, are not known: write {a|b}"),
     (r"::", "weights such as 0.7::a are not known: write {a|a|b} for a choice that comes more often, and plain words"),
-    (r"__(?=[^\W_]|\*)[\w\-/*. ]{0,100}?__", "files of wildcards such as __name__ are not read: write {a|b}"),
+    (
+        r"__[!~@]?(?=[^\W_]|\*)[\w\-/*. ]{0,100}?(?:\([^()]{0,100}\))?__",
+        "files of wildcards such as __name__ are not read: write {a|b}",
+    ),
     (
         r"<\s*[A-Za-z]\w{0,40}\s*:[^<>]{0,200}>",
         "tags such as <lora:name:1> are not read: load a LoRA with a node, and take the tag away",
@@ -66,7 +69,8 @@ FOREIGN = [
     (r"^(?i:steps:) ?\d{1,9},", "settings of a picture are no prompt: take the line away"),
 ]
 ANY_FOREIGN = re.compile("|".join(f"(?:{pattern})" for pattern, _ in FOREIGN))
-IN_CAPITALS = re.compile(r"(?<!\w)(?:AND|BREAK|ADD(?:COL|ROW|BASE|COMM))(?!\w)")  # where a line has small letters, too
+IN_CAPITALS = re.compile(r"(?<!\w)(?:AND|BREAK|ADD(?:COL|ROW|BASE|COMM))(?!\w)")  # where a line is not all in capitals
+BOM = "\ufeff"  # how a file of Windows may begin, and so a line of several that were joined
 
 
 def read_prompts(path: Path) -> list[str]:
@@ -183,6 +187,7 @@ def lines(text: str, where: str = "", whole: bool = True) -> Iterator[tuple[int,
     """
     opened = 0  # the line that an open comment began in
     for number, line in enumerate(text.splitlines(), 1):
+        line = line.lstrip(BOM)
         if not opened and line.lstrip().startswith("#"):
             continue
         if opened or "/" in line:
@@ -288,7 +293,7 @@ def check_foreign(line: str):
     if ANY_FOREIGN.search(line):
         pattern, advice = next((pattern, advice) for pattern, advice in FOREIGN if re.search(pattern, line))
         raise ValueError(rf'"{re.search(pattern, line)[0]}": {advice}, or put a \ before it if it is text.')
-    if re.search("[a-z]", line) and (found := IN_CAPITALS.search(line)):
+    if (re.search("[a-z]", line) or IN_CAPITALS.fullmatch(line)) and (found := IN_CAPITALS.search(line)):
         raise ValueError(
             rf'"{found[0]}": prompts are not joined or broken by words in capitals: write it small, or put a \ before '
             "it if it is text."

@@ -279,6 +279,17 @@ def test_one_that_failed_is_made_again():
             check_once(checked, flow, X, SIGMA, COND)
 
 
+@pytest.mark.parametrize("spoilt", [math.nan, math.inf])
+def test_one_whose_samples_were_not_finite_is_made_again(spoilt):
+    """Else one prompt that overflows would let every wrong gradient after it pass."""
+    flow, checked = FAULTS["twice"][0](), set()
+    sampled, flow.sampled_velocity = flow.sampled_velocity, lambda x, sigma, cond: x * spoilt
+    check_once(checked, flow, X, SIGMA, COND)
+    flow.sampled_velocity = sampled
+    with pytest.raises(RuntimeError, match="gradient of this model is wrong"):
+        check_once(checked, flow, X, SIGMA, COND)
+
+
 # In a run
 
 

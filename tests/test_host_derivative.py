@@ -31,7 +31,7 @@ def test_every_base_passes(pack, state, tmp_path, form):
     rounds = form in ("fp8_matrix_mult", "convrot_w4a4")  # their input, in fp32 the most
     model.set_model_compute_dtype(torch.float32 if rounds else torch.bfloat16)
     slope = measure(flow_of(pack, model), X, SIGMA, COND)
-    assert abs(slope.ratio - 1) < (TOLERANCE if rounds else 0.09) and slope.their_change == 0
+    assert abs(slope.ratio - 1) < (TOLERANCE if rounds else 0.09) and slope.is_right and slope.their_change == 0
 
 
 @pytest.mark.parametrize("compute", [torch.float32, torch.float16])

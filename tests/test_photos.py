@@ -133,6 +133,17 @@ def test_what_was_not_found_is_said(tmp_path):
     assert "secret" not in {photo.caption for photo in look(folder).photos}
 
 
+@pytest.mark.parametrize("caption", ["a {red|blue} cat", "a cat <lora:x:1>", "a __colour__ cat", "[a:b:0.5] cat"])
+def test_wildcards_in_captions_are_counted(tmp_path, caption):
+    for name, words in (("a", caption), ("b", "a (cat:1.2), 3:2, :)"), ("c", caption)):
+        picture(tmp_path / f"{name}.png")
+        (tmp_path / f"{name}.txt").write_text(words)
+    found = look(tmp_path)
+    said = [sentence for sentence in found.told() if "as they are written" in sentence]
+    assert found.photos[0].caption == caption and len(said) == 1
+    assert said[0].startswith("2 captions ") and caption in said[0]
+
+
 @pytest.mark.parametrize(
     "text, encoding", [("Stra\xdfe", "latin-1"), ("Stra\xdfe", "utf-16"), ("red barn", "utf-16-le")]
 )

@@ -23,6 +23,12 @@ from srpo_core.prompt_text import (
 )
 
 
+@given(st.lists(st.sampled_from(["# heading", "a cat", "// no", "a {red|blue} dog", ""]), min_size=1))
+def test_marks_of_files_that_were_joined_are_no_words(lines):
+    lines = [*lines, "last"]
+    assert parse_prompts("\n".join(f"\ufeff{line}" for line in lines)) == parse_prompts("\n".join(lines))
+
+
 def test_one_prompt_per_line():
     text = "# heading\n\na cat \n  # indented comment\n\tdog # 1, it's (very:1.2) 50% a|b \\(x\\)\r\n\n"
     assert parse_prompts(text) == ["a cat", "dog # 1, it's (very:1.2) 50% a|b \\(x\\)"]
@@ -96,6 +102,10 @@ FOREIGN = [
     "a cat --n a dog --w 512 --h 512",
     "a cat --ar 16:9",
     "a cat BREAK a dog",
+    "BREAK",
+    "AND",
+    "a __season(x=1)__ cat",
+    "a __!animals__ cat",
     "a cat AND a dog",
     "a cat ADDCOL a dog",
     "{{{cat}}}",
@@ -193,7 +203,7 @@ def test_any_text_gives_prompts_or_a_sentence(text):
 
 @given(st.text(max_size=200).filter(lambda text: text.strip() and "\0" not in text))
 def test_any_line_can_be_written_literally(text):
-    text = " ".join(text.split())
+    text = " ".join(text.split()).lstrip("\ufeff").lstrip()
     special = r"::|__|--|//|/\*|[{}|\[\]<>$#@~]|\b(?:AND|BREAK|ADD)|(?i:negative prompt:|steps:)"
     if text and "\\" not in text:
         assert parse_prompts(re.sub(special, lambda found: "\\" + found[0], text)) == [text]

@@ -22,6 +22,7 @@ from .carried import as_carried, kind_of, latent_in, signature
 from .compiled import is_compiled, or_uncompiled
 from .differentiable import Differentiable, in_training
 from .fitting import check_conditioning, check_latent, check_model, names_other_text_encoders
+from .frozen import is_stored_plainly
 from .guests import has_guests
 from .injection import KEY
 from .loading import load, own
@@ -138,6 +139,12 @@ class HostFlow:
     def sampled_velocity(self, x: Tensor, sigma: Tensor, cond: list) -> Tensor:
         self._check(x, cond)
         return own(or_uncompiled(self, lambda: self._ask(self.patcher, AsSampled(), x, sigma, cond))).to(x)
+
+    @property
+    def exact(self) -> bool:
+        model = self.patcher.model
+        types = {model.get_dtype_inference(), *(parameter.dtype for parameter in self.parameters.values())}
+        return types == {torch.float32} and all(map(is_stored_plainly, model.modules()))
 
     def signature(self, cond: list) -> Hashable:
         model = self.differentiable

@@ -23,6 +23,7 @@ CONVOLUTIONS = {
     nn.Conv2d: torch.nn.grad.conv2d_input,
     nn.Conv3d: torch.nn.grad.conv3d_input,
 }
+PLAIN = (torch.float32, torch.bfloat16, torch.float16)
 NORMS = {
     nn.LayerNorm: lambda m, x, weight, bias: F.layer_norm(x, m.normalized_shape, weight, bias, m.eps),
     nn.RMSNorm: lambda m, x, weight, bias: F.rms_norm(x, m.normalized_shape, weight, m.eps),
@@ -56,6 +57,12 @@ def is_norm(module: nn.Module) -> bool:
 def is_linear(module: nn.Module) -> bool:
     """Whether it is a linear layer of whatever kind: the host's quantised ones are no nn.Linear."""
     return hasattr(module, "in_features") and type(module).forward is not nn.Module.forward
+
+
+def is_stored_plainly(module: nn.Module) -> bool:
+    """Whether its weight, if it has one, is no quantised one, whose layer may round its input too."""
+    weight = module._parameters.get("weight")
+    return weight is None or (type(weight) in (Tensor, nn.Parameter) and weight.dtype in PLAIN)
 
 
 def needs_gradient(x) -> bool:

@@ -90,6 +90,10 @@ class FluxFlow:
     def sampled_velocity(self, x: Tensor, sigma: Tensor, cond: dict[str, Tensor]) -> Tensor:
         return self._forward(x, sigma, cond, self.guidance)
 
+    @property
+    def exact(self) -> bool:
+        return all(parameter.dtype == torch.float32 for parameter in self.transformer.parameters())
+
     def signature(self, cond: dict[str, Tensor]) -> Hashable:
         return id(self.transformer), *sorted(cond)
 
