@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 WAITS = (0.05, 0.1, 0.2, 0.4, 0.8)  # seconds: virus scanners and synchronising services hold a new file for that long
+IN_THE_WAY = (FileExistsError, NotADirectoryError, IsADirectoryError)
 
 
 @contextmanager
@@ -24,9 +25,10 @@ def writing(folder: Path, kept: str = "") -> Iterator[None]:
     try:
         yield
     except (OSError, SafetensorError) as error:  # safetensors has no OSError
+        in_the_way = isinstance(error, IN_THE_WAY)
+        advice = "move away what lies there" if in_the_way else "make room on its disk, or let ComfyUI write there"
         raise RuntimeError(
-            f"{folder} can't be written to ({error}): make room on its disk, or let ComfyUI write there, and queue "
-            f"again. {kept}".strip()
+            f"{folder} can't be written to ({error}): {advice}, and queue again. {kept}".strip()
         ) from error
 
 

@@ -55,14 +55,15 @@ class Guests:
     """
 
     def __init__(self, root: nn.Module, values: Iterable, trained: Iterable[nn.Parameter]):
-        with contextlib.suppress(TooMuch):
-            self.modules = _modules_of(reached(values, CONSTANTS))
-        own_ones, trained = set(root.modules()), set(map(id, trained))
-        self.modules = [m for m in self.modules if m not in own_ones and trained.isdisjoint(map(id, m.parameters()))]
+        try:
+            found = _modules_of(reached(values, CONSTANTS))
+        except TooMuch:  # their tensors are ordinary ones all the same, and the check of gradients sees the rest
+            found = []
+        own_ones = set(root.modules())
+        trained = set(map(id, trained))
+        self.modules = [m for m in found if m not in own_ones and trained.isdisjoint(map(id, m.parameters()))]
         forwards = {m: forward for guest in self.modules for m, forward in frozen_forwards(guest).items()}
         self.forwards: dict[nn.Module, Callable] = {m: f for m, f in forwards.items() if m not in own_ones}
-
-    modules: list[nn.Module] = []
 
     @contextlib.contextmanager
     def constant(self) -> Iterator[None]:
