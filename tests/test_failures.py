@@ -393,7 +393,7 @@ def test_a_folder_that_cannot_be_written_is_refused_before_the_first_update(tmp_
     parts["flow"].rollout = never
     (tmp_path / "a file").touch()
     run = Run(tmp_path / "a file/run", parts["flow"].parameters, SETTINGS)
-    with pytest.raises(RuntimeError, match="a file/run can't be written to .*: make room on its disk, or let ComfyUI"):
+    with pytest.raises(RuntimeError, match="a file/run can't be written to .*: move away what lies there"):
         train(run, 1, TWO, **parts)
     parts["flow"].rollout = world()["flow"].rollout
     run = Run(tmp_path / "run", parts["flow"].parameters, SETTINGS)
