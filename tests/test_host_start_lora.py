@@ -84,7 +84,8 @@ def test_matrices_the_wrong_way_round(begin, rank, exchanged, turned):
     up, down = (state[key].t() if name in turned else state[key] for name, key in (("up", UP), ("down", DOWN)))
     state |= {UP: down, DOWN: up} if exchanged else {UP: up, DOWN: down}
     if not exchanged and not turned:
-        return begin(state)
+        begin(state)
+        return
     with pytest.raises(ValueError, match=rf"{LAYER}.lora_up is .* inside out: .* \(1024, rank\) and \(rank, 256\)"):
         begin(state)
 
