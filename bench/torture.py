@@ -23,7 +23,7 @@ from srpo_core.run import Run, Settings
 from srpo_core.run_folder import saved_updates
 
 SETTINGS = Settings(save_every=3, snapshot_every=6, keep_snapshots=2, ema=0.9)
-LONGEST = 5.0  # seconds of training before a kill
+MOST = 10.0  # updates that a process finishes before it is killed
 
 
 def child(folder: Path):
@@ -48,19 +48,29 @@ def report(metrics: dict):
     print(metrics["update"], flush=True)
 
 
-def train_and_kill(folder: Path, seconds: float) -> tuple[int, int]:
-    """The update a process began after, and the last one it finished, when it is killed `seconds` into training."""
+def train_and_kill(folder: Path, updates: float) -> tuple[int, int]:
+    """The update a process began after, and the last one it finished, when it is killed `updates` into training.
+
+    Of a broken number of updates, the part is that of the time that the last whole one took.
+    """
     command = [sys.executable, "-m", "bench.torture", "--child", str(folder)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     first = process.stdout.readline()
     if not first.startswith("from "):
         raise RuntimeError(f"The run in {folder} did not open: {first or 'see above'}")
-    time.sleep(seconds)
-    process.send_signal(signal.SIGKILL)
-    finished = [int(line) for line in process.stdout.read().splitlines() if line.isdigit()]
-    process.wait()
     began = int(first.split()[1])
-    return began, max(finished, default=began)
+    finished = [began]
+    since = time.monotonic()
+    took = 0.0
+    while len(finished) <= int(updates):
+        finished.append(int(process.stdout.readline()))
+        took = time.monotonic() - since
+        since = time.monotonic()
+    time.sleep(updates % 1 * took)
+    process.send_signal(signal.SIGKILL)
+    finished += map(int, process.stdout.read().splitlines())
+    process.wait()
+    return began, finished[-1]
 
 
 def half_written(folder: Path) -> int:
@@ -90,7 +100,7 @@ def torture(kills: int, folder: Path, seed: int = 0) -> dict:
     """What `kills` kills at random moments did to one run."""
     moments, resumed, lost, spoilt, saved = random.Random(seed), 0, [], 0, 0
     for _ in range(kills):
-        began, finished = train_and_kill(folder, moments.uniform(0, LONGEST))
+        began, finished = train_and_kill(folder, moments.uniform(0, MOST))
         resumed += began == saved
         saved = saved_updates(folder)
         lost.append(finished - saved)
