@@ -2,7 +2,7 @@
 # Both make their own environment in .venv, with what the ComfyUI on this machine asks for, if there is one.
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
-HOST := $(shell $(PYTHON) srpo_core/find_host.py)
+HOST := $(shell $(PYTHON) harness/find_host.py)
 LISTS := requirements.txt tests/requirements.txt $(if $(HOST),$(HOST)/requirements.txt)
 # The stamp is named after what is installed, so that a changed list, or another ComfyUI, installs again.
 READY := .venv/ready-$(shell cat tests/constraints.txt $(LISTS) | cksum | cut -d ' ' -f 1)

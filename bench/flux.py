@@ -29,9 +29,8 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from find_host import find_host
 from in_process import load_pack, pack_module
-
-from srpo_core.find_host import find_host
 
 from .flux_bases import BASES, QUANTISED
 from .flux_report import draw, table
@@ -64,7 +63,8 @@ def measure_in(world: World, options: argparse.Namespace, folder: Path) -> dict:
     shape = pack_module("nodes.host.flow_model").latent_shape(world.base, width, height)
     bench = Bench(world, shape, options, folder)
     bench.update()  # loads, encodes the words, makes the optimiser's state
-    peaks, estimate = bench.peaks(), estimated(world, shape, options)
+    peaks = bench.peaks()
+    estimate = estimated(world, shape, options)
     result = {
         **{name: getattr(options, name) for name in SETTINGS},
         "stage_bytes": peaks,
@@ -115,8 +115,10 @@ def fastest_stages(bench: Bench, repeats: int) -> dict[str, float]:
 
 def estimated(world: World, shape: tuple[int, int, int], options: argparse.Namespace) -> dict[str, int]:
     """What SRPO Train expects: bytes at most, by stage."""
-    estimate, model = pack_module("nodes.host.planning").estimate, world.flow.patcher
-    cond, rewards = world.prompts.cond([0]), [world.term.reward]
+    estimate = pack_module("nodes.host.planning").estimate
+    model = world.flow.patcher
+    cond = world.prompts.cond([0])
+    rewards = [world.term.reward]
     memory = options.checkpointing, options.kept, options.parked
     needs = estimate(model, world.vae, rewards, cond, shape, options.at_once, *memory)
     return {stage: need.working if model.is_dynamic() else need.peak for stage, need in needs.items()}

@@ -50,7 +50,8 @@ def plain_flux(sizes: dict, dtype: torch.dtype):
     import comfy.model_patcher
     import comfy.supported_models
 
-    device, offload = comfy.model_management.get_torch_device(), comfy.model_management.unet_offload_device()
+    device = comfy.model_management.get_torch_device()
+    offload = comfy.model_management.unet_offload_device()
     config = comfy.supported_models.Flux({"image_model": "flux", **sizes})
     cast = comfy.model_management.unet_manual_cast(dtype, device, config.supported_inference_dtypes)
     config.set_inference_dtype(dtype, cast, device=device)
@@ -67,10 +68,12 @@ def quantised_flux(sizes: dict, algorithm: str):
     import comfy.sd
     from comfy.quant_ops import QUANT_ALGOS, QuantizedTensor
 
-    device, layout = comfy.model_management.get_torch_device(), QUANT_ALGOS[algorithm]["comfy_tensor_layout"]
+    device = comfy.model_management.get_torch_device()
+    layout = QUANT_ALGOS[algorithm]["comfy_tensor_layout"]
     with torch.device("meta"):
         model = comfy.ldm.flux.model.Flux(**sizes, dtype=torch.bfloat16, operations=comfy.ops.disable_weight_init)
-    state, layers = {}, {}
+    state = {}
+    layers = {}
     for name, empty in model.state_dict().items():
         weight = torch.empty_like(empty, device=device)
         draw_weights([(name, weight)], device)

@@ -22,7 +22,8 @@ def draw(result: dict, file: Path):
     from matplotlib.figure import Figure
 
     floors = {name: floor for name, floor in result["floors"].items() if name != "device"}
-    seconds, peak = result["stage_seconds"], result["floors"]["device"]
+    seconds = result["stage_seconds"]
+    peak = result["floors"]["device"]
     figure = Figure(figsize=(11, 4.5), layout="constrained")
     bars, roof = figure.subplots(1, 2)
     bars.barh(list(seconds), list(seconds.values()), color="#b0c4de", label="measured")

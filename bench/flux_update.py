@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from srpo_core.loop import Schedule, draw_noise, sample_scores
-from srpo_core.models import Pullback
-from srpo_core.run import Run, Settings
-from srpo_core.schedule import Window
-from srpo_core.step import Noised, one_step_recover, score_recovered
+from srpo_core.algorithm.noise_levels import Window
+from srpo_core.algorithm.protocols import Pullback
+from srpo_core.algorithm.step import Noised, one_step_recover, score_recovered
+from srpo_core.run.loop import Schedule, draw_noise, sample_scores
+from srpo_core.run.run import Run, Settings
 
 from .flux_world import Naive, Photos, World
 from .measure import Stages, count, live_bytes
@@ -87,21 +87,24 @@ class Bench:
 
     def __init__(self, world: World, shape: tuple[int, int, int], options: argparse.Namespace, folder: Path):
         at_once = options.at_once
-        self.world, self.schedule = world, Schedule(shape, options.batch, at_once)
+        self.world = world
+        self.schedule = Schedule(shape, options.batch, at_once)
         self.cond = world.prompts.cond(list(range(at_once)))
         self.noise = draw_noise(list(range(at_once)), shape)
         x0 = torch.randn(len(world.prompts.prompts), *shape)
         self.x0 = x0[:at_once]
         self.data = world.prompts if options.mode == "online" else Photos(**vars(world.prompts), x0=x0)
         self.noised = Noised(self.x0, self.noise, Window().branches([POSITION] * at_once))
-        self.branch, self.prompts = self.noised.branches[0], world.prompts.prompts[:at_once]
+        self.branch = self.noised.branches[0]
+        self.prompts = world.prompts.prompts[:at_once]
         self.run = Run(folder, world.flow.parameters, Settings(save_every=10**6))
         self.run.checked.add(world.flow.signature(world.prompts.cond([0])))  # once in a run, so no part of an update
 
     def update(self, mark: Callable = lambda _: None):
         """Ours, as SRPO Train makes it."""
         world = self.world
-        flow, decoder = MarkedFlow(world.flow, mark), MarkedDecoder(world.decoder, mark)
+        flow = MarkedFlow(world.flow, mark)
+        decoder = MarkedDecoder(world.decoder, mark)
         scores = sample_scores(self.run, flow, decoder, [world.term], Window(), self.data, self.schedule)
         self.run.update(scores, self.schedule.batch)
 
@@ -154,7 +157,8 @@ class Bench:
             stages = Stages(world.device, memory)
             self.update(stages.mark)
             stages.mark()
-        flux, vae = world.base.model_size(), world.vae.patcher.model_size()
+        flux = world.base.model_size()
+        vae = world.vae.patcher.model_size()
         reward = sum(p.nbytes for p in world.term.reward.image_tower.parameters())
         models = dict.fromkeys(stages.peaks, flux) | {"decode": vae, "reward": reward, "optimizer": 0}
         slots = (slot for state in self.run.optimizer.state.values() for slot in state.values())
@@ -164,7 +168,8 @@ class Bench:
 
     def floors(self, steps: int) -> dict[str, tuple[float, int]]:
         """FLOPs that each stage of an update can't do without, and the bytes moved by what was counted for it."""
-        world, term = self.world, self.world.term
+        world = self.world
+        term = self.world.term
         latent = self.x0
         with torch.no_grad():
             image = world.decoder.decode(latent).value.clamp(0, 1)
@@ -190,5 +195,6 @@ class Bench:
 
 def with_gradient(forward: Counter, recomputed: bool) -> float:
     """FLOPs of a forward and its backward to the input; fused attention computes its scores again on the way."""
-    linear, attention = forward["linear"], forward["attention"]
+    linear = forward["linear"]
+    attention = forward["attention"]
     return (1 + recomputed) * (linear + attention) + linear + 2.5 * attention

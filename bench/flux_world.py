@@ -14,20 +14,21 @@ import torch
 from in_process import pack_module
 from torch import Tensor, nn
 
-from srpo_core.direct_align import euler_step, inject, recover
-from srpo_core.objective import Objective
+from srpo_core.algorithm.direct_align import euler_step, inject, recover
+from srpo_core.algorithm.noise_levels import Branch
+from srpo_core.algorithm.objective import Objective
+from srpo_core.algorithm.step import Noised
+from srpo_core.algorithm.terms import Term
 from srpo_core.rewards import score_words
 from srpo_core.rewards.families import load_reward
-from srpo_core.schedule import Branch
-from srpo_core.step import Noised
-from srpo_core.terms import Term
 from srpo_core.toy.models import TEXT_LENGTH
 
 from .flux_bases import FLUX_DEV, TOY, draw_weights, random_flux
 from .reward import write_random
 
 TOKENS = 512  # of FLUX.1-dev's text
-RANK, ALPHA = 16, 16.0
+RANK = 16
+ALPHA = 16.0
 
 
 @dataclass
@@ -117,7 +118,8 @@ def random_reward():
     import open_clip
 
     with tempfile.TemporaryDirectory(prefix="srpo-bench-") as folder:
-        file, config = Path(folder) / "hps_random.safetensors", open_clip.get_model_config("ViT-H-14")
+        file = Path(folder) / "hps_random.safetensors"
+        config = open_clip.get_model_config("ViT-H-14")
         write_random(config, torch.bfloat16, file, comfy.model_management.get_torch_device())
         reward = load_reward(file, dtype=torch.bfloat16)
         text = reward.text_tower()
@@ -127,7 +129,7 @@ def random_reward():
 
 def random_adapter(model, like=None):
     """A LoRA on all Linears of the blocks; zero, as at its start, it would hide half of the gradient."""
-    adapter = pack_module("nodes.host.adapter").Adapter(model, "LoRA", RANK, ALPHA)
+    adapter = pack_module("nodes.host.adapters.adapter").Adapter(model, "LoRA", RANK, ALPHA)
     with torch.no_grad():
         for name, parameter in adapter.parameters.items():
             parameter.copy_(like.parameters[name] if like else 0.02 * torch.randn_like(parameter))
@@ -143,7 +145,7 @@ class Naive:
     """
 
     def __init__(self, world: World):
-        loading = pack_module("nodes.host.loading")
+        loading = pack_module("nodes.host.patcher.loading")
         self.world = world
         for patcher in (world.flow.patcher, world.vae.patcher):
             loading.load(patcher)
@@ -165,7 +167,8 @@ class Naive:
         return self.flow._ask(self.flow.patcher, one_step(training), x, sigma, cond)
 
     def decode(self, latent: Tensor) -> Tensor:
-        vae, decoder = self.world.vae, self.world.decoder
+        vae = self.world.vae
+        decoder = self.world.decoder
         with training():
             raw = decoder.latent_format.process_out(latent).to(vae.device, vae.vae_dtype)
             return self.first_stage_model.decode(raw).float() / 2 + 0.5
@@ -190,7 +193,7 @@ def as_the_host_has_it(adapter):
     """Its LoRA computed by the host's own class, in place of ours (see nodes/host/adapter_kinds.py)."""
     from comfy.weight_adapter.lora import LoraDiff
 
-    kinds = pack_module("nodes.host.adapter_kinds")
+    kinds = pack_module("nodes.host.adapters.kinds")
     for module in adapter.modules.values():
         module.__class__ = LoraDiff
         module.h = kinds.in_the_type_of_its_input(module.h, torch.float32)
@@ -198,7 +201,7 @@ def as_the_host_has_it(adapter):
 
 def plain(module: nn.Module) -> nn.Module:
     """A second module of the same weights, which are no inference tensors there; they take no memory of their own."""
-    ordinary = pack_module("nodes.host.compiled").ordinary
+    ordinary = pack_module("nodes.host.gradients.compiled").ordinary
     shared = {id(p): nn.Parameter(ordinary(p), requires_grad=False) for p in module.parameters()}
     shared |= {id(b): ordinary(b) for b in module.buffers()}
     same = (getattr(module, "model_config", None), getattr(module, "current_patcher", None))
@@ -223,4 +226,4 @@ def one_step(inside: Callable):
 
 def training():
     """With gradients, and the host leaves out its kernels that have no backward."""
-    return pack_module("nodes.host.differentiable").in_training()
+    return pack_module("nodes.host.gradients.differentiable").in_training()

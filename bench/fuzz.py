@@ -25,7 +25,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from srpo_core.find_host import find_host
+from find_host import find_host
 
 ROOT = Path(__file__).resolve().parent.parent
 OURS = (ROOT / "srpo_core", ROOT / "nodes")
@@ -56,7 +56,8 @@ def family(name: str, work: Path) -> Attempt:
 
 def child(name: str, first: int, count: int, seed: int, work: Path, keep: Path):
     """Try inputs one after the other; a line of JSON before and after each on the standard output."""
-    answers, sys.stdout = sys.stdout, sys.stderr  # libraries print
+    answers = sys.stdout  # libraries print
+    sys.stdout = sys.stderr
 
     def say(**what):
         print(json.dumps(what), file=answers, flush=True)
@@ -192,7 +193,8 @@ class Child:
 
 def batches(names: list[str], inputs: int) -> Iterator[tuple[str, int, int]]:
     """Families in turn: name, first, count, until so many inputs were given out."""
-    left, round_ = inputs, 0
+    left = inputs
+    round_ = 0
     size = min(BATCH, -(-inputs // len(names)))
     while left > 0:
         for name in names:
@@ -205,7 +207,8 @@ def batches(names: list[str], inputs: int) -> Iterator[tuple[str, int, int]]:
 
 def fuzz(names: list[str], inputs: int, seconds: float, seed: int, keep: Path) -> Fuzz:
     """Try so many inputs, or as many as fit into the time."""
-    result, began = Fuzz(seed, keep), time.monotonic()
+    result = Fuzz(seed, keep)
+    began = time.monotonic()
     for name, first, count in batches(names, inputs):
         if time.monotonic() - began > seconds:
             break

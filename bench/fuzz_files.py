@@ -17,15 +17,15 @@ from torch import Tensor
 from torch.nn import Parameter
 from transformers import CLIPConfig, CLIPModel
 
-from srpo_core.headless.toy import toy_world
-from srpo_core.loop import Schedule, train
-from srpo_core.objective import Objective
-from srpo_core.prompt_text import parse_prompts, read_prompts
+from srpo_core.algorithm.noise_levels import Window
+from srpo_core.algorithm.objective import Objective
+from srpo_core.algorithm.terms import Term
+from srpo_core.data.prompt_text import parse_prompts, read_prompts
 from srpo_core.rewards import load_reward
-from srpo_core.run import Run, Settings
-from srpo_core.run_folder import branch, saved_updates
-from srpo_core.schedule import Window
-from srpo_core.terms import Term
+from srpo_core.run.folder import branch, saved_updates
+from srpo_core.run.loop import Schedule, train
+from srpo_core.run.run import Run, Settings
+from srpo_core.toy.world import toy_world
 
 from .fuzz import Attempt, Found
 from .reward import TOY
@@ -140,7 +140,8 @@ def damage_text(draw: random.Random, path: Path):
 def damage_state(draw: random.Random, path: Path):
     """Another header, or other tensors, in a file that is whole."""
     with safe_open(path, "pt") as file:
-        header, tensors = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}
+        header = file.metadata()
+        tensors = {name: file.get_tensor(name) for name in file.keys()}
     if draw.random() < 0.5:
         name = draw.choice(sorted(header))
         header[name] = draw.choice((*ODD_WORDS, json.dumps({"a": 1}), "[" * 100_000))

@@ -117,7 +117,8 @@ class World:
         """Execute the node as the host does: in inference mode, in the context of a prompt."""
         from comfy_execution.utils import CurrentNodeContext
 
-        node, inputs = self.nodes[node_id], self.defaults(node_id) | (changes or {})
+        node = self.nodes[node_id]
+        inputs = self.defaults(node_id) | (changes or {})
         if node.define_schema().is_input_list:
             inputs = {key: value if isinstance(value, list) else [value] for key, value in inputs.items()}
         with torch.inference_mode(), CurrentNodeContext("prompt", "1"):
@@ -257,11 +258,13 @@ def write_pictures(draw: random.Random, folder: Path):
 def loras(work: Path) -> Attempt:
     """An adapter's own file, made odd, as the start of another."""
     world = World(work)
-    model, made = world.values["MODEL"], pack_module("nodes.host.adapter").Adapter
+    model = world.values["MODEL"]
+    made = pack_module("nodes.host.adapters.adapter").Adapter
     state = {name: tensor.contiguous() for name, tensor in made(model, "LoRA", 2, 2.0, 0).state_dict().items()}
 
     def attempt(draw: random.Random, folder: Path):
-        path, odd = folder / "start.safetensors", dict(state)
+        path = folder / "start.safetensors"
+        odd = dict(state)
         for _ in range(draw.randrange(4)):
             name = draw.choice(sorted(odd))
             value = odd.pop(name)
@@ -271,7 +274,7 @@ def loras(work: Path) -> Attempt:
         if draw.random() < 0.3:
             draw.choice((damage_bytes, damage_place))(draw, path)
         adapter = made(model, "LoRA", 4, 4.0, 0)
-        pack_module("nodes.host.start_lora").start_at(adapter, model.model, path)
+        pack_module("nodes.host.adapters.start_lora").start_at(adapter, model.model, path)
         if not all(parameter.isfinite().all() for parameter in adapter.parameters.values()):
             raise Found("the adapter begins with numbers that are not finite")
 

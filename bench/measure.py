@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
-from srpo_core.planning import LiveBytes
+from srpo_core.run.memory import LiveBytes
 
 PEAKS = {"NVIDIA H200": (990e12, 4.8e12)}  # FLOP/s of bf16 and fp16 (dense), bytes/s, as its maker says
 CPU_ATTENTION = {  # torch counts that of GPUs alone
@@ -62,7 +62,8 @@ class Traffic(TorchDispatchMode):
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         result = function(*args, **(kwargs or {}))
-        read, written = tensors((args, kwargs)), tensors(result)
+        read = tensors((args, kwargs))
+        written = tensors(result)
         view = not function._schema.is_mutable and {map(place, read)} & {map(place, written)}
         if not view:
             self.bytes += sum(t.numel() * t.element_size() for t in read + written)
@@ -94,8 +95,12 @@ class Stages:
     """
 
     def __init__(self, device: torch.device, memory=None, between: Callable = lambda: None):
-        self.device, self.memory, self.between = device, memory, between
-        self.seconds, self.peaks, self.name = defaultdict(float), defaultdict(int), None
+        self.device = device
+        self.memory = memory
+        self.between = between
+        self.seconds = defaultdict(float)
+        self.peaks = defaultdict(int)
+        self.name = None
 
     def mark(self, name: str | None = None):
         now = clock(self.device)
@@ -106,7 +111,8 @@ class Stages:
         self.between()
         if self.memory:
             self.memory.forget()
-        self.name, self.began = name, clock(self.device)
+        self.name = name
+        self.began = clock(self.device)
 
 
 def clock(device: torch.device) -> float:

@@ -18,17 +18,18 @@ from pathlib import Path
 
 import torch
 
-from srpo_core import loop
-from srpo_core import run as run_module
-from srpo_core.card import draw_card
-from srpo_core.headless.toy import toy_world
-from srpo_core.loop import Schedule, draw_noise, train
-from srpo_core.objective import Objective
-from srpo_core.run import Run, Settings
-from srpo_core.schedule import Window
-from srpo_core.terms import Term
+from srpo_core.algorithm.noise_levels import Window
+from srpo_core.algorithm.objective import Objective
+from srpo_core.algorithm.terms import Term
+from srpo_core.report.card import draw_card
+from srpo_core.run import loop
+from srpo_core.run import run as run_module
+from srpo_core.run.loop import Schedule, draw_noise, train
+from srpo_core.run.run import Run, Settings
+from srpo_core.toy.world import toy_world
 
-EVERY, PREVIEWS = 5, 4  # SRPO Train's defaults, and SRPO Trainer's save_every
+EVERY = 5  # SRPO Train's defaults, and SRPO Trainer's save_every
+PREVIEWS = 4
 SETTINGS = Settings(save_every=EVERY, snapshot_every=EVERY)
 SHAPE = (16, 8, 8)
 PROMPTS = [f"a {colour} {shape} on grass" for colour in ("red", "blue", "cyan") for shape in ("circle", "star")]
@@ -72,7 +73,8 @@ def watched(clock: Clock, run: Run):
     run._copy = clock.timed("copy", run._copy)
     run._not_finite = clock.timed("finite", run._not_finite)
     run._save_if_due = clock.timed("saves", run._save_if_due)
-    describe, events = run_module.describe, loop.events
+    describe = run_module.describe
+    events = loop.events
 
     @contextmanager
     def timed_events(*arguments):
@@ -83,15 +85,18 @@ def watched(clock: Clock, run: Run):
         finally:
             clock.timed("events", writer.__exit__)(None, None, None)
 
-    run_module.describe, loop.events = clock.timed("metrics", describe), timed_events
+    run_module.describe = clock.timed("metrics", describe)
+    loop.events = timed_events
     try:
         yield
     finally:
-        run_module.describe, loop.events = describe, events
+        run_module.describe = describe
+        loop.events = events
 
 
 def measure(updates: int, batch: int, at_once: int, steps: int, folder: Path) -> dict:
-    parts, clock = world(steps), Clock()
+    parts = world(steps)
+    clock = Clock()
     run = Run(folder / "run", parts["flow"].parameters, SETTINGS)
     lora = clock.timed("LoRAs", parts["flow"].save_lora)
     sample = clock.timed("previews", previews)

@@ -12,9 +12,8 @@ import json
 import tempfile
 from pathlib import Path
 
+from find_host import find_host
 from host_server import HostServer
-
-from srpo_core.find_host import find_host
 
 ROOT = Path(__file__).resolve().parent.parent
 WARM = 10

@@ -47,7 +47,8 @@ class Memory:
     """Bytes that this process holds on a device: now, and the most while in `with`."""
 
     def __init__(self, device: torch.device):
-        self.device, self.peak = device, 0
+        self.device = device
+        self.peak = 0
 
     def now(self) -> int:
         if self.device.type == "cuda":
@@ -63,7 +64,8 @@ class Memory:
         return self.now()
 
     def __enter__(self):
-        self.peak, self.ended = self.now(), threading.Event()
+        self.peak = self.now()
+        self.ended = threading.Event()
         self.thread = threading.Thread(target=self._watch)
         self.thread.start()
         return self
@@ -80,7 +82,8 @@ class Memory:
 def measure(size: str, dtype: str, device: str, texts: int, pixels: int, folder: Path) -> dict:
     """What the reward costs, stage by stage."""
     config = TOY if size == "toy" else open_clip.get_model_config(size)
-    file, memory = folder / "hps_random.safetensors", Memory(torch.device(device))
+    file = folder / "hps_random.safetensors"
+    memory = Memory(torch.device(device))
     writer = multiprocessing.get_context("spawn").Process(target=write_random, args=(config, DTYPES[dtype], file))
     writer.start()  # apart, so that what it freed is not taken for ours
     writer.join()
@@ -92,7 +95,8 @@ def measure(size: str, dtype: str, device: str, texts: int, pixels: int, folder:
     began = time.perf_counter()
     with memory:
         reward.prepare(words)
-    encoding, text_peak = time.perf_counter() - began, memory.peak - start
+    encoding = time.perf_counter() - began
+    text_peak = memory.peak - start
     cached = memory.settled() - start
     began = time.perf_counter()
     again = load_reward(file, dtype=DTYPES[dtype], features_folder=folder)

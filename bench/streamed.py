@@ -38,7 +38,8 @@ class SmallCard:
     """While it is open, only so many bytes of the device are free. used: of those, at most."""
 
     def __init__(self, size: int):
-        self.size, self.ended = size, threading.Event()
+        self.size = size
+        self.ended = threading.Event()
 
     def __enter__(self):
         self.filling = torch.empty(torch.cuda.mem_get_info()[0] - self.size, dtype=torch.uint8, device="cuda")

@@ -19,8 +19,8 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
-from srpo_core.run import Run, Settings
-from srpo_core.run_folder import saved_updates
+from srpo_core.run.folder import saved_updates
+from srpo_core.run.run import Run, Settings
 
 SETTINGS = Settings(save_every=3, snapshot_every=6, keep_snapshots=2, ema=0.9)
 MOST = 10.0  # updates that a process finishes before it is killed
@@ -30,11 +30,11 @@ def child(folder: Path):
     """Train for ever; a line on the standard output for each finished update."""
     import torch
 
-    from srpo_core.headless.toy import toy_world
-    from srpo_core.loop import Schedule, train
-    from srpo_core.objective import Objective
-    from srpo_core.schedule import Window
-    from srpo_core.terms import Term
+    from srpo_core.algorithm.noise_levels import Window
+    from srpo_core.algorithm.objective import Objective
+    from srpo_core.algorithm.terms import Term
+    from srpo_core.run.loop import Schedule, train
+    from srpo_core.toy.world import toy_world
 
     torch.set_num_threads(1)
     flow, decoder, reward, dataset = toy_world(["a red circle on grass", "a blue square on sand"], rank=4, steps=2)
@@ -98,7 +98,11 @@ def read(file: Path):
 
 def torture(kills: int, folder: Path, seed: int = 0) -> dict:
     """What `kills` kills at random moments did to one run."""
-    moments, resumed, lost, spoilt, saved = random.Random(seed), 0, [], 0, 0
+    moments = random.Random(seed)
+    resumed = 0
+    lost = []
+    spoilt = 0
+    saved = 0
     for _ in range(kills):
         began, finished = train_and_kill(folder, moments.uniform(0, MOST))
         resumed += began == saved

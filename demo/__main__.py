@@ -15,12 +15,16 @@ import time
 from pathlib import Path
 
 import torch
-from import_core import ROOT
 from PIL import Image
+
+HERE = Path(__file__).resolve().parent
+sys.path += [str(HERE), str(HERE.parent / "harness")]
+
+from find_host import find_host
+from import_core import ROOT
 from worlds import DiffusersWorld, HostWorld
 
-from srpo_core.card import tile
-from srpo_core.find_host import find_host
+from srpo_core.report.card import tile
 from srpo_core.toy.judge import measure
 from srpo_core.toy.models import load_clip, load_tokenizer
 from srpo_core.toy.pictures import BACKGROUNDS, COLOURS, SHAPES, all_scenes, caption

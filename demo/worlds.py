@@ -12,20 +12,22 @@ from host_server import HostServer
 from import_core import ROOT
 from PIL import Image
 
-from srpo_core.card import draw_card
+from srpo_core.algorithm.noise_levels import Window
+from srpo_core.algorithm.objective import Objective, Strength, parse_words
+from srpo_core.algorithm.terms import Term
 from srpo_core.headless.prompts import ClipPrompts
-from srpo_core.headless.toy import toy_world
-from srpo_core.loop import Schedule, draw_noise, train
-from srpo_core.objective import Objective, Strength, parse_words
-from srpo_core.run import Run, Settings
-from srpo_core.schedule import Window
-from srpo_core.terms import Term
+from srpo_core.report.card import draw_card
+from srpo_core.run.loop import Schedule, draw_noise, train
+from srpo_core.run.run import Run, Settings
 from srpo_core.toy.models import load_clip, load_tokenizer
 from srpo_core.toy.pictures import Scene, caption
+from srpo_core.toy.world import toy_world
 
 # Workflow 1 in the form the host takes; a test holds the two together.
 PROMPT = ROOT / "demo/toy_in_one_minute.json"
-STEPS, GUIDANCE, SIZE = 25, 3.5, 64  # of the pictures that are measured
+STEPS = 25  # of the pictures that are measured
+GUIDANCE = 3.5
+SIZE = 64
 FIRST_SEED = 10_000  # of the pictures that are measured
 AT_ONCE = 48
 
@@ -79,7 +81,8 @@ def sampling(scenes: list[Scene], count: int, folder: str, lora: str | None) -> 
         return {"class_type": kind, "inputs": inputs}
 
     empty = node("EmptySD3LatentImage", width=SIZE, height=SIZE, batch_size=count)
-    prompt, model = {"toy": node("SRPO_ToyModels"), "empty": empty}, ["toy", 0]
+    prompt = {"toy": node("SRPO_ToyModels"), "empty": empty}
+    model = ["toy", 0]
     if lora:
         prompt["lora"] = node("LoraLoaderModelOnly", model=model, lora_name=lora, strength_model=1.0)
         model = ["lora", 0]
@@ -102,7 +105,8 @@ class DiffusersWorld:
     def __init__(self, seed: int):
         self.name = f"diffusers {version('diffusers')}, without ComfyUI"
         _, self.inputs = workflow_1(seed)
-        trainer, options = self.inputs["SRPO_Trainer"], self.inputs["SRPO_Train"]
+        trainer = self.inputs["SRPO_Trainer"]
+        options = self.inputs["SRPO_Train"]
         self.shape = (16, SIZE // 8, SIZE // 8)
         self.prompts = [line.strip() for line in self.inputs["SRPO_Prompts"]["text"].splitlines() if line.strip()]
         self.flow, self.decoder, self.reward, self.dataset = toy_world(
@@ -117,7 +121,8 @@ class DiffusersWorld:
         )
 
     def train(self, out: Path) -> int:
-        trainer, options = self.inputs["SRPO_Trainer"], self.inputs["SRPO_Train"]
+        trainer = self.inputs["SRPO_Trainer"]
+        options = self.inputs["SRPO_Train"]
         names = ("learning_rate", "weight_decay", "max_gradient_norm", "save_every")
         run = Run(out / "run", self.flow.parameters, Settings(**{name: trainer[name] for name in names}))
         schedule = Schedule(self.shape, options["batch"], options["at_once"], options["seed"], options["pairs"])

@@ -2,10 +2,10 @@
 
 from comfy_api.latest import io
 
-from ..srpo_core.terms import Term
+from ..srpo_core.algorithm.terms import Term
 from .checked import checked
 from .inputs import reward_name, weighing_inputs
-from .kinds import CATEGORY, ObjectiveType, RewardModelType, RewardsType
+from .sockets import CATEGORY, ObjectiveType, RewardModelType, RewardsType
 
 
 class AddReward(io.ComfyNode):

@@ -8,11 +8,11 @@ import numpy as np
 import torch
 from comfy_api.latest import io, ui
 
-from ..srpo_core.compare import Comparison, draw_comparison, plural, score
+from ..srpo_core.report.compare import Comparison, draw_comparison, plural, score
 from .checked import checked
+from .host.progress import Progress, show_text
 from .inputs import sampler_inputs, size_inputs
-from .kinds import CATEGORY, DatasetType, ObjectiveType, RewardModelType
-from .progress import Progress, show_text
+from .sockets import CATEGORY, DatasetType, ObjectiveType, RewardModelType
 
 
 def check_models(before, after, vae):
@@ -118,8 +118,10 @@ class Compare(io.ComfyNode):
         if objective is not None and reward is None:
             raise ValueError("An objective is connected, but no reward to ask: connect a reward too, or neither.")
         check_models(model_before, model_after, vae)
-        sampling, shape = Sampling(sampler_name, scheduler, steps, guidance), latent_shape(model_before, width, height)
-        texts, numbers = dataset.prompts[:prompts], [seed + i for i in range(seeds)]
+        sampling = Sampling(sampler_name, scheduler, steps, guidance)
+        shape = latent_shape(model_before, width, height)
+        texts = dataset.prompts[:prompts]
+        numbers = [seed + i for i in range(seeds)]
         indices = [i for i in range(len(texts)) for _ in numbers]
         if hasattr(dataset, "prepare"):
             dataset.prepare(indices)

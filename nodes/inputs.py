@@ -3,8 +3,8 @@
 import comfy.samplers
 from comfy_api.latest import io
 
-from ..srpo_core.schedule import Window
-from ..srpo_core.table_picture import printable
+from ..srpo_core.algorithm.noise_levels import Window
+from ..srpo_core.report.table_picture import printable
 
 WINDOW = Window()
 

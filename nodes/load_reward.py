@@ -11,7 +11,7 @@ from comfy_api.latest import io
 
 from .checked import check_choice
 from .folders import cache_folder
-from .kinds import CATEGORY, RewardModelType
+from .sockets import CATEGORY, RewardModelType
 
 NONE = "none"
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}

@@ -4,9 +4,9 @@ import logging
 
 from comfy_api.latest import io
 
-from ..srpo_core.planning import AUTO, BY_HAND, CARDS, GB, Use
-from ..srpo_core.terms import Term
-from .progress import show_text
+from ..srpo_core.algorithm.terms import Term
+from ..srpo_core.run.memory import AUTO, BY_HAND, CARDS, GB, Use
+from .host.progress import show_text
 
 log = logging.getLogger(__name__)
 
@@ -62,7 +62,8 @@ def use_of_memory(
     least = by_hand._replace(at_once=max(1, by_hand.at_once))
     if trainer.model.load_device.type == "cpu":
         return least, None  # all that is trained is in RAM already
-    rewards, set_or_chosen = [term.reward for term in terms], least if memory == BY_HAND else by_hand
+    rewards = [term.reward for term in terms]
+    set_or_chosen = least if memory == BY_HAND else by_hand
     try:
         use, working, text = plan(
             memory, set_or_chosen, trainer.model, decoder.vae, rewards, dataset.cond([0]), shape, batch

@@ -2,10 +2,10 @@
 
 from comfy_api.latest import io
 
-from ..srpo_core.objective import BRANCHES, ORDERS, Objective, Strength, parse_words
-from ..srpo_core.words import PRESETS
+from ..srpo_core.algorithm.control_words import PRESETS
+from ..srpo_core.algorithm.objective import BRANCHES, ORDERS, Objective, Strength, parse_words
 from .checked import check_choice, checked
-from .kinds import CATEGORY, ObjectiveType
+from .sockets import CATEGORY, ObjectiveType
 
 DEFAULT = Objective()
 TYPED = "as typed"

@@ -10,14 +10,14 @@ import folder_paths
 import torch
 from comfy_api.latest import io
 
+from ..srpo_core.data.photo_files import Found, holds_a_picture, look, sizes_of_area, walk
+from ..srpo_core.data.photo_latents import Latents, Photos, Sized, Store, measure_all
 from ..srpo_core.digest import digest
-from ..srpo_core.photo_latents import Latents, Photos, Sized, Store, measure_all
-from ..srpo_core.photos import Found, holds_a_picture, look, sizes_of_area, walk
 from .checked import checked
 from .folders import cache_folder
-from .kinds import CATEGORY, DatasetType
-from .progress import Progress, Steps, show_text
+from .host.progress import Progress, Steps, show_text
 from .prompts import Prompts
+from .sockets import CATEGORY, DatasetType
 
 log = logging.getLogger(__name__)
 
@@ -27,8 +27,8 @@ def for_model(dataset, model):
 
     Raises ValueError if they are not for this model.
     """
-    from .host.carried import latent_in
     from .host.flow_model import check_latent
+    from .host.patcher.carried import latent_in
 
     if not isinstance(dataset, Photos):
         return dataset
@@ -144,7 +144,8 @@ class PhotosNode(io.ComfyNode):
     def execute(cls, clip, vae, folder, width, height, default_caption) -> io.NodeOutput:
         from .host.text_encoder import Encoded
 
-        found, store = look(photo_folder(folder), default_caption), store_of(vae)
+        found = look(photo_folder(folder), default_caption)
+        store = store_of(vae)
         sizes = sizes_of_area(width, height, 2 * vae.spacial_compression_encode())  # a token of the model is 2x2
         photos, left_out = measure_all(found.photos, sizes, Progress(len(found.photos)))
         latents = Latents(photos, store, Steps())

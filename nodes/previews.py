@@ -2,7 +2,7 @@
 
 import torch
 
-from ..srpo_core.loop import Schedule
+from ..srpo_core.run.loop import Schedule
 from ..srpo_core.seeds import FIRST_KEPT
 
 FIRST_SEED = FIRST_KEPT  # where none is chosen, previews start from noise that training never draws
@@ -40,7 +40,8 @@ class Previews:
             dataset.prepare(indices)
         seeds = [seeds[i % len(seeds)] if seeds else FIRST_SEED + i for i in range(count)]
         self.plan = Plan(dataset, sampling, schedule.shape, indices, seeds, schedule.at_once)
-        self.trainer, self.vae = trainer, vae
+        self.trainer = trainer
+        self.vae = vae
         self.before = self._sample(trainer.base)
 
     def now(self) -> torch.Tensor:

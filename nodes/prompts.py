@@ -11,11 +11,11 @@ import torch
 from comfy_api.latest import io
 
 from ..srpo_core.checks import shown
-from ..srpo_core.photos import SUFFIXES
-from ..srpo_core.prompt_text import check_beginning, check_prompt, check_prompts, parse_prompts, read_prompts
+from ..srpo_core.data.photo_files import SUFFIXES
+from ..srpo_core.data.prompt_text import check_beginning, check_prompt, check_prompts, parse_prompts, read_prompts
 from .folders import cache_folder
-from .kinds import CATEGORY, DatasetType
-from .progress import show_text
+from .host.progress import show_text
+from .sockets import CATEGORY, DatasetType
 
 NO_FILE = "none"
 CHECKED = 200_000  # characters that are looked at before a workflow is queued, while the server waits; the rest follows

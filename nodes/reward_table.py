@@ -8,13 +8,13 @@ import numpy as np
 import torch
 from comfy_api.latest import io, ui
 
-from ..srpo_core.objective import parse_words
-from ..srpo_core.reward_table import MAPPED, ask_for, check_words, find_looks, score_table
+from ..srpo_core.algorithm.objective import parse_words
+from ..srpo_core.report.reward_table import MAPPED, ask_for, check_words, find_looks, score_table
+from ..srpo_core.report.table_picture import LARGE, ROWS, draw_table, thumbnail_size
 from ..srpo_core.rewards import name_of
-from ..srpo_core.table_picture import LARGE, ROWS, draw_table, thumbnail_size
 from .checked import checked
-from .kinds import CATEGORY, RewardModelType
-from .progress import Progress, show_text
+from .host.progress import Progress, show_text
+from .sockets import CATEGORY, RewardModelType
 
 log = logging.getLogger(__name__)
 
@@ -93,14 +93,16 @@ class RewardTable(io.ComfyNode):
         maps = min(MAPPED, len(images)) * len(columns) if show_gradients else 0
         on_progress = Progress(len(images) + maps)
 
-        table, looks = score_table(reward, images, columns, device, on_progress), {}
+        table = score_table(reward, images, columns, device, on_progress)
+        looks = {}
         if show_gradients:
             looks = find_looks(reward, images, table, thumbnail_size(images, LARGE), device, on_progress)
             if not looks:
                 log.warning("%s has no gradient at the pixels: there are no maps to show.", name_of(reward))
         picture = draw_table(images, table, looks, prompt, name_of(reward))
         sheet = torch.from_numpy(np.asarray(picture) / np.float32(255))[None]
-        first, lines = table.ranking[:best], table.lines()
+        first = table.ranking[:best]
+        lines = table.lines()
         shown = "\n".join([*lines[:ROWS], *[f"and {len(lines) - ROWS} more"] * (len(lines) > ROWS)])
         show_text(shown, cls.hidden.unique_id)
         return io.NodeOutput(

@@ -12,10 +12,10 @@ from comfy_execution.utils import get_executing_context
 
 from ..srpo_core.checks import check_number, check_whole
 from ..srpo_core.files import check_writable
-from ..srpo_core.run import Misfit, Run, Settings
-from ..srpo_core.run_folder import FolderLock, branch, newest_state, unbranch
+from ..srpo_core.run.folder import FolderLock, branch, newest_state, unbranch
+from ..srpo_core.run.run import Misfit, Run, Settings
 from .folders import check_not_taken, check_run_name, lora_folder, model_folder, run_folder
-from .progress import show_text
+from .host.progress import show_text
 
 log = logging.getLogger(__name__)
 
@@ -63,9 +63,11 @@ class Trainer:
     left_out = ""
 
     def __init__(self, name: str, base, adapter: AdapterSettings, settings: Settings, start_from: str = ""):
-        from .host.adapter import Adapter
+        from .host.adapters.adapter import Adapter
 
-        self.name, self.base, self.adapter_settings = name, base, adapter
+        self.name = name
+        self.base = base
+        self.adapter_settings = adapter
         self.opening = uuid.uuid4().hex
         self.adapter = Adapter(
             base, adapter.kind, adapter.rank, adapter.alpha, adapter.seed, adapter.target, adapter.precision
@@ -88,7 +90,8 @@ class Trainer:
 
     def take(self, base):
         """Go on with this MODEL: what it carries now counts, and nothing that an earlier one did."""
-        self.base, self.model = base, self.adapter.attach(base)
+        self.base = base
+        self.model = self.adapter.attach(base)
 
     def _open(self, settings: Settings, start_from: str) -> Run:
         """The run in the folder, which begins where another is or was, if it is new and shall."""
@@ -129,7 +132,7 @@ class Trainer:
         return model_folder(self.name) if self.adapter_settings.whole_layers else lora_folder(self.name)
 
     def _start(self):
-        from .host.start_lora import start_at
+        from .host.adapters.start_lora import start_at
 
         name = self.adapter_settings.start_lora
         if name != NO_LORA and newest_state(run_folder(self.name)) is None:
@@ -161,7 +164,7 @@ class Trainer:
             self.run.trouble(f"The older model {older} can't be deleted ({error}): delete it by hand.")
 
     def _write(self, file: Path):
-        from .host.adapter import save_model
+        from .host.adapters.adapter import save_model
 
         metadata = {"srpo_updates": str(self.run.updates)}
         if self.adapter_settings.whole_layers:
@@ -173,7 +176,7 @@ class Trainer:
 
 def _check_carries_none(model):
     """Two runs on one MODEL would each train on top of what the other is doing at that moment."""
-    from .host.adapter import adapter_of
+    from .host.adapters.adapter import adapter_of
 
     if adapter_of(model) is None:
         return
@@ -276,7 +279,7 @@ def _text(value) -> str:
 
 def trainer_of(model) -> Trainer | None:
     """The open trainer whose adapter this MODEL carries."""
-    from .host.adapter import adapter_of
+    from .host.adapters.adapter import adapter_of
 
     adapter = adapter_of(model)
     return next((held.trainer for held in _open.values() if held.trainer.adapter is adapter), None)

@@ -3,15 +3,17 @@
 import torch
 from comfy_api.latest import io, ui
 
-from ..srpo_core.derivative import check_once
-from ..srpo_core.direct_align import at_least_fp32, inject
-from ..srpo_core.schedule import GRID, Window, draw_position
+from ..srpo_core.algorithm.direct_align import at_least_fp32, inject
+from ..srpo_core.algorithm.gradient_check import check_once
+from ..srpo_core.algorithm.noise_levels import GRID, Window, draw_position
+from ..srpo_core.algorithm.step import Noised, normalise, one_step_recover, score_recovered
+from ..srpo_core.algorithm.terms import Term
 from ..srpo_core.seeds import derived_seed
-from ..srpo_core.step import Noised, normalise, one_step_recover, score_recovered
-from ..srpo_core.terms import Term
 from .checked import checked
+from .host.progress import show_text
 from .inputs import check_window, reward_name, weighing_inputs, window_inputs
-from .kinds import (
+from .runs import trainer_of
+from .sockets import (
     CATEGORY,
     BothRecovered,
     NoisedType,
@@ -22,8 +24,6 @@ from .kinds import (
     RewardType,
     TrainerType,
 )
-from .progress import show_text
-from .runs import trainer_of
 
 
 def sample_seeds(noise, count: int) -> tuple[int, ...]:
@@ -69,8 +69,8 @@ class NoisePriorInject(io.ComfyNode):
     @classmethod
     @checked
     def execute(cls, model, latent, noise, position, sigma_max, sigma_min) -> io.NodeOutput:
-        from .host.carried import latent_in, latent_out
         from .host.flow_model import check_latent
+        from .host.patcher.carried import latent_in, latent_out
 
         samples = latent["samples"]
         check_latent(model, samples)
@@ -108,10 +108,11 @@ class OneStepRecover(io.ComfyNode):
 
     @classmethod
     def execute(cls, model, positive, noised) -> io.NodeOutput:
-        from .host.carried import latent_out
         from .host.flow_model import HostFlow
+        from .host.patcher.carried import latent_out
 
-        flow, trainer = HostFlow(model), trainer_of(model)
+        flow = HostFlow(model)
+        trainer = trainer_of(model)
         if trainer:
             branch = noised.branches[0]
             x = inject(noised.x0, noised.noise, branch.sigma_in)
@@ -162,7 +163,8 @@ class RewardNode(io.ComfyNode):
     def execute(cls, reward, vae, recovered, objective, prompt, weight=1.0, name="", normalise=False) -> io.NodeOutput:
         from .host.decoder import HostDecoder
 
-        decoder, terms = HostDecoder(vae, recovered.model), [Term(reward, objective, weight, reward_name(name))]
+        decoder = HostDecoder(vae, recovered.model)
+        terms = [Term(reward, objective, weight, reward_name(name))]
         prompts = [prompt] * len(recovered.noised.x0)
         scores = [
             score_recovered(recovered.branches[branch.name], branch, decoder, terms, prompts, recovered.update)

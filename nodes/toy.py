@@ -2,7 +2,7 @@
 
 from comfy_api.latest import io
 
-from .kinds import CATEGORY, RewardModelType
+from .sockets import CATEGORY, RewardModelType
 
 
 class ToyModels(io.ComfyNode):

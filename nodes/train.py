@@ -11,21 +11,21 @@ import numpy as np
 import torch
 from comfy_api.latest import io, ui
 
-from ..srpo_core.card import draw_card
-from ..srpo_core.guard import Guard
-from ..srpo_core.loop import Schedule, prepare_data, train
-from ..srpo_core.planning import AUTO, Use
-from ..srpo_core.schedule import Window
-from ..srpo_core.terms import Term, combine
-from ..srpo_core.watch import Limits, crossed
+from ..srpo_core.algorithm.guard import Guard
+from ..srpo_core.algorithm.noise_levels import Window
+from ..srpo_core.algorithm.terms import Term, combine
+from ..srpo_core.report.card import draw_card
+from ..srpo_core.run.loop import Schedule, prepare_data, train
+from ..srpo_core.run.memory import AUTO, Use
+from ..srpo_core.run.watch import Limits, crossed
 from .checked import checked
+from .host.progress import show_text
 from .inputs import check_window, guard_input, limit_input, sampler_inputs, size_inputs, window_inputs
-from .kinds import CATEGORY, DatasetType, ObjectiveType, RewardModelType, RewardsType, TrainerType
 from .memory import memory_inputs, use_of_memory
+from .messages import summary, warning
 from .photos import for_model, replaced
 from .previews import Previews, parse_seeds, shown
-from .progress import show_text
-from .said import summary, warning
+from .sockets import CATEGORY, DatasetType, ObjectiveType, RewardModelType, RewardsType, TrainerType
 
 log = logging.getLogger(__name__)
 
@@ -280,7 +280,8 @@ class TrainNode(io.ComfyNode):
         from .host.decoder import HostDecoder
         from .host.flow_model import HostFlow, Sampling, latent_shape
 
-        window, seeds = Window(sigma_max, sigma_min), parse_seeds(preview_seeds)
+        window = Window(sigma_max, sigma_min)
+        seeds = parse_seeds(preview_seeds)
         terms = combine([Term(reward, objective), *more_rewards])
         dataset, photos = (for_model(data, trainer.model) for data in (dataset, photos))
         shape = latent_shape(trainer.model, width, height)
@@ -305,7 +306,10 @@ class TrainNode(io.ComfyNode):
         )
         sampling = Sampling(sampler_name, scheduler, steps, guidance)
         samples = Previews(trainer, preview_dataset or dataset, vae, sampling, schedule, previews, seeds)
-        bar, run, started, first = comfy.utils.ProgressBar(updates), trainer.run, time.monotonic(), trainer.run.updates
+        bar = comfy.utils.ProgressBar(updates)
+        run = trainer.run
+        started = time.monotonic()
+        first = trainer.run.updates
 
         def card(now: torch.Tensor):
             picture = draw_card(samples.before, now, run.history, f"{trainer.name}, update {run.updates}")

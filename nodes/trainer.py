@@ -5,14 +5,14 @@ import logging
 import folder_paths
 from comfy_api.latest import io
 
-from ..srpo_core.optimizers import OPTIMIZERS
-from ..srpo_core.run import Settings
+from ..srpo_core.run.optimizers import OPTIMIZERS
+from ..srpo_core.run.run import Settings
 from .checked import checked
 from .folders import check_run_name
-from .host.targets import TARGETS
-from .kinds import CATEGORY, TrainerType
-from .progress import show_text
+from .host.adapters.targets import TARGETS
+from .host.progress import show_text
 from .runs import NO_LORA, AdapterSettings, open_trainer, state_of
+from .sockets import CATEGORY, TrainerType
 
 log = logging.getLogger(__name__)
 

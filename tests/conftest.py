@@ -16,12 +16,12 @@ settings.register_profile("srpo", deadline=None, suppress_health_check=[HealthCh
 settings.load_profile("srpo")
 LONGEST = ("test_bench", "test_demo", "test_host_training")
 sys.path[:] = [place for place in sys.path if Path(place).resolve() != ROOT]  # `python -m pytest` puts it there
-sys.path.append(str(ROOT / "demo"))  # HostServer, and the import of the core
+sys.path += [str(ROOT / "harness"), str(ROOT / "tests/support")]
 
 import import_core  # noqa: E402, F401
 
 # Everything here, and every process that it starts, is bound by Windows' rule for files that are mapped.
-AS_WINDOWS = str(ROOT / "tests/as_windows")
+AS_WINDOWS = str(ROOT / "tests/support/as_windows")
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (AS_WINDOWS, os.environ.get("PYTHONPATH"))))
 sys.modules.pop("sitecustomize", None)
 sys.path.insert(0, AS_WINDOWS)
@@ -29,7 +29,7 @@ import sitecustomize  # noqa: E402, F401
 
 sys.path.remove(AS_WINDOWS)
 
-from srpo_core.find_host import find_host  # noqa: E402
+from find_host import find_host  # noqa: E402
 
 
 @pytest.fixture(scope="session")

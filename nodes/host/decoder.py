@@ -11,14 +11,14 @@ from comfy.taesd.taesd import TAESD
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ...srpo_core.models import Pullback
-from ...srpo_core.planning import GB, LiveBytes
-from ...srpo_core.scaled import pulled
-from .differentiable import Differentiable
+from ...srpo_core.algorithm.protocols import Pullback
+from ...srpo_core.algorithm.scaling import pulled
+from ...srpo_core.run.memory import GB, LiveBytes
 from .fitting import check_model
-from .forwards import replaced_forwards
-from .loading import load
-from .strips import NormSiluConv
+from .gradients.differentiable import Differentiable
+from .gradients.strips import NormSiluConv
+from .patcher.forwards import replaced_forwards
+from .patcher.loading import load
 from .without_content import without_content
 
 SMALL = 64 * 64  # places of a latent batch, up to which the decoder's activations are kept: recomputing costs a third
@@ -31,7 +31,8 @@ class HostDecoder:
     """
 
     def __init__(self, vae, model):
-        self.vae, self._made = vae, {}
+        self.vae = vae
+        self._made = {}
         check_model(model)
         self.latent_format = model.get_model_object("latent_format")
         if vae.latent_dim != 2 or vae.latent_channels != self.latent_format.latent_channels:
@@ -43,7 +44,8 @@ class HostDecoder:
 
     def decode(self, latent: Tensor) -> Pullback:
         """See Decoder. Out of memory, it and the way back raise torch.OutOfMemoryError that says which size fits."""
-        vae, shape = self.vae, latent.shape
+        vae = self.vae
+        shape = latent.shape
         load(vae.patcher, vae.memory_used_decode(shape, vae.vae_dtype))
         free = comfy.model_management.get_free_memory(vae.device)
         with self._says_what_fits(shape, free), self._differentiable(shape):
@@ -81,7 +83,8 @@ class HostDecoder:
 
     def _forwards(self, checkpointing: bool) -> tuple[dict[nn.Module, Callable], Differentiable]:
         if checkpointing not in self._made:
-            frugal, model = frugal_forwards(self.vae.first_stage_model, checkpointing), self.vae.first_stage_model
+            frugal = frugal_forwards(self.vae.first_stage_model, checkpointing)
+            model = self.vae.first_stage_model
             self._made[checkpointing] = frugal, Differentiable(model, checkpointing=checkpointing and not frugal)
         return self._made[checkpointing]
 
@@ -93,7 +96,9 @@ class HostDecoder:
             raise torch.OutOfMemoryError(self._what_fits(shape, free)) from error
 
     def _what_fits(self, shape: tuple[int, ...], free: int) -> str:
-        count, ratio, peak = shape[0], self.vae.upscale_ratio, self.memory(shape)[0]
+        count = shape[0]
+        ratio = self.vae.upscale_ratio
+        peak = self.memory(shape)[0]
         height, width = (ratio * side for side in shape[-2:])
         scale = min(1.0, count * free / peak) ** 0.5  # of each side, for one picture alone
         while (fits := _scaled(shape, scale)) != (2, 2) and self.memory((1, shape[1], *fits))[0] > free:

@@ -21,7 +21,8 @@ WIDTHS = re.compile(
 
 def check_model(patcher):
     """Raises ValueError for a model that predicts no flow's velocity, and for one whose latents are no pictures."""
-    name, sampling = type(patcher.model).__name__, patcher.get_model_object("model_sampling")
+    name = type(patcher.model).__name__
+    sampling = patcher.get_model_object("model_sampling")
     if not isinstance(sampling, CONST) or isinstance(sampling, IMG_TO_IMG_FLOW):
         if patcher.model.model_type in FLOWS:
             kind = next(k.__name__ for k in type(sampling).__mro__ if "calculate_denoised" in vars(k))
@@ -42,7 +43,8 @@ def check_latent(patcher, latent: Tensor):
     """Raises ValueError when the model can't take the latent."""
     check_model(patcher)
     latent_format = patcher.get_model_object("latent_format")
-    channels, ratio = latent_format.latent_channels, latent_format.spacial_downscale_ratio
+    channels = latent_format.latent_channels
+    ratio = latent_format.spacial_downscale_ratio
     if latent.ndim != 4 or latent.shape[1] != channels:
         raise ValueError(
             f"The latent has the shape {tuple(latent.shape)}, but {type(patcher.model).__name__} takes (batch, "
@@ -52,7 +54,8 @@ def check_latent(patcher, latent: Tensor):
 
 def check_conditioning(patcher, cond: list):
     """Raises ValueError when the model can't be trained with the conditioning."""
-    name, network = type(patcher.model).__name__, patcher.get_model_object("diffusion_model")
+    name = type(patcher.model).__name__
+    network = patcher.get_model_object("diffusion_model")
     pooled = all(c[1].get("pooled_output") is not None for c in cond)
     if not pooled and any(getattr(network, part, None) is not None for part in READS_POOLED):
         raise ValueError(

@@ -12,21 +12,21 @@ import torch
 from torch import Tensor
 from torch._dynamo.exc import TorchDynamoException
 
-from ...srpo_core import scaled
+from ...srpo_core.algorithm import scaling as scaled
+from ...srpo_core.algorithm.direct_align import at_least_fp32
+from ...srpo_core.algorithm.protocols import Pullback
 from ...srpo_core.checks import check_number, check_whole
-from ...srpo_core.direct_align import at_least_fp32
-from ...srpo_core.models import Pullback
-from .adapter import adapter_of, without_adapter
-from .attention import quickest
-from .carried import as_carried, kind_of, latent_in, signature
-from .compiled import is_compiled, or_uncompiled
-from .differentiable import Differentiable, in_training
+from .adapters.adapter import adapter_of, without_adapter
 from .fitting import check_conditioning, check_latent, check_model, names_other_text_encoders
-from .frozen import is_stored_plainly
-from .guests import has_guests
-from .injection import KEY
-from .loading import load, own
+from .gradients.attention import quickest
+from .gradients.compiled import is_compiled, or_uncompiled
+from .gradients.differentiable import Differentiable, in_training
+from .gradients.frozen import is_stored_plainly
+from .gradients.guests import has_guests
+from .gradients.injection import KEY
 from .one_step import AsSampled, OneDifferentiableStep, OneStep
+from .patcher.carried import as_carried, kind_of, latent_in, signature
+from .patcher.loading import load, own
 
 LEAST_SIGMA = 1e-3  # at which a model is asked: at 0, where a window may end, a velocity would be 0 / 0
 
@@ -164,7 +164,8 @@ class HostFlow:
 
         @torch.inference_mode()  # see loading.py
         def sample() -> Tensor:
-            latent, guider = torch.zeros_like(noise), _guider(self.patcher, cond)
+            latent = torch.zeros_like(noise)
+            guider = _guider(self.patcher, cond)
             if self.differentiable.compiled:  # if all is loaded, which the sampler would do later
                 load(self.patcher, self.patcher.memory_required(noise.shape))
             plain = self.differentiable.plain(self.patcher)

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from .attention import with_backward
-from .differentiable import Differentiable
-from .guests import Guests, make_constant
-from .loading import own
+from .gradients.attention import with_backward
+from .gradients.differentiable import Differentiable
+from .gradients.guests import Guests, make_constant
+from .patcher.loading import own
 
 
 class OneStep(comfy.samplers.Sampler):
@@ -66,10 +66,14 @@ class OneDifferentiableStep(OneStep):
         guests: bool = False,
         pull: Callable[[Tensor], None] | None = None,
     ):
-        self.model, self.trained, self.guests, self.pull = model, trained, guests, pull
+        self.model = model
+        self.trained = trained
+        self.guests = guests
+        self.pull = pull
 
     def _velocity(self, guider, noise: Tensor, options: dict, seed: int) -> Tensor:
-        patcher, guests = guider.model_patcher, None
+        patcher = guider.model_patcher
+        guests = None
         if self.guests:
             beside = [options, guider.conds, patcher.object_patches, patcher.injections, patcher.additional_models]
             guests = Guests(patcher.model, beside, self.trained)
@@ -106,7 +110,9 @@ class _UnderHooks(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, one, ask, patcher):
-        ctx.ask, ctx.patcher, ctx.hooks = ask, patcher, patcher.current_hooks
+        ctx.ask = ask
+        ctx.patcher = patcher
+        ctx.hooks = patcher.current_hooks
         return ask()
 
     @staticmethod
@@ -129,7 +135,8 @@ def _begin_keyframes(conds: list[dict]):
 
 def _check_levels(conds: list[dict], sigma: Tensor):
     """The host takes a batch's first noise level for all."""
-    low, high = sigma.min().item(), sigma.max().item()
+    low = sigma.min().item()
+    high = sigma.max().item()
     if low < high and any(low <= limit <= high for limit in _limits(conds)):
         raise ValueError(
             f"The conditioning changes between the noise levels of these pictures (sigma {low:.3f} to {high:.3f}), and "

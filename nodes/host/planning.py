@@ -19,7 +19,7 @@ from comfy.taesd.taesd import TAESD
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from ...srpo_core.planning import (
+from ...srpo_core.run.memory import (
     BY_HAND,
     CARDS,
     Block,
@@ -32,13 +32,13 @@ from ...srpo_core.planning import (
     over_blocks,
     sampled_together,
 )
-from ...srpo_core.run import MOST_IN_PLACE
-from .adapter import Adapter, adapter_of
-from .attention import with_backward
-from .carried import as_carried
+from ...srpo_core.run.run import MOST_IN_PLACE
+from .adapters.adapter import Adapter, adapter_of
 from .decoder import HostDecoder
-from .differentiable import Differentiable, blocks
-from .forwards import replaced_forwards
+from .gradients.attention import with_backward
+from .gradients.differentiable import Differentiable, blocks
+from .patcher.carried import as_carried
+from .patcher.forwards import replaced_forwards
 from .reward import device_of
 from .without_content import without_content
 
@@ -172,7 +172,8 @@ def _flow(patcher, x: Tensor, cond: list, checkpointing: bool, kept: int, parked
     with contextlib.ExitStack() as stack:
         stack.enter_context(_ejected(patcher.model))
         model = stack.enter_context(as_carried(patcher))
-        lists, calls = _lists(model.diffusion_model), {}
+        lists = _lists(model.diffusion_model)
+        calls = {}
         sigma, inputs = _inputs(patcher, x, cond)
         layers = map(model.get_submodule, adapter_of(patcher).modules)
         stack.enter_context(Differentiable(model, layers, checkpointing, kept, parked).open(patcher))
@@ -181,7 +182,8 @@ def _flow(patcher, x: Tensor, cond: list, checkpointing: bool, kept: int, parked
             model.apply_model(x, sigma, **inputs)
         for parameter in (p for module in trained for p in module.parameters() if p.requires_grad):
             parameter.register_post_accumulate_grad_hook(_forget_gradient)
-        order, costs = [(listed[0], block) for listed in lists for block in listed if listed[0] in calls], {}
+        order = [(listed[0], block) for listed in lists for block in listed if listed[0] in calls]
+        costs = {}
         keys = [(first, checkpointing and i < len(order) - kept) for i, (first, _) in enumerate(order)]
         for key, (first, block) in zip(keys, order):
             if key not in costs:

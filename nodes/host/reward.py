@@ -6,8 +6,8 @@ import torch
 from torch import nn
 
 from ...srpo_core.rewards import DotProductReward
-from ..progress import Steps
-from .loading import load_ordinary
+from .patcher.loading import load_ordinary
+from .progress import Steps
 
 
 def place(tower: nn.Module) -> torch.device:

@@ -7,9 +7,9 @@ from itertools import groupby
 import torch
 from torch import Tensor
 
-from ...srpo_core.loop import Dataset, draw_noise
-from .carried import latent_out
+from ...srpo_core.run.loop import Dataset, draw_noise
 from .flow_model import HostFlow, Sampling
+from .patcher.carried import latent_out
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,8 @@ class Plan:
 
     def sample(self, model, on_progress: Callable[[int], None] = lambda pictures: None) -> list[Tensor]:
         """Latents (B, C, H, W) of each part, as the VAE takes them. on_progress: told the pictures of every part."""
-        flow, latents = HostFlow(model, self.sampling), []
+        flow = HostFlow(model, self.sampling)
+        latents = []
         for part in self._parts(1 if flow.samples_depend_on_batch else self.at_once):
             noise = draw_noise(self.seeds[part], self.shape)
             latent = flow.rollout(noise, self.dataset.cond(self.indices[part]), self.seeds[part.start])

@@ -9,9 +9,9 @@ import torch
 from comfy.weight_adapter.base import WeightAdapterBase
 from torch import Tensor, nn
 
-from ...srpo_core.conditionings import Conditioning, Conditionings
+from ...srpo_core.data.conditionings import Conditioning, Conditionings
 from ...srpo_core.digest import digest
-from ..progress import Steps
+from .progress import Steps
 
 log = logging.getLogger(__name__)
 
@@ -121,7 +121,8 @@ def identity(clip) -> str:
     see `digest`) as they are without patches, its patches (LoRA) with their strengths, CLIP Set Last Layer, and
     whatever else is hung on its patcher. Raises TypeError if something there has no digest.
     """
-    patcher, model = clip.patcher, clip.cond_stage_model
+    patcher = clip.patcher
+    model = clip.cond_stage_model
     model.reset_clip_options()  # as the host does before it encodes; else they are those of the last one
     hung = [patcher.object_patches, patcher.weight_wrapper_patches, patcher.injections, patcher.additional_models]
     hung += [patcher.wrappers, patcher.callbacks, patcher.model_options]

@@ -4,8 +4,8 @@ import torch
 from diffusers import AutoencoderKL, AutoencoderTiny
 from torch import Tensor
 
-from ..models import Pullback
-from ..scaled import pulled
+from ..algorithm.protocols import Pullback
+from ..algorithm.scaling import pulled
 
 
 class DiffusersDecoder:

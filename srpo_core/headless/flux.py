@@ -13,9 +13,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import Linear, Parameter
 
-from .. import scaled
+from ..algorithm import scaling as scaled
+from ..algorithm.protocols import Pullback
 from ..files import write_whole
-from ..models import Pullback
 from ..seeds import derived_seed
 
 BLOCKS = ("transformer_blocks.", "single_transformer_blocks.")
@@ -63,9 +63,14 @@ class FluxFlow:
         checkpointing: bool = True,
     ):
         self.transformer = transformer.eval()  # peft freezes it
-        self.dtype, self.device = transformer.dtype, transformer.device
-        self.rank, self.alpha = rank, alpha
-        self.steps, self.guidance, self.rollout_guidance, self.shift = steps, guidance, rollout_guidance, shift
+        self.dtype = transformer.dtype
+        self.device = transformer.device
+        self.rank = rank
+        self.alpha = alpha
+        self.steps = steps
+        self.guidance = guidance
+        self.rollout_guidance = rollout_guidance
+        self.shift = shift
         self.parameters = add_lora(transformer, rank, alpha, seed)
         if checkpointing:
             transformer.enable_gradient_checkpointing()

@@ -18,7 +18,8 @@ class ClipPrompts:
         tokens = tokenizer(self.prompts, padding="max_length", truncation=True, return_tensors="pt").input_ids
         with torch.no_grad():
             encoded = clip.text_model(input_ids=tokens.to(clip.device))
-        self.context, self.pooled = encoded.last_hidden_state, encoded.pooler_output
+        self.context = encoded.last_hidden_state
+        self.pooled = encoded.pooler_output
 
     def cond(self, indices: list[int]) -> dict[str, Tensor]:
         return {"context": self.context[indices], "pooled": self.pooled[indices]}

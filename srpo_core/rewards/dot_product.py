@@ -70,7 +70,8 @@ class DotProductReward:
         if not missing:
             return
         tower = self.text_tower().eval()
-        device, encoded = self.place(tower), []
+        device = self.place(tower)
+        encoded = []
         try:
             for text in missing:
                 self.on_text(len(encoded), len(missing))
@@ -92,7 +93,8 @@ class ImageTower(nn.Module):
 
     def __init__(self, model):
         super().__init__()
-        self.vision_model, self.visual_projection = model.vision_model, model.visual_projection
+        self.vision_model = model.vision_model
+        self.visual_projection = model.visual_projection
 
     def forward(self, pixels: Tensor) -> Tensor:
         return self.visual_projection(self.vision_model(pixel_values=pixels).pooler_output)
@@ -103,7 +105,8 @@ class TextTower(nn.Module):
 
     def __init__(self, model):
         super().__init__()
-        self.text_model, self.text_projection = model.text_model, model.text_projection
+        self.text_model = model.text_model
+        self.text_projection = model.text_projection
 
     def forward(self, tokens: Tensor) -> Tensor:
         return self.text_projection(self.text_model(input_ids=tokens).pooler_output)

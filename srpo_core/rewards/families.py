@@ -25,8 +25,12 @@ from .weights import Weights, fingerprint
 
 log = logging.getLogger(__name__)
 
-OPEN_CLIP, CLIP, SIGLIP, MPS = "CLIP (open_clip)", "CLIP (transformers)", "SigLIP", "MPS"
-AESTHETIC_V25, LAION_AESTHETIC = "aesthetic predictor v2.5", "LAION aesthetic predictor"
+OPEN_CLIP = "CLIP (open_clip)"
+CLIP = "CLIP (transformers)"
+SIGLIP = "SigLIP"
+MPS = "MPS"
+AESTHETIC_V25 = "aesthetic predictor v2.5"
+LAION_AESTHETIC = "LAION aesthetic predictor"
 SIGNS = {  # how a name ends that only this family has; the first that fits
     MPS: "cross_model.layers.0.0.fn.to_q.weight",
     AESTHETIC_V25: "scoring_head.0.weight",
@@ -182,7 +186,8 @@ def open_model(path: Path) -> tuple[str, Weights]:
 def two_towers(
     weights: Weights, family: str, hps: bool | None, activation: str, dtype: torch.dtype, features_folder: Path | None
 ) -> DotProductReward:
-    layout, path = LAYOUTS[family], weights.path
+    layout = LAYOUTS[family]
+    path = weights.path
     activation = choose_activation(weights, family, activation)
     pixels = image_pixels(weights, family)  # first, as it knows what kind of SigLIP there is
     tokenize = tokenizer(weights, family)
@@ -273,11 +278,13 @@ def choose_activation(weights: Weights, family: str, asked: str) -> str:
     path = weights.path
     if family == CLIP:
         width = shape(weights, "vision_model.embeddings.class_embedding", 1)[0]
-        told, usual = transformers_activation(path, width), "quick_gelu" if width <= OPENAI_WIDTH else "gelu"
+        told = transformers_activation(path, width)
+        usual = "quick_gelu" if width <= OPENAI_WIDTH else "gelu"
     else:
         quick = any(word in path.name.lower() for word in ("openai", "quickgelu"))
         width = shape(weights, "visual.class_embedding", 1)[0]
-        told, usual = open_clip_activation(path, width), "quick_gelu" if quick else "gelu"
+        told = open_clip_activation(path, width)
+        usual = "quick_gelu" if quick else "gelu"
     if told is None:
         log.info("There is no configuration beside %s: its activation is taken for %s.", path.name, usual)
     return told or usual
@@ -330,7 +337,8 @@ def configuration(path: Path, name: str) -> dict:
 
 
 def mps(weights: Weights, activation: str, dtype: torch.dtype, condition: str) -> MPSReward:
-    path, activation = weights.path, "gelu" if activation == "auto" else activation  # CLIP-H's
+    path = weights.path
+    activation = "gelu" if activation == "auto" else activation  # CLIP-H's
     clip = weights.within("model.")
     vocabulary, context = towers.text_size(clip)
     check_vocabulary(weights, vocabulary)
@@ -362,7 +370,8 @@ def aesthetic(
     tower = LAYOUTS[found].image(seen, choose_activation(seen, found, activation))
     prefix = "scoring_head." if family == AESTHETIC_V25 else "layers."
     head = linear_head(weights, prefix)
-    width, needed = feature_width(seen, found), shape(weights, f"{prefix}0.weight", 2)[1]
+    width = feature_width(seen, found)
+    needed = shape(weights, f"{prefix}0.weight", 2)[1]
     if width != needed:
         raise ValueError(
             f"{weights.path.name} is for image features {needed} wide, and those of {seen.path.name} are {width} wide. "

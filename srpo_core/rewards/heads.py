@@ -18,7 +18,8 @@ class Scorer(nn.Module):
 
     def __init__(self, image_tower: nn.Module, head: nn.Module):
         super().__init__()
-        self.image_tower, self.head = image_tower, head
+        self.image_tower = image_tower
+        self.head = head
 
     def forward(self, pixels: Tensor) -> Tensor:
         dtype = next(self.image_tower.parameters()).dtype
@@ -35,7 +36,8 @@ class AestheticReward:
     reads_text = False
 
     def __init__(self, image_tower: Scorer, pixels: Pixels):
-        self.image_tower, self.pixels = image_tower, pixels
+        self.image_tower = image_tower
+        self.pixels = pixels
 
     def score(self, images: Tensor, texts: list[str]) -> Tensor:
         """See Reward. The texts are not read."""

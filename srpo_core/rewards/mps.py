@@ -37,7 +37,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tenso
 
 def rotate(x: Tensor) -> Tensor:
     """Rotary position embedding of x (..., N, d): the pairs are (i, i + d / 2)."""
-    positions, d = torch.arange(x.shape[-2], device=x.device), x.shape[-1]
+    positions = torch.arange(x.shape[-2], device=x.device)
+    d = x.shape[-1]
     frequency = 10000.0 ** (-torch.arange(0, d, 2, device=x.device) / d)
     angle = (positions[:, None] * frequency).repeat(1, 2)  # (N, d)
     first, second = x.chunk(2, dim=-1)
@@ -67,7 +68,8 @@ class SelfAttention(nn.Module):
 
     def __init__(self, dim: int, heads: int, head_width: int, inner: int):
         super().__init__()
-        self.heads, self.widths = heads, (heads * head_width, head_width, head_width, 2 * inner)
+        self.heads = heads
+        self.widths = (heads * head_width, head_width, head_width, 2 * inner)
         self.norm = nn.LayerNorm(dim, bias=False)
         self.fused_attn_ff_proj = nn.Linear(dim, sum(self.widths), bias=False)
         self.attn_out = nn.Linear(heads * head_width, dim, bias=False)
@@ -107,7 +109,8 @@ class ImageTokens(nn.Module):
 
     def __init__(self, model: nn.Module):
         super().__init__()
-        self.vision_model, self.visual_projection = model.vision_model, model.visual_projection
+        self.vision_model = model.vision_model
+        self.visual_projection = model.visual_projection
 
     def forward(self, pixels: Tensor) -> Tensor:
         return self.visual_projection(self.vision_model(pixel_values=pixels).last_hidden_state)
@@ -118,7 +121,8 @@ class TextTokens(nn.Module):
 
     def __init__(self, model: nn.Module):
         super().__init__()
-        self.text_model, self.text_projection = model.text_model, model.text_projection
+        self.text_model = model.text_model
+        self.text_projection = model.text_projection
 
     def forward(self, ids: Tensor) -> Tensor:
         return self.text_projection(self.text_model(input_ids=ids).last_hidden_state)
@@ -129,7 +133,8 @@ class MPSImage(nn.Module):
 
     def __init__(self, tokens: nn.Module, cross_model: CrossModel):
         super().__init__()
-        self.tokens, self.cross_model = tokens, cross_model
+        self.tokens = tokens
+        self.cross_model = cross_model
 
     def forward(self, pixels: Tensor) -> Tensor:
         return self.tokens(pixels)
@@ -161,7 +166,10 @@ class MPSReward:
         condition: str = "overall",
     ):
         self.image_tower = image_tower.eval().requires_grad_(False)
-        self.text_tower, self.tokenize, self.pixels, self.scale = text_tower, tokenize, pixels, scale
+        self.text_tower = text_tower
+        self.tokenize = tokenize
+        self.pixels = pixels
+        self.scale = scale
         self._texts: dict[str, Text] = {}
         self.condition = CONDITIONS[condition]
         self._condition: Tensor | None = None  # its tokens

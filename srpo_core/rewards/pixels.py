@@ -44,7 +44,8 @@ class Pixels:
 
 def centre(images: Tensor, height: int, width: int) -> Tensor:
     """The middle (height, width) of images (..., H, W), with torchvision's rounding."""
-    top, left = round((images.shape[-2] - height) / 2), round((images.shape[-1] - width) / 2)
+    top = round((images.shape[-2] - height) / 2)
+    left = round((images.shape[-1] - width) / 2)
     return images[..., top : top + height, left : left + width]
 
 

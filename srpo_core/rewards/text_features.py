@@ -61,7 +61,8 @@ class TextFeatures:
 
 def _read(file: Path) -> dict[bytes, Tensor]:
     stored, _ = read_safetensors(file)  # not mapped: the file is written again with the next text
-    keys, features = stored.get("keys"), stored.get("features")
+    keys = stored.get("keys")
+    features = stored.get("features")
     if keys is None or features is None or keys.dtype != torch.uint8 or keys.shape[1:] != (KEY_BYTES,):
         raise ValueError("it holds something else")
     if features.ndim != 2 or features.dtype != torch.float32 or len(features) != len(keys):

@@ -26,7 +26,10 @@ class Tokenizer:
     """
 
     def __init__(self, encode: Callable[[str], list[int]], context: int, start: int | None, end: int, pad: int):
-        self.encode, self.context, self.end, self.pad = encode, context, end, pad
+        self.encode = encode
+        self.context = context
+        self.end = end
+        self.pad = pad
         self.start = [] if start is None else [start]
         self._warned = False
 
@@ -34,7 +37,8 @@ class Tokenizer:
         return torch.tensor([self._row(text) for text in texts])
 
     def _row(self, text: str) -> list[int]:
-        ids, room = self.encode(text), self.context - len(self.start) - 1
+        ids = self.encode(text)
+        room = self.context - len(self.start) - 1
         if len(ids) > room and not self._warned:
             self._warned = True
             log.warning(

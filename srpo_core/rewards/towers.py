@@ -37,7 +37,8 @@ class Tower:
 
     def check(self) -> nn.Module:
         """The module without its weights. Raises ValueError when the file does not hold just what it needs."""
-        file, shapes = self.weights.path.name, self.weights.shapes
+        file = self.weights.path.name
+        shapes = self.weights.shapes
         module = self._build()
         needed = {self.name(name): tuple(tensor.shape) for name, tensor in module.state_dict().items()}
         if missing := [name for name in needed if name not in shapes]:

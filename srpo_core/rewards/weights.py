@@ -13,7 +13,8 @@ from .stored import Stored, in_safetensors, kind_of, of_tensor, pickled_tensors
 
 WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}  # parts of names, anywhere
 FLOAT8 = (torch.float8_e4m3fn, torch.float8_e5m2)
-SLICES, SLICE = 64, 64 * 1024  # of a fingerprint; bytes
+SLICES = 64  # of a fingerprint
+SLICE = 64 * 1024  # bytes of each
 
 
 class Weights:
@@ -66,7 +67,8 @@ class Weights:
                     "or bf16."
                 )
         self._check_float8(names)
-        size, room = sum(self.stored[name].nbytes for name in names), self.path.stat().st_size
+        size = sum(self.stored[name].nbytes for name in names)
+        room = self.path.stat().st_size
         if size > room:
             raise ValueError(
                 f"{self.path.name} can't be used: its tensors have {size} bytes and the file {room}, as the same "

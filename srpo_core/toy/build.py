@@ -43,7 +43,8 @@ def build_vae(out, scale):
 def build_clip(out, scale):
     """Both towers on drawings, then the image tower alone on decodes."""
     write_tokenizer(out / "tokenizer")
-    tokenizer, vae = models.load_tokenizer(out / "tokenizer"), models.load_vae(out / "vae.safetensors")
+    tokenizer = models.load_tokenizer(out / "tokenizer")
+    vae = models.load_vae(out / "vae.safetensors")
     torch.manual_seed(0)
     clip = models.new_clip()
     train_clip(clip, tokenizer, scale=scale)
@@ -65,7 +66,8 @@ def build_judge(out, scale):
 
 def build_flux(out, scale):
     """The FLUX, on latents of the VAE and text of the CLIP, with fewer photos in the end; measured by the judge."""
-    vae, clip = models.load_vae(out / "vae.safetensors"), models.load_clip(out / "clip.safetensors")
+    vae = models.load_vae(out / "vae.safetensors")
+    clip = models.load_clip(out / "clip.safetensors")
     tokenizer = models.load_tokenizer(out / "tokenizer")
     torch.manual_seed(0)
     flux = models.new_flux()
@@ -73,7 +75,8 @@ def build_flux(out, scale):
     train_flux(flux, vae, clip, tokenizer, scale)
     train_flux(flux, vae, clip, tokenizer, scale, seed=13, steps=700, muon_lr=0.012, photo_share=FEW_PHOTOS)
     save_weights(flux, out / "flux.safetensors")
-    flux, judge = models.load_flux(out / "flux.safetensors"), load_judge(out / "judge.safetensors")
+    flux = models.load_flux(out / "flux.safetensors")
+    judge = load_judge(out / "judge.safetensors")
     scenes = pictures.all_scenes()[: looked_at(scale)] * 4
     report.show("flux", report.flux_report(flux, vae, clip, tokenizer, judge, scenes)[0])
 

@@ -111,7 +111,8 @@ def measure(images, scenes, judge=None):
     (mean (max - min) / max), and `diversity` (see there; give each scene several times).
     """
     verdict = (judge or load_judge()).judge(images)
-    photo, met = verdict.is_photo(), verdict.meets(scenes)
+    photo = verdict.is_photo()
+    met = verdict.meets(scenes)
     garbage = verdict.look.argmax(1) == LOOK_CLASSES.index("garbage")
     shares = dict(realism=photo & met, photo=photo, garbage=garbage, alignment=met)
     numbers = {name: float(hits.float().mean()) for name, hits in shares.items()}

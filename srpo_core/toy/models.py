@@ -14,7 +14,10 @@ NAMES = ("flux", "vae", "clip", "judge")
 
 TEXT_WIDTH = 128  # of the CLIP text tower, and so of FLUX's context and pooled text
 TEXT_LENGTH = 16  # tokens, padded on the right with PAD
-PAD, BOS, UNK, EOS = 0, 1, 2, 3
+PAD = 0
+BOS = 1
+UNK = 2
+EOS = 3
 
 FLUX_CONFIG = dict(
     patch_size=1,

@@ -25,7 +25,8 @@ LUMA = np.array((0.299, 0.587, 0.114), np.float32)
 
 def fourier_noise(rng, slope, squeeze=1.0):
     """(64, 64) noise of unit variance, amplitude falling as frequency**-slope, stretched `squeeze` times across."""
-    fy, fx = np.fft.fftfreq(SIZE)[:, None] * SIZE, np.fft.rfftfreq(SIZE)[None] * SIZE
+    fy = np.fft.fftfreq(SIZE)[:, None] * SIZE
+    fx = np.fft.rfftfreq(SIZE)[None] * SIZE
     frequency = np.hypot(fy, fx * squeeze) + 2.0
     spectrum = np.fft.rfft2(rng.standard_normal((SIZE, SIZE))) * frequency**-slope
     spectrum[0, 0] = 0
@@ -94,7 +95,9 @@ def other_render(scene, rng):
     rim = np.clip(1 + dist / (rng.uniform(0.2, 0.5) * layout.radius), 0, 1)
     body = colour * (1.05 - rng.uniform(0.1, 0.35) * rim + 0.1 * layout.across_light())[..., None]
     if rng.random() < 0.8:
-        side, wide, high = rng.uniform(-0.3, 0.3), rng.uniform(0.08, 0.2), rng.uniform(0.06, 0.14)
+        side = rng.uniform(-0.3, 0.3)
+        wide = rng.uniform(0.08, 0.2)
+        high = rng.uniform(0.06, 0.14)
         spot = np.exp(-(((x - layout.x - side * layout.radius) / wide) ** 2))
         spot = spot * np.exp(-(((y - layout.y + 0.25 * layout.radius) / high) ** 2))
         body = blend(body, np.ones(3, np.float32), rng.uniform(0.4, 0.95) * spot)

@@ -130,8 +130,10 @@ def _star_distance(x, y, radius, points=5, waist=0.45):
     half = np.pi / points
     angle = np.abs((np.arctan2(x, -y) + half) % (2 * half) - half)
     length = np.hypot(x, y)
-    across, along = length * np.sin(angle), length * np.cos(angle) - radius
-    edge_x, edge_y = waist * radius * np.sin(half), waist * radius * np.cos(half) - radius
+    across = length * np.sin(angle)
+    along = length * np.cos(angle) - radius
+    edge_x = waist * radius * np.sin(half)
+    edge_y = waist * radius * np.cos(half) - radius
     return (across * -edge_y + along * edge_x) / np.hypot(edge_x, edge_y)
 
 
@@ -149,8 +151,10 @@ class Layout:
     def distance(self, shape, dx=0.0, dy=0.0):
         """Signed distance (64, 64) to the object shifted by (dx, dy)."""
         x, y = grid()
-        x, y = x - self.x - dx, y - self.y - dy
-        cos, sin = np.cos(self.turn), np.sin(self.turn)
+        x = x - self.x - dx
+        y = y - self.y - dy
+        cos = np.cos(self.turn)
+        sin = np.sin(self.turn)
         return distance(shape, cos * x + sin * y, cos * y - sin * x, self.radius)
 
     def across_light(self):
@@ -229,7 +233,8 @@ def draw_render(scene, rng):
     colour = np.array(RENDER_COLOURS[scene.colour], np.float32)
     depth = np.clip(-dist / (0.35 * layout.radius), 0, 1)
     body = colour * (0.72 + 0.28 * depth + 0.08 * layout.across_light())[..., None]
-    spot_x, spot_y = x - layout.x - 0.28 * layout.radius * layout.light_x, y - layout.y + 0.22 * layout.radius
+    spot_x = x - layout.x - 0.28 * layout.radius * layout.light_x
+    spot_y = y - layout.y + 0.22 * layout.radius
     spot = np.exp(-((spot_x / 0.16) ** 2 + (spot_y / 0.10) ** 2))
     body = blend(body, np.ones(3, np.float32), 0.85 * spot)
     return blend(picture, body, cover(dist))
@@ -250,7 +255,8 @@ def draw(scene, look, rng):
 
 def saturation(images):
     """Mean of (max - min) / max over pixels, as in HSV: (B, 3, H, W) in [0, 1] -> (B,) in [0, 1]."""
-    high, low = images.amax(1), images.amin(1)
+    high = images.amax(1)
+    low = images.amin(1)
     return ((high - low) / high.clamp(min=1e-3)).mean((1, 2))
 
 

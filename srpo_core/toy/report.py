@@ -29,7 +29,8 @@ def report_rng(seed):
 
 def vae_report(vae, count=200):
     """PSNR in dB by look, and mean and standard deviation of the latents."""
-    photos, renders = fresh(count, 1, "photo")[0], fresh(count, 2, "render")[0]
+    photos = fresh(count, 1, "photo")[0]
+    renders = fresh(count, 2, "render")[0]
     with torch.no_grad():
         latents = vae.encode(torch.cat([photos, renders]) * 2 - 1).latents
     return dict(

@@ -67,7 +67,9 @@ def caption_batch(images, scenes, lights, rng):
     Returns (texts, named scenes, named kinds): what each text claims, a kind being a key of WORDS or None.
     """
     doubt = 0.7 * (1 - pictures.saturation(images) / 0.65).clamp(0, 1)
-    texts, named, kinds = [], [], []
+    texts = []
+    named = []
+    kinds = []
     for i, (scene, light) in enumerate(zip(scenes, lights)):
         scene = pictures.random_scene(rng) if rng.random() < doubt[i] else scene
         kind = light or (pictures.LOOKS[i % 2] if rng.random() < 0.65 else None)
@@ -94,13 +96,15 @@ def also_true(scenes, lights, named, kinds):
 
 def normalise(images):
     """[0, 1] pictures as CLIP's image tower expects them."""
-    mean, std = images.new_tensor(CLIP_MEAN), images.new_tensor(CLIP_STD)
+    mean = images.new_tensor(CLIP_MEAN)
+    std = images.new_tensor(CLIP_STD)
     return (images - mean[:, None, None]) / std[:, None, None]
 
 
 def contrastive_loss(image_features, text_features, logit_scale, ignore):
     """CLIP's symmetric cross entropy over a batch, (B, D) each, without the `ignore`d pairs. Also the accuracy."""
-    image_features, text_features = F.normalize(image_features, dim=-1), F.normalize(text_features, dim=-1)
+    image_features = F.normalize(image_features, dim=-1)
+    text_features = F.normalize(text_features, dim=-1)
     logits = logit_scale.exp() * image_features @ text_features.T
     logits = logits.masked_fill(ignore, -1e4)
     target = torch.arange(len(logits))

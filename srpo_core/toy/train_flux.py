@@ -6,8 +6,8 @@ Three quarters of the pictures it sees are renders: a photo is what it makes rar
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from ..algorithm.noise_levels import shift
 from ..headless.flux import image_ids, pack, unpack
-from ..schedule import shift
 from . import pictures
 from .models import text_conditioning, tokenize
 from .train_clip import encode, vary
@@ -83,9 +83,12 @@ def train_flux(
     trainer = Trainer(flux, steps, muon_lr=muon_lr, adam_lr=2e-3, adam_only=ADAM_ONLY)
     progress = Progress("flux", steps)
     for step in range(steps):
-        index, variant = torch.randint(len(latents), (batch,)), torch.randint(VARIANTS, (batch,))
-        x0, scenes = latents[index], numbers[index]
-        noise, sigma = torch.randn_like(x0), shift(torch.rand(batch))
+        index = torch.randint(len(latents), (batch,))
+        variant = torch.randint(VARIANTS, (batch,))
+        x0 = latents[index]
+        scenes = numbers[index]
+        noise = torch.randn_like(x0)
+        sigma = shift(torch.rand(batch))
         guidance = torch.where(torch.rand(batch) < 0.5, torch.tensor(GUIDANCE), torch.empty(batch).uniform_(1, 5))
         x = torch.lerp(x0, noise, sigma[:, None, None])
         # Plain attention: the fused one is several times slower backwards for 32 tokens on a CPU.
@@ -101,7 +104,8 @@ def train_flux(
 def sample(flux, context, pooled, noise, steps=STEPS, guidance=GUIDANCE):
     """Euler sampling from packed noise (B, 16, 64) to packed latents, shift 3."""
     sigmas = shift(torch.linspace(1, 0, steps + 1))
-    x, strength = noise, torch.full((len(noise),), guidance)
+    x = noise
+    strength = torch.full((len(noise),), guidance)
     for now, after in zip(sigmas[:-1], sigmas[1:]):
         x = x + (after - now) * velocity(flux, x, now.expand(len(x)), context, pooled, strength)
     return x

@@ -14,9 +14,11 @@ GARBAGE = LOOK_CLASSES.index("garbage")
 
 def draw_pool(count, rng):
     """`count` other drawings (count, 3, 64, 64), looks in turn, and their labels (count, 4) in HEADS order."""
-    images, labels = [], []
+    images = []
+    labels = []
     for i in range(count):
-        scene, look = pictures.random_scene(rng), pictures.LOOKS[i % 2]
+        scene = pictures.random_scene(rng)
+        look = pictures.LOOKS[i % 2]
         images.append(draw_other(scene, look, rng))
         words = (look, scene.shape, scene.colour, scene.background)
         labels.append([names.index(word) for names, word in zip(HEADS.values(), words)])
@@ -31,7 +33,8 @@ def latent_mush(vae, images):
         latents = encode(vae, part)
         noisy = torch.rand(len(part), 1, 1, 1) < 0.7
         other = torch.where(noisy, torch.randn_like(latents), latents.roll(1, 0))
-        low, high = torch.where(noisy, 0.3, 0.4), torch.where(noisy, 1.0, 0.6)
+        low = torch.where(noisy, 0.3, 0.4)
+        high = torch.where(noisy, 1.0, 0.6)
         amount = low + (high - low) * torch.rand(len(part), 1, 1, 1)
         parts.append(decode(vae, torch.lerp(latents, other, amount)))
     return torch.cat(parts)

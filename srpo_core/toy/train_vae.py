@@ -17,8 +17,10 @@ def draw_pool(count, rng):
 
 def random_crops(images):
     """(B, 3, H, W) -> (B, 3, 32, 32): a crop of each image, at any place."""
-    high, wide = images.shape[2] - CROP + 1, images.shape[3] - CROP + 1
-    tops, lefts = torch.randint(high, (len(images),)).tolist(), torch.randint(wide, (len(images),)).tolist()
+    high = images.shape[2] - CROP + 1
+    wide = images.shape[3] - CROP + 1
+    tops = torch.randint(high, (len(images),)).tolist()
+    lefts = torch.randint(wide, (len(images),)).tolist()
     crops = [im[:, top : top + CROP, left : left + CROP] for im, top, left in zip(images, tops, lefts)]
     return torch.stack(crops)
 
@@ -44,7 +46,8 @@ def picture_loss(output, target):
 
 def unit_loss(latents):
     """Keeps every latent channel at mean 0 and variance 1 over batch and places."""
-    mean, std = latents.mean((0, 2, 3)), latents.std((0, 2, 3))
+    mean = latents.mean((0, 2, 3))
+    std = latents.std((0, 2, 3))
     return mean.square().mean() + (std - 1).square().mean()
 
 

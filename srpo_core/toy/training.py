@@ -75,7 +75,9 @@ class Trainer:
         rest = [p for p in self.params if id(p) not in chosen]
         self.optimisers = [Muon(matrices, muon_lr, weight_decay=weight_decay)] if matrices else []
         self.optimisers += [torch.optim.Adam(rest, adam_lr, betas=(0.9, 0.98))] if rest else []
-        self.steps, self.clip, self.step_number = steps, clip, 0
+        self.steps = steps
+        self.clip = clip
+        self.step_number = 0
         ramp = lambda i: min((i + 1) / warm_up, max((steps - i) / steps, 0.0))  # noqa: E731
         self.schedules = [torch.optim.lr_scheduler.LambdaLR(o, ramp) for o in self.optimisers]
 
@@ -94,8 +96,11 @@ class Progress:
     """Logs the running mean of a few numbers every `every` steps."""
 
     def __init__(self, name, steps, every=50):
-        self.name, self.steps, self.every = name, steps, every
-        self.start, self.sums = time.time(), {}
+        self.name = name
+        self.steps = steps
+        self.every = every
+        self.start = time.time()
+        self.sums = {}
 
     def __call__(self, step, **numbers):
         for key, value in numbers.items():

@@ -1,0 +1,33 @@
+"""The real host's own classes inside this process: imported from the ComfyUI that is found."""
+
+import importlib.util
+import sys
+from pathlib import Path
+
+from find_host import find_host
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def load_pack(cpu: bool = True):
+    """Our pack, loaded as the host loads it: from its folder, under a name that is no identifier.
+
+    cpu: whether the host shall leave a GPU alone; the first call of a process decides.
+    """
+    name = str(ROOT).replace(".", "_x_")
+    if name in sys.modules:
+        return sys.modules[name]
+    sys.path.insert(0, str(find_host()))
+    import comfy.cli_args
+
+    comfy.cli_args.args.cpu = cpu
+    spec = importlib.util.spec_from_file_location(name, ROOT / "__init__.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def pack_module(name: str):
+    """A module of the pack, such as "nodes.host.flow_model"."""
+    return importlib.import_module(f"{load_pack().__name__}.{name}")

@@ -1,0 +1,72 @@
+"""A workflow as people save it (UI format) into a prompt as the host takes it (API format)."""
+
+NOTES = ("Note", "MarkdownNote")
+MUTED = 2
+BYPASSED = 4
+WIDGETS = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")
+AFTER_GENERATE = ("fixed", "increment", "decrement", "randomize")
+
+
+def to_prompt(workflow, object_info):
+    """The API prompt of `workflow`; `object_info` is the host's answer of that name.
+
+    Raises ValueError for a node that the host does not have, and for widget values that are left over.
+    """
+    nodes = {node["id"]: node for node in workflow["nodes"] if node["type"] not in NOTES}
+    links = {link[0]: link for link in workflow["links"]}
+    return {str(id_): _entry(node, nodes, links, object_info) for id_, node in nodes.items() if _runs(node)}
+
+
+def _runs(node):
+    return node["type"] != "Reroute" and node.get("mode", 0) not in (MUTED, BYPASSED)
+
+
+def _entry(node, nodes, links, object_info):
+    if node["type"] not in object_info:
+        raise ValueError(f"the host has no node {node['type']!r}")
+    inputs = _widget_values(node, object_info[node["type"]]["input"])
+    for slot in node.get("inputs", ()):
+        source = _source(slot.get("link"), nodes, links)
+        if source:
+            inputs[slot["name"]] = source
+    return {"class_type": node["type"], "inputs": inputs, "_meta": {"title": node.get("title", node["type"])}}
+
+
+def _source(link, nodes, links):
+    """`[node id, slot]` that `link` comes from, seen through reroutes and bypassed nodes; None if it ends nowhere."""
+    if link is None:
+        return None
+    _, origin, slot, _, _, kind = links[link][:6]
+    node = nodes[origin]
+    if _runs(node):
+        return [str(origin), slot]
+    passed = [i.get("link") for i in node["inputs"] if node["type"] == "Reroute" or i["type"] == kind]
+    return _source(passed[0], nodes, links) if passed and node.get("mode") != MUTED else None
+
+
+def _widget_values(node, schema):
+    """Values by input name: `widgets_values` holds them in the schema's order, some with a companion behind them."""
+    values = list(node.get("widgets_values", ()))
+    named = {}
+    for name, (kind, options) in _widgets(schema):
+        if not values:
+            raise ValueError(f"{node['type']} has no value for {name!r}")
+        named[name] = values.pop(0)
+        seed = name in ("seed", "noise_seed") and kind == "INT"
+        if (options.get("control_after_generate") or seed) and values and values[0] in AFTER_GENERATE:
+            values.pop(0)
+        if options.get("image_upload"):
+            values.pop(0)
+    if values:
+        raise ValueError(f"{node['type']} has values left over: {values}")
+    return named
+
+
+def _widgets(schema):
+    """(name, (type, options)) of the inputs that are widgets, in order."""
+    for part in ("required", "optional"):
+        for name, (kind, *options) in schema.get(part, {}).items():
+            options = options[0] if options else {}
+            kind = "COMBO" if isinstance(kind, list) else kind
+            if kind in WIDGETS and not options.get("forceInput"):
+                yield name, (kind, options)

@@ -1,0 +1,100 @@
+"""torch.compile: of a whole model, as the host's TorchCompileModel node sets it up, or of its blocks alone.
+
+Given up where it fails. Blocks are compiled while all weights are on the device, so that nothing is to be fetched.
+"""
+
+import contextlib
+import logging
+from collections.abc import Callable, Iterable, Iterator
+from typing import TypeVar
+
+import torch
+from comfy.patcher_extension import WrappersMP
+from comfy_api.torch_helpers.torch_compile import COMPILE_KEY
+from torch import Tensor, nn
+from torch._dynamo.exc import TorchDynamoException
+
+from .frozen import copy, is_ready
+
+KINDS = 64  # of calls that a block is compiled for: shapes, with and without gradient, the first of its list
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+
+def run_on_copies(forward: Callable, *args, **kwargs):
+    """A block writes into its inputs, which others may have kept. Compiled, the copies are never made."""
+    args = [_copy(value) for value in args]
+    kwargs = {name: _copy(value) for name, value in kwargs.items()}
+    return forward(*args, **kwargs)
+
+
+def _copy(value):
+    return copy(value) if torch.is_tensor(value) else value
+
+
+run_compiled = torch.compile(run_on_copies, dynamic=False)
+
+
+def many_kinds() -> contextlib.AbstractContextManager:
+    """Inside, a block may be compiled for each of the kinds of calls that there are."""
+    return torch._dynamo.config.patch(recompile_limit=KINDS)
+
+
+def are_resident(modules: Iterable[nn.Module], device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether all weights are on the device, in the type that they are used in."""
+    like = torch.empty(0, device=device, dtype=dtype)
+    return all(is_ready(module, like) for module in modules if getattr(module, "weight", None) is not None)
+
+
+@contextlib.contextmanager
+def ordinary_parameters(modules: Iterable[nn.Module]) -> Iterator[None]:
+    """Ordinary tensors in place of inference tensors, in the same memory: compiled code can save those."""
+    named = [(m._parameters, name, p) for m in modules for name, p in m._parameters.items() if p is not None]
+    replaced = [(of, name, p) for of, name, p in named if type(p) is nn.Parameter and p.is_inference()]
+    try:
+        for of, name, parameter in replaced:
+            of[name] = nn.Parameter(ordinary(parameter), requires_grad=False)
+        yield
+    finally:
+        for of, name, parameter in replaced:
+            of[name] = parameter
+
+
+def ordinary(tensor: Tensor) -> Tensor:
+    """An ordinary tensor in the same memory."""
+    alias = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
+    return alias.set_(tensor.untyped_storage(), tensor.storage_offset(), tensor.shape, tensor.stride())
+
+
+def is_compiled(patcher) -> bool:
+    """Whether the whole model is."""
+    return bool(patcher.get_wrappers(WrappersMP.APPLY_MODEL, COMPILE_KEY))
+
+
+def or_uncompiled(flow, ask: Callable[[], T], errors: tuple[type[Exception], ...] = (TorchDynamoException,)) -> T:
+    """What `ask` gives, asked once more if compiling the flow's blocks or model fails: they are not compiled then.
+
+    errors: as what that may come.
+    """
+    while True:
+        try:
+            return ask()
+        except errors as error:
+            if isinstance(error, torch.OutOfMemoryError) or not _give_up(flow):
+                raise
+            reason = str(getattr(error, "inner_exception", error)).strip().splitlines()
+            log.warning(
+                "With torch.compile it failed (%s): it is tried again, and goes on, without it, more slowly.",
+                *reason[:1],
+            )
+
+
+def _give_up(flow) -> bool:
+    """Whether there was something compiled."""
+    if flow.differentiable.compiled:
+        flow.differentiable.compiled = False
+        return True
+    found = is_compiled(flow.patcher)
+    flow.patcher.remove_wrappers_with_key(WrappersMP.APPLY_MODEL, COMPILE_KEY)
+    return found

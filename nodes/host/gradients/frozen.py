@@ -1,0 +1,245 @@
+"""Layers with constant weights, as forwards that pass gradients to their input and keep next to nothing for that.
+
+Linear layers and convolutions save nothing and fetch their weight again for the backward; norms read a copy of their
+input; layers of an unknown kind run again. So weights may be inference tensors (which autograd refuses to save),
+offloaded, cast or quantised.
+
+Where a layer quantises its input as well (int8, and fp8, nvfp4 and mxfp8 on cards that multiply them), the gradient is
+the straight-through one: that of the dequantised weight on the plain input.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterable, Iterator
+
+import comfy.ops
+import torch
+import torch.nn.functional as F
+from comfy.quant_ops import QuantizedTensor
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+CONVOLUTIONS = {
+    nn.Conv1d: torch.nn.grad.conv1d_input,
+    nn.Conv2d: torch.nn.grad.conv2d_input,
+    nn.Conv3d: torch.nn.grad.conv3d_input,
+}
+PLAIN = (torch.float32, torch.bfloat16, torch.float16)
+NORMS = {
+    nn.LayerNorm: lambda m, x, weight, bias: F.layer_norm(x, m.normalized_shape, weight, bias, m.eps),
+    nn.RMSNorm: lambda m, x, weight, bias: F.rms_norm(x, m.normalized_shape, weight, m.eps),
+    nn.GroupNorm: lambda m, x, weight, bias: F.group_norm(x, m.num_groups, weight, bias, m.eps),
+}
+
+
+def frozen_forwards(root: nn.Module) -> dict[nn.Module, Callable]:
+    """For each weight-bearing leaf (and each norm), the forward that passes gradients to its input alone."""
+    forwards = {}
+    for module in root.modules():
+        if forward := _frozen_forward(module, module.forward):
+            forwards[module] = forward
+    return forwards
+
+
+def _frozen_forward(module: nn.Module, forward: Callable) -> Callable | None:
+    norm = _kind_of(module, NORMS)
+    if norm and _is_known(module):
+        return lambda x: _norm(module, NORMS[norm], x) if needs_gradient(x) else forward(x)
+    if module._modules or not (norm or any(p is not None for p in module._parameters.values())):
+        return None
+    kind = FrozenLinear if _is_known(module) and _is_linear_in_its_input(module) else Recomputed
+    return kind(module, forward)
+
+
+def is_norm(module: nn.Module) -> bool:
+    return isinstance(module, tuple(NORMS))
+
+
+def is_linear(module: nn.Module) -> bool:
+    """Whether it is a linear layer of whatever kind: the host's quantised ones are no nn.Linear."""
+    return hasattr(module, "in_features") and type(module).forward is not nn.Module.forward
+
+
+def is_stored_plainly(module: nn.Module) -> bool:
+    """Whether its weight, if it has one, is no quantised one, whose layer may round its input too."""
+    weight = module._parameters.get("weight")
+    return weight is None or (type(weight) in (Tensor, nn.Parameter) and weight.dtype in PLAIN)
+
+
+def needs_gradient(x) -> bool:
+    return torch.is_tensor(x) and x.requires_grad and torch.is_grad_enabled()
+
+
+def _is_known(module: nn.Module) -> bool:
+    """Whether its forward is torch's or the host's own, and so its weight what `weight_of` says."""
+    kind = type(module)
+    if getattr(module.forward, "__func__", None) is not kind.forward:
+        return False  # somebody replaced it
+    if hasattr(module, "cast_bias_weight"):
+        return True
+    sources = {kind.forward.__module__, getattr(kind, "forward_comfy_cast_weights", kind.forward).__module__}
+    return all(source == comfy.ops.__name__ or source.startswith("torch.nn.") for source in sources)
+
+
+def _is_linear_in_its_input(module: nn.Module) -> bool:
+    if _kind_of(module, CONVOLUTIONS):
+        return module.padding_mode == "zeros" and not isinstance(module.padding, str)
+    return is_linear(module)
+
+
+def _kind_of(module: nn.Module, kinds) -> type | None:
+    return next((kind for kind in kinds if isinstance(module, kind)), None)
+
+
+@contextlib.contextmanager
+def weight_of(module: nn.Module, like: Tensor) -> Iterator[tuple[Tensor | None, Tensor | None]]:
+    """The layer's weight and bias as the host would use them on `like`, wherever and however they are stored."""
+    if is_ready(module, like):
+        yield module.weight, getattr(module, "bias", None)
+        return
+    if hasattr(module, "cast_bias_weight"):  # ComfyUI-GGUF's layers dequantise in a method of this name
+        yield module.cast_bias_weight(like)
+        return
+    weight, bias, stream = comfy.ops.cast_bias_weight(module, like, offloadable=True)
+    try:
+        # A quantised weight comes as it is stored when its nominal type is that of `like`.
+        yield weight.dequantize() if isinstance(weight, QuantizedTensor) else weight, bias
+    finally:
+        comfy.ops.uncast_bias_weight(module, weight, bias, stream)
+
+
+def is_ready(module: nn.Module, like: Tensor) -> bool:
+    """Whether the host would use the parameters as they are stored; asking it takes longer than a small layer."""
+    weight = module.weight
+    bias = getattr(module, "bias", None)
+    if weight is None or not hasattr(module, "weight_function"):
+        return True
+    if module.weight_function or module.bias_function or type(weight) is not nn.Parameter:
+        return False
+    return all(p is None or (p.device == like.device and p.dtype == like.dtype) for p in (weight, bias))
+
+
+def copy(tensor: Tensor) -> Tensor:
+    """A copy, also of ComfyUI-GGUF's kind of tensor, which returns itself for a clone and makes more of its kind."""
+    return torch.clone(tensor if type(tensor) in (Tensor, nn.Parameter) else tensor.as_subclass(Tensor))
+
+
+def _norm(module: nn.Module, norm: Callable, x: Tensor) -> Tensor:
+    # Copies, because autograd saves all three: the block goes on to write into x, and parameters may be
+    # inference tensors or cast buffers.
+    with weight_of(module, x) as (weight, bias):
+        weight, bias = (None if p is None else copy(p) for p in (weight, bias))
+    return norm(module, copy(x), weight, bias)
+
+
+class FrozenLinear:
+    """The forward of a linear layer or convolution with a constant weight."""
+
+    def __init__(self, module: nn.Module, forward: Callable):
+        self.module = module
+        self._forward = forward
+        # The host's fp8 layers write into their input, which autograd may have saved before.
+        self._writes = isinstance(module, comfy.ops.fp8_ops.Linear)
+
+    def __call__(self, x: Tensor, *args, **kwargs) -> Tensor:
+        if not needs_gradient(x):
+            return self._forward(x, *args, **kwargs)
+        _check_others(self.module, args, kwargs)
+        return _ThroughLinear.apply(x, self, args, kwargs)
+
+    def plain(self, x: Tensor, *args, **kwargs) -> Tensor:
+        """Its output, without a graph."""
+        y = self._forward(copy(x) if self._writes else x, *args, **kwargs)
+        # F.linear may return a view, and autograd forbids writing into a view that a Function returned.
+        return torch.ops.aten._unsafe_view(y, y.shape)
+
+    def pull(self, gradient: Tensor, shape: torch.Size) -> Tensor:
+        """The gradient at the input, of this shape, given that at the output."""
+        m = self.module
+        with weight_of(m, gradient) as (weight, _):
+            if kind := _kind_of(m, CONVOLUTIONS):
+                to_input = CONVOLUTIONS[kind]
+                gradient = to_input(shape, weight, gradient, m.stride, m.padding, m.dilation, m.groups)
+            else:
+                gradient = gradient @ weight
+        if (scale := getattr(m, "pre_quant_scale", None)) is not None:  # of the input, with which it left the weight
+            gradient = gradient * scale.to(gradient)
+        return gradient
+
+
+class _ThroughLinear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, layer, args, kwargs):
+        ctx.layer = layer
+        ctx.shape = x.shape
+        return layer.plain(x, *args, **kwargs)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient):
+        return ctx.layer.pull(gradient, ctx.shape), None, None, None
+
+
+class Recomputed:
+    """The forward of a leaf of a kind we don't know: it runs again for the backward."""
+
+    def __init__(self, module: nn.Module, forward: Callable):
+        self.module = module
+        self.forward = forward
+
+    def __call__(self, x: Tensor, *args, **kwargs) -> Tensor:
+        if not needs_gradient(x):
+            return self.forward(x, *args, **kwargs)
+        _check_others(self.module, args, kwargs)
+        return _ThroughRecomputed.apply(x, self.module, lambda y: self.forward(y, *args, **kwargs))
+
+
+class _ThroughRecomputed(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, module, forward):
+        # The block may go on to write into x; where that matters, keep a copy.
+        ctx.save_for_backward(x if is_linear(module) else copy(x))
+        ctx.module = module
+        ctx.forward = forward
+        return forward(x).clone()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient):
+        with torch.enable_grad(), own_parameters([ctx.module]):
+            x = ctx.saved_tensors[0].detach().requires_grad_()
+            try:
+                return torch.autograd.grad(ctx.forward(x), x, gradient)[0], None, None
+            except torch.OutOfMemoryError:
+                raise
+            except RuntimeError as error:
+                raise _no_gradient(ctx.module, error) from error
+
+
+def _check_others(module: nn.Module, args: tuple, kwargs: dict):
+    if any(map(needs_gradient, (*args, *kwargs.values()))):
+        raise _no_gradient(module, "more than one of its inputs needs one")
+
+
+def _no_gradient(module: nn.Module, reason) -> ValueError:
+    kind = type(module)
+    return ValueError(
+        f"This MODEL can't be trained as it is: its layers of the kind {kind.__module__}.{kind.__qualname__} pass no "
+        f"gradient back ({reason}). Load it with ComfyUI's own Load Diffusion Model (bf16, fp16, fp8 and ComfyUI's "
+        "quantised files), or as GGUF; if another node brought these layers, take it off the MODEL."
+    )
+
+
+@contextlib.contextmanager
+def own_parameters(modules: Iterable[nn.Module]) -> Iterator[None]:
+    """Copies in place of these modules' inference-tensor parameters, with which autograd can compute."""
+    replaced = []
+    try:
+        for module in modules:
+            for name, parameter in module._parameters.items():
+                if parameter is not None and parameter.is_inference():
+                    replaced.append((module, name, parameter))
+                    module._parameters[name] = nn.Parameter(parameter.clone(), requires_grad=False)
+        yield
+    finally:
+        for module, name, parameter in replaced:
+            module._parameters[name] = parameter

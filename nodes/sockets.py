@@ -1,0 +1,44 @@
+"""The types our nodes exchange, and what they carry."""
+
+from dataclasses import dataclass
+
+from comfy_api.latest import io
+
+from ..srpo_core.algorithm.step import Noised, Recovered, Score
+
+TrainerType = io.Custom("SRPO_TRAINER")  # trainer.Trainer
+DatasetType = io.Custom("SRPO_DATASET")  # prompts.Prompts or srpo_core.photo_latents.Photos
+ObjectiveType = io.Custom("SRPO_OBJECTIVE")  # srpo_core.objective.Objective
+RewardModelType = io.Custom("SRPO_REWARD_MODEL")  # srpo_core.rewards.Reward
+NoisedType = io.Custom("SRPO_NOISED")  # srpo_core.step.Noised
+RecoveredType = io.Custom("SRPO_RECOVERED")  # BothRecovered
+RewardType = io.Custom("SRPO_REWARD")  # Rewarded
+RewardsType = io.Custom("SRPO_REWARDS")  # list of srpo_core.terms.Term
+
+
+@dataclass(frozen=True)
+class BothRecovered:
+    """Both branches' recovered latents, and what the stages after need to know.
+
+    update: the number of the update that this will be part of; it picks the control words.
+    """
+
+    model: object
+    noised: Noised
+    branches: dict[str, Recovered]  # by the branch's name
+    update: int
+
+
+@dataclass(frozen=True)
+class Rewarded:
+    """What one reward said of both branches of these samples.
+
+    normalised: whether its loss is yet to be divided by the reward's spread, as all rewards of an update know it.
+    """
+
+    noised: Noised
+    scores: list[Score]
+    normalised: bool
+
+
+CATEGORY = "training/SRPO"

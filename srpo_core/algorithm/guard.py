@@ -1,0 +1,53 @@
+"""What holds a trained model near the frozen one, at the velocity: how far it is, and losses for being far."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..checks import check_number
+
+
+def norm_ratio(velocity: Tensor, frozen: Tensor) -> Tensor:
+    """(B,): the norm of each sample's velocity over that of the frozen model's; both (B, C, H, W).
+
+    Reinforcement learning inflates it by 5 to 15 % (NormGuard, arXiv 2606.27771), and pictures get worse by that.
+    """
+    return velocity.flatten(1).norm(dim=1) / frozen.flatten(1).norm(dim=1)
+
+
+@dataclass(frozen=True)
+class Guard:
+    """Losses that are added to each branch's; 0 switches one off.
+
+    norm: of the hinge `relu(ratio - 1)` on the norm ratio (NormGuard). A smaller velocity costs nothing.
+    pull: of the mean squared distance of the velocities, which the KL divergence of one denoising step is
+    proportional to.
+    Raises ValueError for what is no finite number of at least 0.
+    """
+
+    norm: float = 0.0
+    pull: float = 0.0
+
+    def __post_init__(self):
+        check_number("norm_guard", self.norm, 0)
+        check_number("frozen_pull", self.pull, 0)
+
+    def __bool__(self) -> bool:
+        return bool(self.norm or self.pull)
+
+    def loss(self, velocity: Tensor, frozen: Tensor) -> Tensor:
+        """(B,), for velocities (B, C, H, W)."""
+        distance = (velocity - frozen).square().flatten(1).mean(1)
+        return self.norm * torch.relu(norm_ratio(velocity, frozen) - 1) + self.pull * distance
+
+    @torch.inference_mode(False)
+    def gradient(self, velocity: Tensor, frozen: Tensor) -> tuple[Tensor, Tensor]:
+        """The loss (B,) and its gradient at the velocity (B, C, H, W)."""
+        with torch.enable_grad():
+            leaf = velocity.detach().clone().requires_grad_()
+            loss = self.loss(leaf, frozen.clone())
+        return loss.detach(), torch.autograd.grad(loss.sum(), leaf)[0]
+
+
+NO_GUARD = Guard()

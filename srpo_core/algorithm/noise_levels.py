@@ -1,0 +1,92 @@
+"""Which noise levels an update trains: the window and its pairs of branches.
+
+The window is a grid of `GRID` noise levels between two sigmas, index 0 the noisiest. A
+position `m`, counted from the *low*-noise end, names one denoise branch and one inversion
+branch that end at the same noise level (SRPO, arXiv 2509.06942, section 3).
+"""
+
+import random
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from ..checks import is_number, shown
+
+GRID = 1000  # noise levels in the window
+WIDTH = GRID // 10  # how far a branch reaches, in grid cells
+MARGIN = 5  # positions closer than this to an end of the grid are not drawn
+
+
+def shift(t, a: float = 3.0):
+    """Sampler time `t` in [0, 1] to sigma, by the resolution shift `a` of FLUX."""
+    return a * t / (1 + (a - 1) * t)
+
+
+@dataclass(frozen=True)
+class Branch:
+    """One step of the model from `sigma_in` to `sigma_out`, for a batch of B samples.
+
+    sigma_in, sigma_out: (B,) float64 in [0, 1).
+    index: (B,) int64 in [0, GRID): where in the window, 0 the low-noise end; sets the strengths.
+    """
+
+    name: Literal["denoise", "inversion"]
+    sigma_in: Tensor
+    sigma_out: Tensor
+    index: Tensor
+
+    @property
+    def weight(self) -> Tensor:
+        """(B,): how much of the model's error reaches the recovered image, |ds| / (1 - sigma_out)."""
+        return (self.sigma_in - self.sigma_out).abs() / (1 - self.sigma_out)
+
+
+@dataclass(frozen=True)
+class Window:
+    """The trained noise levels, `1 > sigma_max > sigma_min >= 0`.
+
+    The default is the published window of the HPS run: steps 5 to 25 of 50 at shift 3.
+    Raises ValueError for an empty, reversed or too noisy window, and for what is no number.
+    """
+
+    sigma_max: float = shift(0.9)
+    sigma_min: float = shift(0.5)
+
+    def __post_init__(self):
+        for name, sigma in (("sigma_max", self.sigma_max), ("sigma_min", self.sigma_min)):
+            if not is_number(sigma):
+                raise ValueError(f"{name} is {shown(sigma)}: give a number from 0 to 1.")
+        if not self.sigma_max < 1:
+            raise ValueError(
+                f"sigma_max is {shown(self.sigma_max)}, but the clean image can't be recovered from pure noise: "
+                "choose a sigma_max below 1, for example 0.96."
+            )
+        if not 0 <= self.sigma_min < self.sigma_max:
+            raise ValueError(
+                f"The noise window from sigma_max {shown(self.sigma_max)} down to sigma_min {shown(self.sigma_min)} is "
+                "empty: choose 0 <= sigma_min < sigma_max, for example 0.75 and 0.96."
+            )
+
+    def grid(self) -> Tensor:
+        """(GRID,) float64, from sigma_max down to sigma_min."""
+        return torch.linspace(self.sigma_max, self.sigma_min, GRID, dtype=torch.float64)
+
+    def branches(self, positions: list[int]) -> tuple[Branch, Branch]:
+        """The denoise and the inversion branch at each of B positions `m` in 1..GRID-1."""
+        m = torch.tensor(positions)
+        if not ((m >= 1) & (m < GRID)).all():
+            raise ValueError(f"Positions in the noise window must lie in 1..{GRID - 1}, got {positions}.")
+        grid = self.grid()
+        k = torch.minimum(m, GRID - m).clamp(max=WIDTH)
+        below = (m - k).clamp(min=1)
+        denoise = Branch("denoise", grid[GRID - (m + k)], grid[GRID - m], m)
+        inversion = Branch("inversion", grid[GRID - below], grid[GRID - (below + k)], below)
+        return denoise, inversion
+
+
+def draw_position(seed: int, pair: int = 0) -> int:
+    """A position in the window, uniform in MARGIN..GRID-MARGIN, the same for the same seed and pair of branches."""
+    draw = random.Random(seed)
+    return [draw.randint(MARGIN, GRID - MARGIN) for _ in range(pair + 1)][pair]

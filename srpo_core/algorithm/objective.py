@@ -1,0 +1,106 @@
+"""The SRPO objective: one reward, asked with a positive and with a negative control word.
+
+Words go to the reward only, never to generation (arXiv 2509.06942, section 3.2).
+"""
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..checks import check_number
+from .noise_levels import GRID, Branch
+
+ORDERS = ("rotate", "random")
+BRANCHES = {"both": ("denoise", "inversion"), "denoise": ("denoise",), "inversion": ("inversion",)}
+
+
+@dataclass(frozen=True)
+class Strength:
+    """How much heavier than the other word a branch weighs its own, by noise level.
+
+    Raises ValueError for what is no finite number of at least 0.
+    """
+
+    low_noise: float
+    high_noise: float
+
+    def __post_init__(self):
+        check_number("the strength at low noise", self.low_noise, 0)
+        check_number("the strength at high noise", self.high_noise, 0)
+
+    def at(self, index: Tensor) -> Tensor:
+        """`k(i) = low + (high - low) i / (N - 1)` for (B,) indices, 0 the low-noise end; float64."""
+        return self.low_noise + (self.high_noise - self.low_noise) * index.double() / (GRID - 1)
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What the reward is asked, and how its answers become a loss. The defaults are the HPS run's.
+
+    positive, negative: control words.
+    order: which of them update u (from 1) uses: "rotate" is `words[u % len(words)]`, as published, "random" draws
+        for each sample.
+    reward, penalty: strengths of the denoise and of the inversion branch.
+    threshold: rewards above it have no gradient, in the units of the reward.
+    branches: "both", "denoise" or "inversion".
+    Raises ValueError for a list with a blank word, an empty list, a threshold that is no finite number, or an unknown
+    branch or order.
+    """
+
+    positive: tuple[str, ...] = ("Natural-lighting", "Detail", "Detailed", "Real")
+    negative: tuple[str, ...] = ("Concept art", "Painting", "Anime", "Flat", "Oil")
+    reward: Strength = Strength(0.10, 0.25)
+    penalty: Strength = Strength(0.30, 0.01)
+    threshold: float = 0.7
+    branches: str = "both"
+    order: str = "rotate"
+
+    def __post_init__(self):
+        for side, words in (("positive", self.positive), ("negative", self.negative)):
+            if not words or not all(word.strip() for word in words):
+                raise ValueError(
+                    f"The {side} control words are {list(words)}: give at least one word, and none that is blank, "
+                    'for example "Natural-lighting" against "Painting".'
+                )
+        check_number("threshold", self.threshold)
+        if self.branches not in BRANCHES:
+            raise ValueError(f'branches is "{self.branches}": choose one of {", ".join(BRANCHES)}.')
+        if self.order not in ORDERS:
+            raise ValueError(f'order is "{self.order}": choose one of {", ".join(ORDERS)}.')
+
+    def trains(self, branch: Branch) -> bool:
+        return branch.name in BRANCHES[self.branches]
+
+    def texts(self, prompts: list[str], update: int, seeds: Sequence[int] = ()) -> tuple[list[str], list[str]]:
+        """What the reward reads in update `update` (the first is 1): positive and negative texts.
+
+        seeds: of the samples, for words that are drawn; without them all draw the same.
+        """
+        words = [self.words(update, seed) for seed in seeds or [0] * len(prompts)]
+        positive, negative = ([f"{pair[side]}. {p}" for pair, p in zip(words, prompts)] for side in (0, 1))
+        return positive, negative
+
+    def words(self, update: int, seed: int = 0) -> tuple[str, str]:
+        """The positive and the negative word; a draw depends on the update and the sample's seed alone."""
+        if self.order == "random":
+            draw = random.Random(f"words {update} {seed}")
+            return draw.choice(self.positive), draw.choice(self.negative)
+        return self.positive[update % len(self.positive)], self.negative[update % len(self.negative)]
+
+    def relative_reward(self, branch: Branch, positive: Tensor, negative: Tensor) -> Tensor:
+        """(B,): the branch's own word, weighed `1 + k`, minus the other word."""
+        if branch.name == "denoise":
+            return (1 + self.reward.at(branch.index).to(positive)) * positive - negative
+        return (1 + self.penalty.at(branch.index).to(negative)) * negative - positive
+
+    def loss(self, branch: Branch, positive: Tensor, negative: Tensor) -> Tensor:
+        """(B,): the hinge `relu(threshold - r) / 2` of each sample."""
+        return torch.relu(self.threshold - self.relative_reward(branch, positive, negative)) / 2
+
+
+def parse_words(text: str) -> tuple[str, ...]:
+    """Control words as people type them: one per line or separated by commas."""
+    return tuple(word.strip() for word in text.replace(",", "\n").splitlines() if word.strip())

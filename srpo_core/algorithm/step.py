@@ -1,0 +1,303 @@
+"""One training step, stage by stage: recover the clean latent, score it, bring the gradient back.
+
+The ComfyUI nodes call these one by one; `run.py` strings them together.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+
+from ..rewards import score_words
+from .direct_align import euler_step, inject, per_sample, recover, recovery_slope
+from .guard import NO_GUARD, Guard, norm_ratio
+from .noise_levels import Branch
+from .protocols import Decoder, FlowModel
+from .scaling import gradient_of_sum
+from .terms import NONE_TRAINS, Answer, Spread, Term
+
+
+@dataclass(frozen=True)
+class Noised:
+    """Stage 1, for B samples: clean latents, the noise prior (both (B, C, H, W)), and both branches.
+
+    seeds: B, which tell the samples apart: what is drawn for one later follows from its own, whatever shares a batch
+    with it. Without them all draw the same.
+    """
+
+    x0: Tensor
+    noise: Tensor
+    branches: tuple[Branch, Branch]
+    seeds: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Compared:
+    """The first `count` samples of a batch, with their conditioning: those that are held against the frozen model."""
+
+    count: int
+    cond: Any
+
+
+@dataclass(frozen=True)
+class Recovered:
+    """Stages 1 to 3: the clean latents (B, C, H, W) that one step of the model leads to, and the way back.
+
+    pull(gradient, weight): adds `weight` times the gradient of a loss to the `.grad` of the adapter's parameters,
+        given that loss's gradient at `value`; the guard's is added to it.
+    parameters: those of the adapter, by name; none of a model without one.
+    seeds: the samples', as in Noised.
+    velocity_ratio, guard: (count,) norm ratio and guard's loss of the compared samples; None where none was compared.
+    """
+
+    value: Tensor
+    pull: Callable[[Tensor, float], Any]
+    parameters: Mapping[str, Parameter]
+    seeds: tuple[int, ...] = ()
+    velocity_ratio: Tensor | None = None
+    guard: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Score:
+    """What the rewards said of one recovered batch, and the way back to the adapter.
+
+    answers: one for each reward; loss: (B,), theirs weighed and added; image: (B, 3, H, W) in [0, 1].
+    clipped: (), share of pixels outside [0, 1], which carry no gradient.
+    gradient: of the summed loss at the recovered latent.
+    update: the number of the update that it was made for, and so with which weights.
+    trains: whether one of the rewards has a weight; else they only watch.
+    pull(weight): adds `weight` times the gradient to the `.grad` of the adapter's parameters.
+    """
+
+    branch: Branch
+    answers: tuple[Answer, ...]
+    loss: Tensor
+    image: Tensor
+    clipped: Tensor
+    gradient: Tensor
+    recovered: Recovered
+    update: int
+    trains: bool
+
+    def pull(self, weight: float):
+        self.recovered.pull(self.gradient, weight)
+
+
+@torch.no_grad()  # x0 and the noise are constants; the flow model turns gradients on for itself
+def one_step_recover(
+    flow: FlowModel,
+    cond: Any,
+    noised: Noised,
+    branch: Branch,
+    compared: Compared | None = None,
+    guard: Guard = NO_GUARD,
+) -> Recovered:
+    """Stages 1 to 3 for one branch. A guard is at work on the compared samples."""
+    x = inject(noised.x0, noised.noise, branch.sigma_in)
+    velocity = flow.velocity(x, branch.sigma_in, cond)
+    slope = per_sample(recovery_slope(branch.sigma_in, branch.sigma_out), x)
+    stepped = euler_step(x, velocity.value, branch.sigma_in, branch.sigma_out)
+    value = recover(stepped, noised.noise, branch.sigma_out)
+    if compared is None:
+        return Recovered(
+            value, lambda gradient, weight: velocity.pull(slope * (weight * gradient)), flow.parameters, noised.seeds
+        )
+
+    part = slice(compared.count)
+    frozen = flow.frozen_velocity(x[part], branch.sigma_in[part], compared.cond)
+    loss, away = guard.gradient(velocity.value[part], frozen)
+
+    def pull(gradient: Tensor, weight: float):
+        gradient = slope * (weight * gradient)
+        gradient[part] += weight * away
+        velocity.pull(gradient)
+
+    ratio = norm_ratio(velocity.value[part], frozen)
+    return Recovered(value, pull, flow.parameters, noised.seeds, ratio, loss)
+
+
+@torch.inference_mode(False)
+def score_recovered(
+    recovered: Recovered,
+    branch: Branch,
+    decoder: Decoder,
+    terms: Sequence[Term],
+    prompts: list[str],
+    update: int,
+    spreads: Mapping[str, Spread] = MappingProxyType({}),
+) -> Score:
+    """Stage 4: decode, ask the rewards with both words, and bring the gradient back to the latent.
+
+    spreads: of the normalised rewards so far, by name.
+    """
+    decoded = decoder.decode(recovered.value)
+    pixels = decoded.value.clone()
+    image = pixels.clamp(0, 1)
+    answers = []
+    loss = pixels.new_zeros(len(pixels))
+    gradient = torch.zeros_like(image)
+    for term in terms:
+        answer, image_gradient = ask(term, branch, image, prompts, update, recovered.seeds)
+        answers.append(answer)
+        if factor := term.factor(spreads):
+            loss = loss + factor * answer.loss.to(loss)
+            gradient += factor * image_gradient
+    latent_gradient = decoded.pull(gradient * (pixels == image))  # a clipped pixel passes nothing on
+    return Score(
+        branch=branch,
+        answers=tuple(answers),
+        loss=loss,
+        image=image,
+        clipped=(pixels != image).float().mean(),
+        gradient=latent_gradient,
+        recovered=recovered,
+        update=update,
+        trains=any(term.trains for term in terms),
+    )
+
+
+@torch.inference_mode(False)
+def first_answers(
+    recovered: Recovered, branch: Branch, decoder: Decoder, terms: Sequence[Term], prompts: list[str], update: int
+) -> list[Answer]:
+    """What `score_recovered` will hear, without a gradient: for the spread of an update that has no past."""
+    image = decoder.decode(recovered.value).value.clamp(0, 1)
+    watching = [replace(term, weight=0.0) for term in terms]
+    return [ask(term, branch, image, prompts, update, recovered.seeds)[0] for term in watching]
+
+
+def ask(
+    term: Term, branch: Branch, image: Tensor, prompts: list[str], update: int, seeds: Sequence[int] = ()
+) -> tuple[Answer, Tensor | None]:
+    """What one reward says of images (B, 3, H, W) in [0, 1], and its loss's gradient there; None if it watches."""
+    with torch.set_grad_enabled(term.trains):
+        seen = image.detach().requires_grad_(term.trains)
+        words = term.objective.texts(prompts, update, seeds)
+        scores = score_words(term.reward, seen, *words, update, seeds)
+        positive, negative = (s.to(torch.promote_types(s.dtype, torch.float32)) for s in scores)
+        loss = term.objective.loss(branch, positive, negative)
+        gradient = gradient_of_sum(loss, seen) if term.trains else None
+    return Answer(term.name, positive.detach(), negative.detach(), loss.detach()), gradient
+
+
+def saturation(images: Tensor) -> Tensor:
+    """(), mean HSV saturation of images (B, 3, H, W) in [0, 1]; over-optimised rewards drive it up."""
+    high = images.amax(1)
+    low = images.amin(1)
+    return ((high - low) / high.clamp(min=1e-6)).mean()
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What an update keeps of a score whose gradient is pulled: no picture, so that many take no memory.
+
+    samples: B; numbers: means over them, each (); answers, trains, velocity_ratio, guard: the score's.
+    pulls: (), whether there was a gradient to pull: a hinge that is met has none, and neither has a clipped picture.
+    """
+
+    samples: int
+    trains: bool
+    pulls: Tensor
+    numbers: dict[str, Tensor]
+    answers: tuple[Answer, ...]
+    velocity_ratio: Tensor | None
+    guard: Tensor | None
+
+
+def look(score: Score) -> Seen:
+    branch = score.branch
+    recovered = score.recovered
+    numbers = {
+        "loss": score.loss.mean(),
+        "saturation": saturation(score.image),
+        "clipped": score.clipped,
+        "sigma": branch.sigma_out.mean(),
+        "weight": branch.weight.mean(),
+    }
+    pulls = (score.gradient != 0).any()
+    if recovered.guard is not None:
+        pulls = pulls | (recovered.guard > 0).any().to(pulls.device)
+    samples = len(score.loss)
+    answers = score.answers
+    return Seen(samples, score.trains, pulls, numbers, answers, recovered.velocity_ratio, recovered.guard)
+
+
+def normalise(scores: Sequence[Score], spreads: Mapping[str, Spread]) -> list[Score]:
+    """Scores of one reward each, divided by the spread of what that has said in the run.
+
+    A reward of which the run knows nothing yet has the spread of all that it says in these scores, so give those of
+    the whole update.
+    """
+    here: dict[str, Spread] = {}
+    for answer in (answer for score in scores for answer in score.answers):
+        answer.add_to(here.setdefault(answer.name, Spread()))
+    stds = [(here | dict(spreads))[score.answers[0].name].std for score in scores]
+    return [replace(s, loss=s.loss / std, gradient=s.gradient / std) for s, std in zip(scores, stds)]
+
+
+def check_belongs(score: Score, parameters: Mapping[str, Parameter], update: int, run: str):
+    """Raises ValueError unless the score is of the adapter with these parameters, as it is before this update."""
+    its = set(map(id, score.recovered.parameters.values()))
+    if not its:
+        raise ValueError(
+            f'A reward is of a MODEL with nothing to train, so the run "{run}" can learn nothing from it: connect One-'
+            "Step Recover to the MODEL output of SRPO Trainer."
+        )
+    if not its.issuperset(map(id, parameters.values())):
+        raise ValueError(
+            f'A reward is of another run\'s MODEL, so the run "{run}" can learn nothing from it: connect One-Step '
+            "Recover to the MODEL output of the same SRPO Trainer as Train Step."
+        )
+    if score.update != update:
+        raise ValueError(
+            f'A reward was made for update {score.update} of the run "{run}", and the next one is {update}: its '
+            "gradient belongs to other weights. Connect all rewards of one update to one Train Step, and queue again."
+        )
+
+
+def check_reached(seen: Sequence[Seen], parameters: Mapping[str, Parameter], run: str):
+    """Raises ValueError where no score trains, and where there were gradients to pull and none reached a parameter.
+
+    Where all hinges are met there is nothing to pull, and that is an update like any other.
+    """
+    if not seen:
+        raise ValueError(f'There is no reward from which the run "{run}" could learn: connect at least one.')
+    if not any(each.trains for each in seen):
+        raise ValueError(NONE_TRAINS)
+    pulls = any(bool(each.pulls) for each in seen)
+    if pulls and not any(p.grad is not None and bool(p.grad.any()) for p in parameters.values()):
+        raise ValueError(
+            f'The rewards have a gradient, but none of it reached what the run "{run}" trains, so nothing was changed: '
+            "the MODEL that was asked does not use the adapter. Connect the MODEL output of SRPO Trainer itself, "
+            "without nodes that bypass or replace its layers."
+        )
+
+
+def describe(seen: list[Seen]) -> dict[str, float]:
+    """The numbers of one update, averaged over its samples and branches; those of named rewards end in "/name"."""
+    samples = [each.samples for each in seen]
+    numbers = {name: mean((each.numbers[name].item() for each in seen), samples) for name in seen[0].numbers}
+    if compared := [each for each in seen if each.velocity_ratio is not None]:
+        numbers["velocity_ratio"] = torch.cat([each.velocity_ratio for each in compared]).mean().item()
+        numbers["guard"] = torch.cat([each.guard for each in compared]).mean().item()
+    answers = [answer for each in seen for answer in each.answers]
+    for name in dict.fromkeys(answer.name for answer in answers):
+        numbers |= describe_answers([answer for answer in answers if answer.name == name], f"/{name}" if name else "")
+    return numbers
+
+
+def describe_answers(answers: list[Answer], suffix: str) -> dict[str, float]:
+    samples = [len(answer.loss) for answer in answers]
+    positive = mean((answer.positive.mean().item() for answer in answers), samples)
+    negative = mean((answer.negative.mean().item() for answer in answers), samples)
+    numbers = {"reward_positive": positive, "reward_negative": negative, "words_gap": positive - negative}
+    return {f"{key}{suffix}": value for key, value in numbers.items()}
+
+
+def mean(values: Iterable[float], weights: list[int]) -> float:
+    return sum(value * weight for value, weight in zip(values, weights)) / sum(weights)

@@ -1,0 +1,83 @@
+"""The picture that a run shows of itself: fixed-seed samples before and now, and its curves."""
+
+import numpy as np
+from PIL import Image
+from torch import Tensor
+
+from .table_picture import fonts, printable
+
+CURVES = (  # title, the metrics in it
+    ("rewards", ("reward_positive", "reward_negative")),
+    ("words-gap", ("words_gap",)),
+    ("saturation", ("saturation",)),
+    ("clipped share", ("clipped",)),
+    ("gradient norm", ("gradient_norm",)),
+    ("velocity ratio", ("velocity_ratio",)),
+)
+COLOURS = ("#3b7dd8", "#d8703b", "#3f9b57", "#8a5fc7", "#b59a2c", "#777777")  # more curves than these are left out
+WIDTH = 10.0  # inches
+DPI = 96
+LONGEST_LABEL = 24  # letters of a reward's name in a legend
+
+
+def tile(images: Tensor, columns: int) -> np.ndarray:
+    """Images (N, H, W, 3) in [0, 1] in rows of `columns`, two pixels apart: (rows H, columns W, 3)."""
+    pixels = images.float().cpu().numpy()
+    n, height, width, _ = pixels.shape
+    rows = -(-n // columns)
+    sheet = np.ones((rows * (height + 2) - 2, columns * (width + 2) - 2, 3), pixels.dtype)
+    for i, image in enumerate(pixels):
+        top = (i // columns) * (height + 2)
+        left = (i % columns) * (width + 2)
+        sheet[top : top + height, left : left + width] = image
+    return sheet
+
+
+def draw_card(before: Tensor, now: Tensor, history: list[dict], title: str) -> Image.Image:
+    """The card: both sample sets (N, H, W, 3) in [0, 1] side by side, under them one plot for each of CURVES."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    columns = max(1, round(len(before) ** 0.5))
+    sheets = [tile(images, columns) for images in (before, now)]
+    height = WIDTH / 2 * sheets[0].shape[0] / sheets[0].shape[1]
+    figure = Figure((WIDTH, height + 2.4), dpi=DPI, layout="constrained")
+    figure.suptitle(printable(title), parse_math=False, family=fonts())
+    pictures, curves = figure.subfigures(2, height_ratios=(height, 2.0))
+    for axes, sheet, name in zip(pictures.subplots(1, 2), sheets, ("before", "now")):
+        axes.imshow(sheet, interpolation="nearest" if sheet.shape[0] < 500 else "antialiased")
+        axes.set_title(name, fontsize=10)
+        axes.set_axis_off()
+    for axes, (name, keys) in zip(curves.subplots(1, len(CURVES)), CURVES):
+        _draw_curves(axes, name, keys, history)
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()  # as savefig does, without its second pass and the detour through a PNG
+    return Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
+
+
+def _draw_curves(axes, name: str, keys: tuple[str, ...], history: list[dict]):
+    updates = [metrics["update"] for metrics in history]
+    named = {key: None for metrics in history for key in metrics if key.partition("/")[0] in keys and "/" in key}
+    keys = (*keys, *named)  # those of other rewards end in "/name"
+    for key, colour in zip(keys, COLOURS):
+        values = np.array([metrics.get(key, np.nan) for metrics in history])
+        window = np.ones(min(5, max(1, len(values))))
+        counts = np.convolve(np.ones(len(values)), window, "same") if len(values) else values
+        axes.plot(updates, values, color=colour, alpha=0.3, linewidth=0.8)
+        if len(values):
+            axes.plot(updates, np.convolve(values, window, "same") / counts, color=colour, linewidth=1.5, label=key)
+    axes.set_title(name, fontsize=9)
+    axes.tick_params(labelsize=7)
+    if len(keys) > 1 and history:
+        _draw_legend(axes, keys)
+
+
+def _draw_legend(axes, keys: tuple[str, ...]):
+    """With what the user called a reward as it is, which matplotlib takes for mathematics at a "$"."""
+    for text, key in zip(axes.legend(fontsize=6).get_texts(), keys):
+        label = printable(key.removeprefix("reward_").removeprefix("words_gap/"))
+        text.set(text=shorten(label, LONGEST_LABEL), parse_math=False, family=fonts())
+
+
+def shorten(text: str, most: int) -> str:
+    return text if len(text) <= most else f"{text[: most - 3]}..."

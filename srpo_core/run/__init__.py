@@ -1,0 +1,1 @@
+"""A training run: its updates, its state, and the folder it lives in."""

@@ -1,0 +1,188 @@
+"""What a run will need of a device's memory, and what to change where that is too much."""
+
+import math
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+GB = 1e9
+BY_HAND = "by hand"  # a run uses memory as is set
+AUTO = "auto"  # as is fastest in what is free
+CARDS = {  # as is fastest on a card of this size
+    "8 GB": 8 * GB,
+    "12 GB": 12 * GB,
+    "16 GB": 16 * GB,
+    "24 GB": 24 * GB,
+    "48 GB+": math.inf,
+}
+
+
+class LiveBytes(TorchDispatchMode):
+    """Counts, while it is open, the bytes of what operations make on a kind of device ("cpu", "cuda").
+
+    held: of what is alive now; peak: at most so far. What an operation takes for itself while it runs is not seen.
+    """
+
+    def __init__(self, device_type: str = "cpu"):
+        super().__init__()
+        self.device_type = device_type
+        self.held = 0
+        self.peak = 0
+        self.known = set()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        given = {storage._cdata for storage in self._storages((args, kwargs))}  # views and what is written in place
+        for storage in self._storages(result):
+            if storage._cdata not in given:
+                self._add(storage)
+        return result
+
+    def _storages(self, tree) -> Iterator[torch.UntypedStorage]:
+        for leaf in tree_leaves(tree):
+            if isinstance(leaf, Tensor) and leaf.device.type == self.device_type:
+                yield leaf.untyped_storage()
+
+    def _add(self, storage: torch.UntypedStorage):
+        size = storage.nbytes()
+        place = storage._cdata
+        if place not in self.known:
+            self.known.add(place)
+            self.held += size
+            self.peak = max(self.peak, self.held)
+            weakref.finalize(storage, self._forget, place, size).atexit = False
+
+    def _forget(self, place: int, size: int):
+        self.known.discard(place)
+        self.held -= size
+
+
+@dataclass(frozen=True)
+class Need:
+    """Bytes of one stage: the weights of its model as they are stored, which the host may leave in RAM in part, and
+    all else that is on the device meanwhile."""
+
+    weights: int
+    working: int
+
+    @property
+    def peak(self) -> int:
+        return self.weights + self.working
+
+
+class Block(NamedTuple):
+    """Bytes of one block of a model: what stays from its forward to its backward, and what it takes on top of that."""
+
+    kept: int
+    inside: int
+
+
+def over_blocks(before: int, blocks: Iterable[Block]) -> tuple[int, int]:
+    """The peak of a forward and backward through blocks, and what is held between the two; `before` is there anyway."""
+    held = peak = before
+    for block in blocks:
+        held += block.kept
+        peak = max(peak, held + block.inside)
+    return peak, held
+
+
+class Use(NamedTuple):
+    """How a run uses memory.
+
+    at_once: pictures in one trained forward; kept: blocks whose activations stay for the backward; parked: the inputs
+    of the others wait for it in RAM; sampled_at_once: pictures that are rolled out together.
+    """
+
+    at_once: int = 1
+    kept: int = 0
+    parked: bool = False
+    sampled_at_once: int = 1
+
+
+def fastest(needs_with: Callable[[Use], Mapping[str, Need]], at_once: int, batch: int, blocks: int, budget: int) -> Use:
+    """How to use `budget` bytes: with weights and all on the device, at most `at_once`, halved until it fits, and then
+    as many of the `blocks` kept as fit too.
+
+    at_once: 0 is as many of a batch as fit with all blocks kept, which saves more than sharing a forward does.
+    Where the weights don't fit beside one picture, the least that leaves room for them: the host streams the rest.
+    """
+
+    def peak(use: Use) -> int:
+        return max(need.peak for need in needs_with(use).values())
+
+    if not at_once:
+        if peak(Use(1, blocks)) <= budget:
+            all_kept = (Use(count, blocks) for count in halves(batch))
+            return next((use for use in all_kept if peak(use) <= budget), Use(1, blocks))
+        at_once = 1
+    uses = [Use(at_once >> halvings) for halvings in range(at_once.bit_length())]
+    use = next((use for use in uses if peak(use) <= budget), None)
+    if use is None:
+        return Use(parked=True)
+    least = peak(use)
+    most = peak(use._replace(kept=blocks))
+    kept = blocks if most <= budget else int(blocks * (budget - least) / (most - least))
+    while kept and peak(use._replace(kept=kept)) > budget:  # blocks differ
+        kept = kept * 3 // 4
+    return use._replace(kept=kept)
+
+
+def sampled_together(rollout: Need, resting: int, at_once: int, batch: int, budget: float) -> int:
+    """How many of a batch to roll out together: all, or half of them, and so on; no fewer than `at_once`.
+
+    Together they fill a GPU better, and weights that don't fit there are fetched once for all. Those have the room
+    first where they fit, and otherwise half of it.
+    rollout: of `at_once` pictures; resting: what of that is there for any number.
+    """
+    each = (rollout.working - resting) / at_once
+    room = budget - resting - (rollout.weights if rollout.peak <= budget else budget / 2)
+    return max(at_once, next((count for count in halves(batch) if count * each <= room), 1))
+
+
+def halves(batch: int) -> Iterator[int]:
+    """All of a batch, half of it, and so on, to 2 or 1."""
+    return (math.ceil(batch / 2**halvings) for halvings in range(batch.bit_length()))
+
+
+def advice(needs: Mapping[str, Need], free: int, remedies: Iterable[tuple[str, Mapping[str, Need]]] = ()) -> str:
+    """Whether a run with these needs by stage fits into `free` bytes, in a sentence; empty if it does.
+
+    remedies: what else could be set and what is needed with it and all before it, in the order to try them in.
+    """
+    stage, missing = most_missing(needs, free)
+    if missing <= 0:
+        return slow(needs, free)
+    text = f"This can't fit: the stage {stage} needs {missing / GB:.1f} GB more than the {free / GB:.1f} GB there are."
+    useful: list[str] = []
+    for setting, with_it in remedies:
+        _, then = most_missing(with_it, free)
+        if then < missing:
+            useful.append(setting)
+        missing = min(missing, then)
+        if missing <= 0:
+            return f"{text} It would with {' and '.join(useful)}."
+    return f"{text} No setting here is enough{': not even ' + ' and '.join(useful) if useful else ''}."
+
+
+def most_missing(needs: Mapping[str, Need], free: int) -> tuple[str, int]:
+    """The stage that is furthest from fitting, its weights in RAM, and by how many bytes; not above 0 if it fits."""
+    stage = max(needs, key=lambda name: needs[name].working)
+    return stage, needs[stage].working - free
+
+
+def slow(needs: Mapping[str, Need], free: int) -> str:
+    stage = max(needs, key=lambda name: needs[name].peak)
+    rest = needs[stage].peak - free
+    if rest <= 0:
+        return ""
+    return (
+        f"{rest / GB:.1f} GB of the {needs[stage].weights / GB:.1f} GB of weights of the stage {stage} don't fit "
+        f"beside the rest into the {free / GB:.1f} GB there are: ComfyUI keeps them in RAM, which is slower. Of a "
+        "smaller base (fp8, GGUF) more would fit."
+    )

@@ -1,0 +1,50 @@
+"""The benchmark scripts run, at toy size, and say what their readers look for."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def last_line(module: str, *arguments: str) -> dict:
+    command = [sys.executable, "-m", f"bench.{module}", *arguments]
+    done = subprocess.run(command, cwd=ROOT, env=os.environ, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_reward():
+    numbers = last_line("reward", "--size", "toy", "--dtype", "fp32", "--texts", "18", "--pixels", "64")
+    assert numbers["texts"] == 18 and numbers["texts_missing_on_next_start"] == 0
+    assert numbers["score_with_gradient_seconds"] > 0
+    assert numbers["peak_while_encoding_texts"] > numbers["image_tower_bytes"] > 0
+
+
+def test_our_preprocessing_is_that_of_the_models_own_pipelines():
+    """Within PIL's 8 bits, on what is no worst case."""
+    numbers = last_line("pixels")
+    for model, kinds in numbers.items():
+        assert kinds["gradient"]["largest"] < 1 / 255 and kinds["grain"]["mean"] < 0.5 / 255, model
+
+
+def test_torture():
+    numbers = last_line("torture", "--kills", "3")
+    assert numbers["kills"] == numbers["resumed"] == 3 and numbers["half_written"] == 0
+    assert 0 <= numbers["updates_lost_max"] <= numbers["save_every"] and numbers["updates"] > 0
+
+
+def test_overhead():
+    numbers = last_line("overhead", "--updates", "5", "--batch", "1", "--steps", "1")
+    beside = {name for name, seconds in numbers.items() if name.startswith("seconds_") and seconds > 0}
+    assert beside >= {f"seconds_{name}" for name in ("finite", "saves", "LoRAs", "cards", "previews", "training")}
+    assert 0 < numbers["overhead"] < numbers["overhead_with_previews"]
+
+
+def test_queues(comfyui):
+    """As many as show what a queue leaves behind; the limit of 50 MB is for 200 of them."""
+    numbers = last_line("queues", "--queues", "15")
+    assert numbers["updates"] == 15 and numbers["files_elsewhere"] == []
+    assert numbers["ram_growth"] < 50e6

@@ -1,0 +1,107 @@
+"""Choices that come through links, which the host does not check: an unknown one is a sentence where it enters."""
+
+import asyncio
+import inspect
+import os
+
+import pytest
+
+UNKNOWN = ("cinematic", "", "Realism", "as typed ", "../../secret.pt", 3, None, ["realism"], float("nan"))
+OWN = {"SRPO_LoadReward": ("file", "backbone"), "SRPO_Prompts": ("file",), "SRPO_Photos": ("folder",)}  # names of files
+
+
+@pytest.fixture(scope="module")
+def nodes(pack):
+    """The pack's nodes by their ids."""
+    import server
+
+    extension = asyncio.run(pack("nodes").comfy_entrypoint())
+    assert server
+    return {node.define_schema().node_id: node for node in asyncio.run(extension.get_node_list())}
+
+
+def combos(node):
+    return [each for each in node.define_schema().inputs if each.io_type == "COMBO"]
+
+
+def known(node, **changes):
+    """An option for each combo, the other inputs' defaults, and nothing for links: execute comes to choices first."""
+    inputs = {name: None for name in inspect.signature(node.execute).parameters}
+    declared = [each for each in node.define_schema().inputs if hasattr(each, "default")]
+    inputs |= {each.id: "" if each.io_type == "STRING" else each.default for each in declared}
+    return inputs | {each.id: each.options[0] for each in combos(node) if each.options} | changes
+
+
+def test_every_combo_of_every_node_refuses_what_is_no_option(nodes):
+    tried = 0
+    for name, node in nodes.items():
+        for each in combos(node):
+            if each.id in OWN.get(name, ()):
+                continue
+            for value in UNKNOWN:
+                with pytest.raises(ValueError, match=rf"(?s){each.id} is .*: choose one of {each.options[0]}"):
+                    node.execute(**known(node, **{each.id: value}))
+                tried += 1
+    assert tried >= 12 * len(UNKNOWN)
+
+
+@pytest.mark.parametrize("value", ["nothing.pt", "../../secret.pt", "", "a\0b", "\ud800"])
+def test_files_that_are_not_there(nodes, value):
+    load = nodes["SRPO_LoadReward"]
+    photos = nodes["SRPO_Photos"]
+    with pytest.raises(ValueError, match="There is no reward model"):
+        load.execute(**known(load, file=value))
+    with pytest.raises(ValueError, match="There is no folder|folder is .*: (choose|there)"):
+        photos.execute(**known(photos, folder=value))
+    with pytest.raises(ValueError, match="There is no file|is no .txt file"):
+        nodes["SRPO_Prompts"].execute(None, [""], [value])
+
+
+PRESETS = "choose one of as typed, realism, "
+
+
+@pytest.mark.parametrize("preset", ["cinematic", "Realism", "", 3])
+def test_an_unknown_preset_trains_nothing(nodes, preset):
+    node = nodes["SRPO_Objective"]
+    typed = {each.id: each.default for each in node.define_schema().inputs}
+    with pytest.raises(ValueError, match=f"preset is .*: {PRESETS}"):
+        node.execute(**typed | {"preset": preset})
+    answer = node.validate_inputs(positive="Real", negative="Flat", preset=preset)
+    assert answer is not True and PRESETS in answer
+    assert node.validate_inputs(positive="", negative="", preset=None) is True  # linked
+    assert node.validate_inputs(positive="", negative="", preset="realism") is True
+    assert "at least one word" in node.validate_inputs(positive="", negative="Flat", preset="as typed")
+
+
+def test_presets_are_their_words(nodes, pack):
+    node = nodes["SRPO_Objective"]
+    presets = pack("srpo_core.algorithm.control_words").PRESETS
+    typed = {each.id: each.default for each in node.define_schema().inputs} | {"positive": "Mine", "negative": "Yours"}
+    for preset, words in {"as typed": (("Mine",), ("Yours",)), **presets}.items():
+        objective = node.execute(**typed | {"preset": preset}).args[0]
+        assert (objective.positive, objective.negative) == words
+
+
+@pytest.mark.parametrize("how, words", [("link", "a link to gone, where nothing is"), ("pipe", "is a pipe")])
+def test_listed_files_that_can_not_be_opened(pack, tmp_path, monkeypatch, how, words):
+    import folder_paths
+
+    load = pack("nodes.load_reward")
+    monkeypatch.setitem(folder_paths.folder_names_and_paths, "rewards", ([str(tmp_path)], {".pt"}))
+    path = tmp_path / "listed.pt"
+    path.symlink_to("gone") if how == "link" else os.mkfifo(path)
+    assert words in load.LoadReward.validate_inputs(file="listed.pt")
+    with pytest.raises(ValueError, match=words):
+        load.fetched("listed.pt")
+
+
+@pytest.mark.parametrize("value", ["a\ud800b", "\udcff", None, 3, ["Real"]])
+def test_texts_that_are_none(nodes, value):
+    tried = 0
+    for node in nodes.values():
+        for each in node.define_schema().inputs:
+            if each.io_type == "STRING" and not node.define_schema().is_input_list:
+                with pytest.raises(ValueError, match=f"^{each.id} (is .*give a text|holds half of a character)"):
+                    node.execute(**known(node, **{each.id: value}))
+                tried += 1
+    assert tried >= 8

@@ -1,0 +1,49 @@
+"""The demo: its claim through ComfyUI, and its other way, without."""
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+DEMO = Path(__file__).resolve().parents[2] / "demo"
+
+
+@pytest.fixture(scope="module")
+def demo():
+    """The script `python demo`."""
+    spec = importlib.util.spec_from_file_location("demo_main", DEMO / "__main__.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def check_files(folder):
+    assert {f.name for f in folder.iterdir()} >= {"before_after.png", "training.png"}
+    assert list(folder.glob("toy_*.safetensors"))
+
+
+@pytest.mark.timeout(1200)
+def test_realism_rises_and_little_is_lost(comfyui, demo, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["demo", "--out", str(tmp_path)])
+    demo.main()
+    check_files(tmp_path)
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert report["host"].startswith("ComfyUI") and report["seconds"] > 0 and report["updates"] > 0
+    # Looser than what the README reports of three seeds: another CPU or thread count is another seed.
+    assert report["realism_after"] >= 1.8 * report["realism_before"], report
+    assert report["alignment_after"] >= report["alignment_before"] - 0.12, report
+    assert report["saturation_after"] <= 1.05 * report["saturation_before"], report
+    assert report["words_gap_after"] > report["words_gap_before"], report
+
+
+def test_it_runs_without_comfyui(demo, tmp_path, monkeypatch):
+    """Two updates and few pictures: what it makes of them is measured through ComfyUI."""
+    monkeypatch.setattr(demo, "measured_scenes", lambda: demo.all_scenes()[::24])
+    world = demo.DiffusersWorld(seed=0)
+    world.inputs["SRPO_Train"]["updates"] = 2
+    report = demo.run(world, tmp_path)
+    check_files(tmp_path)
+    assert report["updates"] == 2 and report["host"].startswith("diffusers")
+    assert report["words_gap_after"] != report["words_gap_before"]

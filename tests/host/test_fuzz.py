@@ -1,0 +1,84 @@
+"""A small dose of `python -m bench.fuzz`, and that it finds what it is for."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def last_line(*command):
+    done = subprocess.run(
+        [str(part) for part in (sys.executable, *command)], cwd=ROOT, capture_output=True, text=True, timeout=600
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1]), done.stdout
+
+
+def test_files(tmp_path):
+    options = ("--inputs", 60, "--families", "rewards", "prompts", "runs", "--keep", tmp_path)
+    numbers, said = last_line("-m", "bench.fuzz", *options)
+    assert numbers == {"inputs": 60, "failures": 0}, said
+
+
+def test_values_of_nodes_photos_and_loras(comfyui, tmp_path):
+    options = ("--inputs", 24, "--families", "nodes", "photos", "loras", "--keep", tmp_path)
+    numbers, said = last_line("-m", "bench.fuzz", *options)
+    assert numbers == {"inputs": 24, "failures": 0}, said
+
+
+ENDINGS = """
+import json, random, tempfile
+from pathlib import Path
+from bench import fuzz
+from bench.fuzz_files import parse_prompts
+
+def stranger(draw, folder):
+    (folder.parent / "stranger").touch()
+
+def not_finite(draw, folder):
+    raise fuzz.Found("not finite")
+
+endings = {
+    "well": lambda draw, folder: None,
+    "a sentence": lambda draw, folder: parse_prompts("{a"),
+    "raw": lambda draw, folder: parse_prompts(3),
+    "another's ValueError": lambda draw, folder: int("x"),
+    "memory": lambda draw, folder: bytearray(2**34),
+    "stranger": stranger,
+    "not finite": not_finite,
+}
+fuzz.limit_memory()
+with tempfile.TemporaryDirectory() as work:
+    print(json.dumps([name for name, end in endings.items() if fuzz.failure_of(end, random.Random(), Path(work))]))
+"""
+
+CHILDREN = """
+import json, sys, tempfile
+from pathlib import Path
+from bench import fuzz
+
+CHILD = '''
+import json, sys, time
+print(json.dumps({"ready": True}), flush=True)
+for number in range(int(sys.argv[1]), int(sys.argv[1]) + int(sys.argv[2])):
+    print(json.dumps({"begun": number}), flush=True)
+    if number == 1: time.sleep(60)
+    if number == 3: sys.exit("gone")
+    print(json.dumps({"ended": number, "failure": "raw" if number == 4 else None}), flush=True)
+'''
+fuzz.SECONDS = 5.0
+fuzz.child_command = lambda name, first, count, seed, work, keep: [sys.executable, "-c", CHILD, str(first), str(count)]
+with tempfile.TemporaryDirectory() as keep:
+    result = fuzz.fuzz(["runs"], 6, 1e9, 0, Path(keep))
+    print(json.dumps([result.inputs, [failure.split(":")[0] for failure in result.failures]]))
+"""
+
+
+def test_what_counts_as_a_failure():
+    assert last_line("-c", ENDINGS)[0] == ["raw", "another's ValueError", "memory", "stranger", "not finite"]
+
+
+def test_children_that_hang_or_die_cost_one_input():
+    assert last_line("-c", CHILDREN)[0] == [6, ["runs-1", "runs-3", "runs-4"]]

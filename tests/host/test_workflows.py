@@ -1,0 +1,106 @@
+"""The workflows that ship: as people find them, and as they run on the real host."""
+
+import json
+import sys
+from itertools import combinations
+from pathlib import Path
+
+import pytest
+from workflow import NOTES, to_prompt
+
+FOLDER = Path(__file__).parents[2] / "workflows"
+FILES = sorted(FOLDER.glob("*.json"))
+TOY = ["1 Toy FLUX in one minute", "4 One SRPO step, node by node"]  # run as they are; others ask for files
+THUMBNAIL_BYTES = 150_000
+HEADER = 30  # of a node, above its position
+
+each_workflow = pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+
+
+def load(file: Path) -> dict:
+    return json.loads(file.read_text("utf-8"))
+
+
+def overlap(a, b) -> bool:
+    """Whether two rectangles (x, y, width, height) share an area."""
+    return all(a[i] < b[i] + b[i + 2] and b[i] < a[i] + a[i + 2] for i in (0, 1))
+
+
+def inside(a, b) -> bool:
+    return all(b[i] <= a[i] and a[i] + a[i + 2] <= b[i] + b[i + 2] for i in (0, 1))
+
+
+def box(node) -> tuple:
+    (x, y) = node["pos"]
+    (width, height) = node["size"]
+    return x, y - HEADER, width, height + HEADER
+
+
+def brief(prompt: dict) -> dict:
+    """The prompt, with little to do: the shipped settings are the demo's to try."""
+    small = {"SRPO_Train": {"updates": 2, "steps": 4, "batch": 2, "previews": 1, "preview_every": 1}}
+    for entry in prompt.values():
+        entry["inputs"] |= small.get(entry["class_type"], {})
+    return prompt
+
+
+def test_the_projects_root_is_not_importable():
+    assert str(FOLDER.parent) not in sys.path
+
+
+def test_sub_folders_are_not_listed_by_the_host_so_there_are_none():
+    assert FILES
+    assert not [path for path in FOLDER.iterdir() if path.is_dir()]
+
+
+@each_workflow
+def test_has_a_note_a_thumbnail_and_nothing_of_other_packs(file):
+    nodes = load(file)["nodes"]
+    assert any(node["type"] in NOTES and len(node["widgets_values"][0]) > 200 for node in nodes)
+    assert {node["properties"].get("cnr_id", "comfy-core") for node in nodes} <= {"comfy-core", "comfyui-srpo"}
+    thumbnail = file.with_suffix(".jpg").read_bytes()
+    assert thumbnail.startswith(b"\xff\xd8\xff") and len(thumbnail) < THUMBNAIL_BYTES
+
+
+@each_workflow
+def test_is_laid_out_to_be_read(file):
+    workflow = load(file)
+    groups = [group["bounding"] for group in workflow["groups"]]
+    boxes = [box(node) for node in workflow["nodes"] if node["type"] not in NOTES]
+    notes = [box(node) for node in workflow["nodes"] if node["type"] in NOTES]
+    assert len({group["title"] for group in workflow["groups"]}) == len(groups) > 1
+    assert all(any(inside(node, group) for group in groups) for node in boxes)
+    for rectangles in (groups + notes, boxes + notes):
+        assert not [pair for pair in combinations(rectangles, 2) if overlap(*pair)]
+
+
+@each_workflow
+def test_the_host_lists_it_with_its_thumbnail(host, file):
+    (listed,) = host.get("/workflow_templates").values()
+    assert file.stem in listed
+    assert (
+        host.file(f"/api/workflow_templates/{host.pack.name}/{file.stem}.jpg") == file.with_suffix(".jpg").read_bytes()
+    )
+
+
+@each_workflow
+def test_every_saved_value_is_where_the_schema_expects_it(host, file):
+    """The front end saves a plain list, which a changed order of widgets breaks, and beside it the names."""
+    prompt = to_prompt(load(file), host.object_info())
+    for node in load(file)["nodes"]:
+        inputs = prompt.get(str(node["id"]), {"inputs": {}})["inputs"]
+        for name, value in node.get("widgets_values_named", {}).items():
+            assert name not in inputs or inputs[name] == value or isinstance(inputs[name], list)
+
+
+def test_the_demo_runs_workflow_1(host):
+    demo = FOLDER.parent / "demo" / "toy_in_one_minute.json"
+    assert json.loads(demo.read_text("utf-8")) == to_prompt(load(FILES[0]), host.object_info())
+
+
+@pytest.mark.parametrize("name", TOY)
+def test_runs_as_it_ships(host, name):
+    prompt = brief(to_prompt(load(FOLDER / f"{name}.json"), host.object_info()))
+    outputs = host.run(prompt)["outputs"]
+    pictures = [node for node, entry in prompt.items() if entry["class_type"] == "PreviewImage"]
+    assert pictures and all(outputs[node]["images"] for node in pictures)
