@@ -41,7 +41,9 @@ from .streamed import SmallCard, models_streamed, prepare
 
 ROOT = Path(__file__).resolve().parent.parent
 COMPUTE = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
-SETTINGS = "device size base compute mode toy steps batch at_once checkpointing kept parked compiled streamed".split()
+SETTINGS = (
+    "device size base compute mode toy steps batch at_once checkpointing kept_blocks offload compiled streamed".split()
+)
 
 
 def measure(options: argparse.Namespace, folder: Path) -> dict:
@@ -57,7 +59,7 @@ def measure(options: argparse.Namespace, folder: Path) -> dict:
 
 
 def measure_in(world: World, options: argparse.Namespace, folder: Path) -> dict:
-    use = {name: getattr(options, name) for name in ("checkpointing", "kept", "parked", "compiled")}
+    use = {name: getattr(options, name) for name in ("checkpointing", "kept_blocks", "offload", "compiled")}
     world.flow = type(world.flow)(world.flow.patcher, world.flow.sampling, world.flow.guidance, **use)
     width, height = (int(side) for side in options.size.split("x"))
     shape = pack_module("nodes.host.flow_model").latent_shape(world.base, width, height)
@@ -119,7 +121,7 @@ def estimated(world: World, shape: tuple[int, int, int], options: argparse.Names
     model = world.flow.patcher
     cond = world.prompts.cond([0])
     rewards = [world.term.reward]
-    memory = options.checkpointing, options.kept, options.parked
+    memory = options.checkpointing, options.kept_blocks, options.offload
     needs = estimate(model, world.vae, rewards, cond, shape, options.at_once, *memory)
     return {stage: need.working if model.is_dynamic() else need.peak for stage, need in needs.items()}
 
@@ -147,8 +149,8 @@ def main():
     parser.add_argument("--batch", type=int, default=1, help="prompts in one update")
     parser.add_argument("--at-once", type=int, default=1, help="of them in one forward; divides the batch")
     parser.add_argument("--no-checkpointing", dest="checkpointing", action="store_false")
-    parser.add_argument("--kept", type=int, default=0, help="blocks whose activations are kept all the same")
-    parser.add_argument("--parked", action="store_true", help="inputs of the recomputed blocks wait in RAM")
+    parser.add_argument("--kept-blocks", type=int, default=0, help="blocks whose activations are kept all the same")
+    parser.add_argument("--offload", action="store_true", help="inputs of the recomputed blocks wait in RAM")
     parser.add_argument("--compiled", action="store_true", help="torch.compile of FLUX's blocks")
     parser.add_argument(
         "--streamed", type=float, help="GB of the device to leave free, with ComfyUI's dynamic VRAM; without naive"

@@ -14,7 +14,7 @@ from torch.nn import Parameter
 from srpo_core.algorithm.noise_levels import Window
 from srpo_core.algorithm.protocols import Pullback
 from srpo_core.algorithm.step import Noised, one_step_recover, score_recovered
-from srpo_core.run.loop import Schedule, draw_noise, sample_scores
+from srpo_core.run.loop import Batching, draw_noise, sample_scores
 from srpo_core.run.run import Run, Settings
 
 from .flux_world import Naive, Photos, World
@@ -88,7 +88,7 @@ class Bench:
     def __init__(self, world: World, shape: tuple[int, int, int], options: argparse.Namespace, folder: Path):
         at_once = options.at_once
         self.world = world
-        self.schedule = Schedule(shape, options.batch, at_once)
+        self.batching = Batching(shape, options.batch, at_once)
         self.cond = world.prompts.cond(list(range(at_once)))
         self.noise = draw_noise(list(range(at_once)), shape)
         x0 = torch.randn(len(world.prompts.prompts), *shape)
@@ -105,11 +105,11 @@ class Bench:
         world = self.world
         flow = MarkedFlow(world.flow, mark)
         decoder = MarkedDecoder(world.decoder, mark)
-        scores = sample_scores(self.run, flow, decoder, [world.term], Window(), self.data, self.schedule)
-        self.run.update(scores, self.schedule.batch)
+        scores = sample_scores(self.run, flow, decoder, [world.term], Window(), self.data, self.batching)
+        self.run.update(scores, self.batching.batch)
 
     def naive_update(self, naive: Naive):
-        for _ in range(self.schedule.batch // self.schedule.at_once):
+        for _ in range(self.batching.batch // self.batching.at_once):
             x0 = self.x0 if isinstance(self.data, Photos) else naive.flow.rollout(self.noise, self.cond, 0)
             for branch in self.noised.branches:
                 naive.branch(Noised(x0, self.noise, self.noised.branches), branch, self.prompts, self.cond)

@@ -22,8 +22,8 @@ from srpo_core.algorithm.objective import Objective
 from srpo_core.algorithm.terms import Term
 from srpo_core.data.prompt_text import parse_prompts, read_prompts
 from srpo_core.rewards import load_reward
-from srpo_core.run.folder import branch, saved_updates
-from srpo_core.run.loop import Schedule, train
+from srpo_core.run.folder import fork, saved_updates
+from srpo_core.run.loop import Batching, train
 from srpo_core.run.run import Run, Settings
 from srpo_core.toy.world import toy_world
 
@@ -87,7 +87,7 @@ def runs(work: Path) -> Attempt:
         damage_run(draw, run)
         if draw.random() < 0.3:
             other = folder / "other"
-            branch(run, draw.choice((None, 1, 2)), other)
+            fork(run, draw.choice((None, 1, 2)), other)
             return check_run(other, parameters, settings)
         if draw.random() < 0.2:
             saved_updates(run)
@@ -101,8 +101,8 @@ def write_run(folder: Path, settings: Settings) -> dict[str, Tensor]:
     flow, decoder, reward, dataset = toy_world(["a red circle on grass"], rank=1, steps=1)
     began = {name: parameter.detach().clone() for name, parameter in flow.parameters.items()}
     world = dict(flow=flow, decoder=decoder, window=Window())
-    schedule = Schedule((16, 8, 8), batch=1, reuse=2)
-    train(Run(folder, flow.parameters, settings), 3, schedule, [Term(reward, Objective())], dataset, **world)
+    batching = Batching((16, 8, 8), batch=1, reuse=2)
+    train(Run(folder, flow.parameters, settings), 3, batching, [Term(reward, Objective())], dataset, **world)
     return began
 
 

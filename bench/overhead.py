@@ -24,7 +24,7 @@ from srpo_core.algorithm.terms import Term
 from srpo_core.report.card import draw_card
 from srpo_core.run import loop
 from srpo_core.run import run as run_module
-from srpo_core.run.loop import Schedule, draw_noise, train
+from srpo_core.run.loop import Batching, draw_noise, train
 from srpo_core.run.run import Run, Settings
 from srpo_core.toy.world import toy_world
 
@@ -101,7 +101,7 @@ def measure(updates: int, batch: int, at_once: int, steps: int, folder: Path) ->
     lora = clock.timed("LoRAs", parts["flow"].save_lora)
     sample = clock.timed("previews", previews)
     card = clock.timed("cards", lambda *sheets: draw_card(*sheets, run.history, "run").save(folder / "card.png"))
-    schedule = Schedule(SHAPE, batch, at_once)
+    batching = Batching(SHAPE, batch, at_once)
 
     def on_update(metrics: dict):
         if metrics["update"] % EVERY == 0:
@@ -112,12 +112,12 @@ def measure(updates: int, batch: int, at_once: int, steps: int, folder: Path) ->
 
     before = sample(parts, at_once)
     draw_card(before, before, run.history, "which imports what it needs")
-    train(run, 1, schedule, **parts)  # which imports the rest
+    train(run, 1, batching, **parts)  # which imports the rest
     clock.seconds.clear()
     before = sample(parts, at_once)
     began = time.perf_counter()
     with watched(clock, run):
-        train(run, updates, schedule, on_update=on_update, **parts)
+        train(run, updates, batching, on_update=on_update, **parts)
     lora(folder / "lora.safetensors")
     card(before, sample(parts, at_once))
     return shares(clock.seconds, time.perf_counter() - began, cards=(updates - 1) // EVERY + 1)

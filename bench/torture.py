@@ -33,7 +33,7 @@ def child(folder: Path):
     from srpo_core.algorithm.noise_levels import Window
     from srpo_core.algorithm.objective import Objective
     from srpo_core.algorithm.terms import Term
-    from srpo_core.run.loop import Schedule, train
+    from srpo_core.run.loop import Batching, train
     from srpo_core.toy.world import toy_world
 
     torch.set_num_threads(1)
@@ -41,7 +41,7 @@ def child(folder: Path):
     run = Run(folder, flow.parameters, SETTINGS)
     print(f"from {run.updates}", flush=True)
     world = dict(flow=flow, decoder=decoder, window=Window())
-    train(run, 10_000, Schedule((16, 8, 8)), [Term(reward, Objective())], dataset, report, **world)
+    train(run, 10_000, Batching((16, 8, 8)), [Term(reward, Objective())], dataset, report, **world)
 
 
 def report(metrics: dict):

@@ -17,7 +17,7 @@ from srpo_core.algorithm.objective import Objective, Strength, parse_words
 from srpo_core.algorithm.terms import Term
 from srpo_core.headless.prompts import ClipPrompts
 from srpo_core.report.card import draw_card
-from srpo_core.run.loop import Schedule, draw_noise, train
+from srpo_core.run.loop import Batching, draw_noise, train
 from srpo_core.run.run import Run, Settings
 from srpo_core.toy.models import load_clip, load_tokenizer
 from srpo_core.toy.pictures import Scene, caption
@@ -125,14 +125,14 @@ class DiffusersWorld:
         options = self.inputs["SRPO_Train"]
         names = ("learning_rate", "weight_decay", "max_gradient_norm", "save_every")
         run = Run(out / "run", self.flow.parameters, Settings(**{name: trainer[name] for name in names}))
-        schedule = Schedule(self.shape, options["batch"], options["at_once"], options["seed"], options["pairs"])
+        batching = Batching(self.shape, options["batch"], options["at_once"], options["seed"], options["pairs"])
         shown = [self.prompts[i % len(self.prompts)] for i in range(options["previews"])]
         self.flow.steps = options["steps"]
         before = self._sample(shown, trained=False)
         train(
             run,
             options["updates"],
-            schedule,
+            batching,
             [Term(self.reward, self._objective())],
             self.dataset,
             flow=self.flow,

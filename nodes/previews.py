@@ -2,7 +2,7 @@
 
 import torch
 
-from ..srpo_core.run.loop import Schedule
+from ..srpo_core.run.loop import Batching
 from ..srpo_core.seeds import FIRST_KEPT
 
 FIRST_SEED = FIRST_KEPT  # where none is chosen, previews start from noise that training never draws
@@ -32,14 +32,14 @@ class Previews:
     run's moving average, if it has one.
     """
 
-    def __init__(self, trainer, dataset, vae, sampling, schedule: Schedule, count: int, seeds: list[int]):
+    def __init__(self, trainer, dataset, vae, sampling, batching: Batching, count: int, seeds: list[int]):
         from .host.samples import Plan
 
         indices = shown(dataset, count)
         if hasattr(dataset, "prepare"):
             dataset.prepare(indices)
         seeds = [seeds[i % len(seeds)] if seeds else FIRST_SEED + i for i in range(count)]
-        self.plan = Plan(dataset, sampling, schedule.shape, indices, seeds, schedule.at_once)
+        self.plan = Plan(dataset, sampling, batching.shape, indices, seeds, batching.at_once)
         self.trainer = trainer
         self.vae = vae
         self.before = self._sample(trainer.base)

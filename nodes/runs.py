@@ -12,7 +12,7 @@ from comfy_execution.utils import get_executing_context
 
 from ..srpo_core.checks import check_number, check_whole
 from ..srpo_core.files import check_writable
-from ..srpo_core.run.folder import FolderLock, branch, newest_state, unbranch
+from ..srpo_core.run.folder import FolderLock, fork, newest_state, undo_fork
 from ..srpo_core.run.run import Misfit, Run, Settings
 from .folders import check_not_taken, check_run_name, lora_folder, model_folder, run_folder
 from .host.progress import show_text
@@ -102,7 +102,7 @@ class Trainer:
             return Run(folder, self.adapter.parameters, settings, self.adapter_settings.identity(), self.lock)
         except BaseException as error:
             if began:
-                unbranch(folder)
+                undo_fork(folder)
             if began and isinstance(error, Misfit):
                 raise ValueError(
                     f'The run "{self.name}" can\'t begin at "{start_from}", which was made with {error.other}: set '
@@ -267,7 +267,7 @@ def begin_at(name: str, start_from: str, start_lora: str) -> bool:
         raise ValueError(f'"{start_from}" names no snapshot: write the run\'s name, "@" and an update, as in "toy@30".')
     if source in _open and _open[source].trainer.usable():
         _open[source].trainer.run.save()
-    branch(run_folder(source), int(update) if update else None, folder)
+    fork(run_folder(source), int(update) if update else None, folder)
     return True
 
 

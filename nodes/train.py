@@ -15,7 +15,7 @@ from ..srpo_core.algorithm.guard import Guard
 from ..srpo_core.algorithm.noise_levels import Window
 from ..srpo_core.algorithm.terms import Term, combine
 from ..srpo_core.report.card import draw_card
-from ..srpo_core.run.loop import Schedule, prepare_data, train
+from ..srpo_core.run.loop import Batching, prepare_data, train
 from ..srpo_core.run.memory import AUTO, Use
 from ..srpo_core.run.watch import Limits, crossed
 from .checked import checked
@@ -286,26 +286,26 @@ class TrainNode(io.ComfyNode):
         dataset, photos = (for_model(data, trainer.model) for data in (dataset, photos))
         shape = latent_shape(trainer.model, width, height)
         decoder = HostDecoder(gradient_vae or vae, trainer.model)
-        schedule = Schedule(shape, batch, 1, seed, pairs, reuse, photo_share, shared_noise)
+        batching = Batching(shape, batch, 1, seed, pairs, reuse, photo_share, shared_noise)
         also = [0] if preview_dataset else shown(dataset, previews)  # all at once: text encoders take long to load
-        prepare_data(trainer.run.updates, updates, schedule, dataset, photos, also)
+        prepare_data(trainer.run.updates, updates, batching, dataset, photos, also)
         by_hand = Use(min(at_once, batch), kept_blocks, park_inputs, sampled_at_once)
         use, working = use_of_memory(
             cls.hidden.unique_id, memory, by_hand, trainer, decoder, terms, dataset, shape, batch
         )
-        schedule = replace(schedule, at_once=use.at_once, sampled_at_once=use.sampled_at_once)
+        batching = replace(batching, at_once=use.at_once, sampled_at_once=use.sampled_at_once)
         rollouts = Sampling(sampler_name, scheduler, steps, rollout_guidance)
         flow = HostFlow(
             trainer.model,
             rollouts,
             guidance,
-            kept=use.kept,
-            parked=use.parked,
+            kept_blocks=use.kept_blocks,
+            offload=use.offload,
             working=working,
             compiled=compile_blocks,
         )
         sampling = Sampling(sampler_name, scheduler, steps, guidance)
-        samples = Previews(trainer, preview_dataset or dataset, vae, sampling, schedule, previews, seeds)
+        samples = Previews(trainer, preview_dataset or dataset, vae, sampling, batching, previews, seeds)
         bar = comfy.utils.ProgressBar(updates)
         run = trainer.run
         started = time.monotonic()
@@ -340,7 +340,7 @@ class TrainNode(io.ComfyNode):
             train(
                 run,
                 updates,
-                schedule,
+                batching,
                 terms,
                 dataset,
                 on_update,

@@ -52,7 +52,7 @@ class HostFlow:
     """A MODEL of the host; its adapter, if SRPO Trainer gave it one, is what gradients reach.
 
     guidance: of the differentiated step; None leaves it to the conditioning.
-    checkpointing, kept, parked, compiled: see Differentiable.
+    checkpointing, kept_blocks, offload, compiled: see Differentiable.
     working: bytes of the device that the host leaves free of weights for that step; None: as for a sampler's.
     Raises ValueError for a model that `check_model` refuses.
     """
@@ -63,8 +63,8 @@ class HostFlow:
         sampling: Sampling | None = None,
         guidance: float | None = None,
         checkpointing: bool = True,
-        kept: int = 0,
-        parked: bool = False,
+        kept_blocks: int = 0,
+        offload: bool = False,
         working: int | None = None,
         compiled: bool = False,
     ):
@@ -77,7 +77,7 @@ class HostFlow:
         self.parameters = adapter.parameters if adapter else {}
         with as_carried(patcher) as model:
             trained = [model.get_submodule(name) for name in (adapter.modules if adapter else ())]
-        self.differentiable = Differentiable(patcher.model, trained, checkpointing, kept, parked, compiled)
+        self.differentiable = Differentiable(patcher.model, trained, checkpointing, kept_blocks, offload, compiled)
 
     def velocity(self, x: Tensor, sigma: Tensor, cond: list) -> Pullback:
         self._check(x, cond)
@@ -128,11 +128,11 @@ class HostFlow:
     @contextlib.contextmanager
     def _whole_or_not_at_all(self) -> Iterator[None]:
         """Where compiling may fail half-way, gradients are then as they were."""
-        kept = {p: own(p.grad) for p in self.parameters.values()} if self._is_compiled else {}
+        before = {p: own(p.grad) for p in self.parameters.values()} if self._is_compiled else {}
         try:
             yield
         except Exception:
-            for parameter, gradient in kept.items():
+            for parameter, gradient in before.items():
                 parameter.grad = gradient
             raise
 
@@ -148,7 +148,7 @@ class HostFlow:
 
     def signature(self, cond: list) -> Hashable:
         model = self.differentiable
-        options = model.checkpointing, model.kept, model.parked, model.compiled
+        options = model.checkpointing, model.kept_blocks, model.offload, model.compiled
         return signature(self.patcher, ignore=KEY), kind_of(cond), options
 
     def frozen_velocity(self, x: Tensor, sigma: Tensor, cond: list) -> Tensor:
@@ -157,8 +157,8 @@ class HostFlow:
     def rollout(self, noise: Tensor, cond: list, seed: int) -> Tensor:
         self._check(noise, cond)
         sampling = self.sampling
-        schedule = self.patcher.get_model_object("model_sampling")
-        sigmas = comfy.samplers.calculate_sigmas(schedule, sampling.scheduler, sampling.steps)
+        model_sampling = self.patcher.get_model_object("model_sampling")
+        sigmas = comfy.samplers.calculate_sigmas(model_sampling, sampling.scheduler, sampling.steps)
         sampler = comfy.samplers.sampler_object(sampling.sampler_name)
         cond = with_guidance(cond, sampling.guidance)
 

@@ -67,7 +67,7 @@ def plan(
 
     @cache  # each takes seconds
     def needs_with(use: Use, vae=vae, shape=shape) -> dict[str, Need]:
-        return estimate(model, vae, rewards, cond, shape, use.at_once, kept=use.kept, parked=use.parked)
+        return estimate(model, vae, rewards, cond, shape, use.at_once, kept_blocks=use.kept_blocks, offload=use.offload)
 
     use = by_hand
     if memory != BY_HAND:
@@ -92,11 +92,11 @@ def _free(model) -> int:
 
 def _remedies(needs_with: Callable, use: Use, budget: int, vae, shape: tuple[int, int, int], adapter: Adapter):
     """See `advice`."""
-    if use.kept:
-        use = use._replace(kept=0)
+    if use.kept_blocks:
+        use = use._replace(kept_blocks=0)
         yield "no kept_blocks", needs_with(use)
-    if not use.parked:
-        use = use._replace(parked=True)
+    if not use.offload:
+        use = use._replace(offload=True)
         yield "park_inputs", needs_with(use)
     if use.at_once > 1:
         use = use._replace(at_once=1)
@@ -129,14 +129,14 @@ def estimate(
     shape: tuple[int, int, int],
     at_once: int,
     checkpointing: bool = True,
-    kept: int = 0,
-    parked: bool = False,
+    kept_blocks: int = 0,
+    offload: bool = False,
 ) -> dict[str, Need]:
     """What each stage of an update with AdamW needs of the MODEL's device, by its name.
 
     model: the MODEL of SRPO Trainer. vae: the VAE whose gradient is taken. rewards: their image towers count. A stage
     that computes on another device is left out, such as the VAE's with --cpu-vae.
-    cond: of one prompt. shape: (C, H, W) of latents. checkpointing, kept, parked: see Differentiable.
+    cond: of one prompt. shape: (C, H, W) of latents. checkpointing, kept_blocks, offload: see Differentiable.
     The branch's activations stay while its pictures are decoded and scored, the decoder's while they are scored.
     """
     device = model.load_device
@@ -148,7 +148,7 @@ def estimate(
     copied = resting if on_cpu or resting <= MOST_IN_PLACE else 0  # to undo a step with
     step = copied + (2 * max(sizes) if on_cpu else 0)
     image = picture = 0
-    rollout, branch, graph = _flow(model, x, cond, checkpointing, kept, parked)
+    rollout, branch, graph = _flow(model, x, cond, checkpointing, kept_blocks, offload)
     needs = {
         "rollout": Need(model.model_size(), resting + rollout),
         "branch": Need(model.model_size(), own + branch),
@@ -165,7 +165,7 @@ def estimate(
     return needs
 
 
-def _flow(patcher, x: Tensor, cond: list, checkpointing: bool, kept: int, parked: bool) -> tuple[int, int, int]:
+def _flow(patcher, x: Tensor, cond: list, checkpointing: bool, kept_blocks: int, offload: bool) -> tuple[int, int, int]:
     """The peaks of a forward without gradient and of one with its backward, and what is held between those two."""
     device = x.device
     trained = adapter_of(patcher).modules.values()
@@ -176,7 +176,7 @@ def _flow(patcher, x: Tensor, cond: list, checkpointing: bool, kept: int, parked
         calls = {}
         sigma, inputs = _inputs(patcher, x, cond)
         layers = map(model.get_submodule, adapter_of(patcher).modules)
-        stack.enter_context(Differentiable(model, layers, checkpointing, kept, parked).open(patcher))
+        stack.enter_context(Differentiable(model, layers, checkpointing, kept_blocks, offload).open(patcher))
         stack.enter_context(without_content(device, model, *trained))
         with torch.no_grad(), LiveBytes(device.type) as count, _first_of_each(lists, calls, count):
             model.apply_model(x, sigma, **inputs)
@@ -184,10 +184,10 @@ def _flow(patcher, x: Tensor, cond: list, checkpointing: bool, kept: int, parked
             parameter.register_post_accumulate_grad_hook(_forget_gradient)
         order = [(listed[0], block) for listed in lists for block in listed if listed[0] in calls]
         costs = {}
-        keys = [(first, checkpointing and i < len(order) - kept) for i, (first, _) in enumerate(order)]
+        keys = [(first, checkpointing and i < len(order) - kept_blocks) for i, (first, _) in enumerate(order)]
         for key, (first, block) in zip(keys, order):
             if key not in costs:
-                costs[key] = _cost(block, *calls[first].inputs, device, parked and key[1])
+                costs[key] = _cost(block, *calls[first].inputs, device, offload and key[1])
     return count.peak, *over_blocks(min(call.before for call in calls.values()), [costs[key] for key in keys])
 
 
@@ -250,10 +250,10 @@ def _lists(root: nn.Module) -> list[list[nn.Module]]:
     return [list(listed) for _, listed in grouped]
 
 
-def _cost(block: nn.Module, args: tuple, kwargs: dict, device: torch.device, parked: bool) -> Block:
+def _cost(block: nn.Module, args: tuple, kwargs: dict, device: torch.device, offload: bool) -> Block:
     """What one block keeps for its backward and takes meanwhile. args, kwargs: of a call, on the meta device.
 
-    Its output stays as the input of the next block, unless that is parked.
+    Its output stays as the input of the next block, unless that is offloaded.
     """
     args, kwargs = tree_map_only(Tensor, lambda tensor: torch.empty_like(tensor, device=device), (args, kwargs))
     with torch.no_grad():
@@ -266,9 +266,9 @@ def _cost(block: nn.Module, args: tuple, kwargs: dict, device: torch.device, par
     args, kwargs = tree_map_only(Tensor, flowing, (args, kwargs))
     with LiveBytes(device.type) as count:
         outputs = _tensors(block(*args, **kwargs))
-        kept = count.held - parked * sum(output.nbytes for output in outputs)
+        saved = count.held - offload * sum(output.nbytes for output in outputs)
         torch.autograd.backward(outputs, [torch.ones_like(output) for output in outputs])
-    return Block(kept, count.peak - kept)
+    return Block(saved, count.peak - saved)
 
 
 def _tensors(tree) -> list[Tensor]:

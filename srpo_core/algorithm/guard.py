@@ -20,26 +20,26 @@ def norm_ratio(velocity: Tensor, frozen: Tensor) -> Tensor:
 class Guard:
     """Losses that are added to each branch's; 0 switches one off.
 
-    norm: of the hinge `relu(ratio - 1)` on the norm ratio (NormGuard). A smaller velocity costs nothing.
-    pull: of the mean squared distance of the velocities, which the KL divergence of one denoising step is
+    norm_weight: of the hinge `relu(ratio - 1)` on the norm ratio (NormGuard). A smaller velocity costs nothing.
+    distance_weight: of the mean squared distance of the velocities, which the KL divergence of one denoising step is
     proportional to.
     Raises ValueError for what is no finite number of at least 0.
     """
 
-    norm: float = 0.0
-    pull: float = 0.0
+    norm_weight: float = 0.0
+    distance_weight: float = 0.0
 
     def __post_init__(self):
-        check_number("norm_guard", self.norm, 0)
-        check_number("frozen_pull", self.pull, 0)
+        check_number("norm_guard", self.norm_weight, 0)
+        check_number("frozen_pull", self.distance_weight, 0)
 
     def __bool__(self) -> bool:
-        return bool(self.norm or self.pull)
+        return bool(self.norm_weight or self.distance_weight)
 
     def loss(self, velocity: Tensor, frozen: Tensor) -> Tensor:
         """(B,), for velocities (B, C, H, W)."""
         distance = (velocity - frozen).square().flatten(1).mean(1)
-        return self.norm * torch.relu(norm_ratio(velocity, frozen) - 1) + self.pull * distance
+        return self.norm_weight * torch.relu(norm_ratio(velocity, frozen) - 1) + self.distance_weight * distance
 
     @torch.inference_mode(False)
     def gradient(self, velocity: Tensor, frozen: Tensor) -> tuple[Tensor, Tensor]:

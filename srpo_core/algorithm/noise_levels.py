@@ -29,16 +29,16 @@ class Branch:
     """One step of the model from `sigma_in` to `sigma_out`, for a batch of B samples.
 
     sigma_in, sigma_out: (B,) float64 in [0, 1).
-    index: (B,) int64 in [0, GRID): where in the window, 0 the low-noise end; sets the strengths.
+    grid_index: (B,) int64 in [0, GRID): where in the window, 0 the low-noise end; sets the strengths.
     """
 
     name: Literal["denoise", "inversion"]
     sigma_in: Tensor
     sigma_out: Tensor
-    index: Tensor
+    grid_index: Tensor
 
     @property
-    def weight(self) -> Tensor:
+    def error_gain(self) -> Tensor:
         """(B,): how much of the model's error reaches the recovered image, |ds| / (1 - sigma_out)."""
         return (self.sigma_in - self.sigma_out).abs() / (1 - self.sigma_out)
 

@@ -31,9 +31,9 @@ class Strength:
         check_number("the strength at low noise", self.low_noise, 0)
         check_number("the strength at high noise", self.high_noise, 0)
 
-    def at(self, index: Tensor) -> Tensor:
+    def at(self, grid_index: Tensor) -> Tensor:
         """`k(i) = low + (high - low) i / (N - 1)` for (B,) indices, 0 the low-noise end; float64."""
-        return self.low_noise + (self.high_noise - self.low_noise) * index.double() / (GRID - 1)
+        return self.low_noise + (self.high_noise - self.low_noise) * grid_index.double() / (GRID - 1)
 
 
 @dataclass(frozen=True)
@@ -93,8 +93,8 @@ class Objective:
     def relative_reward(self, branch: Branch, positive: Tensor, negative: Tensor) -> Tensor:
         """(B,): the branch's own word, weighed `1 + k`, minus the other word."""
         if branch.name == "denoise":
-            return (1 + self.reward.at(branch.index).to(positive)) * positive - negative
-        return (1 + self.penalty.at(branch.index).to(negative)) * negative - positive
+            return (1 + self.reward.at(branch.grid_index).to(positive)) * positive - negative
+        return (1 + self.penalty.at(branch.grid_index).to(negative)) * negative - positive
 
     def loss(self, branch: Branch, positive: Tensor, negative: Tensor) -> Tensor:
         """(B,): the hinge `relu(threshold - r) / 2` of each sample."""

@@ -3,7 +3,7 @@
 The ComfyUI nodes call these one by one; `run.py` strings them together.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any
@@ -18,7 +18,7 @@ from .guard import NO_GUARD, Guard, norm_ratio
 from .noise_levels import Branch
 from .protocols import Decoder, FlowModel
 from .scaling import gradient_of_sum
-from .terms import NONE_TRAINS, Answer, Spread, Term
+from .terms import Answer, Spread, Term
 
 
 @dataclass(frozen=True)
@@ -185,48 +185,6 @@ def ask(
     return Answer(term.name, positive.detach(), negative.detach(), loss.detach()), gradient
 
 
-def saturation(images: Tensor) -> Tensor:
-    """(), mean HSV saturation of images (B, 3, H, W) in [0, 1]; over-optimised rewards drive it up."""
-    high = images.amax(1)
-    low = images.amin(1)
-    return ((high - low) / high.clamp(min=1e-6)).mean()
-
-
-@dataclass(frozen=True)
-class Seen:
-    """What an update keeps of a score whose gradient is pulled: no picture, so that many take no memory.
-
-    samples: B; numbers: means over them, each (); answers, trains, velocity_ratio, guard: the score's.
-    pulls: (), whether there was a gradient to pull: a hinge that is met has none, and neither has a clipped picture.
-    """
-
-    samples: int
-    trains: bool
-    pulls: Tensor
-    numbers: dict[str, Tensor]
-    answers: tuple[Answer, ...]
-    velocity_ratio: Tensor | None
-    guard: Tensor | None
-
-
-def look(score: Score) -> Seen:
-    branch = score.branch
-    recovered = score.recovered
-    numbers = {
-        "loss": score.loss.mean(),
-        "saturation": saturation(score.image),
-        "clipped": score.clipped,
-        "sigma": branch.sigma_out.mean(),
-        "weight": branch.weight.mean(),
-    }
-    pulls = (score.gradient != 0).any()
-    if recovered.guard is not None:
-        pulls = pulls | (recovered.guard > 0).any().to(pulls.device)
-    samples = len(score.loss)
-    answers = score.answers
-    return Seen(samples, score.trains, pulls, numbers, answers, recovered.velocity_ratio, recovered.guard)
-
-
 def normalise(scores: Sequence[Score], spreads: Mapping[str, Spread]) -> list[Score]:
     """Scores of one reward each, divided by the spread of what that has said in the run.
 
@@ -238,66 +196,3 @@ def normalise(scores: Sequence[Score], spreads: Mapping[str, Spread]) -> list[Sc
         answer.add_to(here.setdefault(answer.name, Spread()))
     stds = [(here | dict(spreads))[score.answers[0].name].std for score in scores]
     return [replace(s, loss=s.loss / std, gradient=s.gradient / std) for s, std in zip(scores, stds)]
-
-
-def check_belongs(score: Score, parameters: Mapping[str, Parameter], update: int, run: str):
-    """Raises ValueError unless the score is of the adapter with these parameters, as it is before this update."""
-    its = set(map(id, score.recovered.parameters.values()))
-    if not its:
-        raise ValueError(
-            f'A reward is of a MODEL with nothing to train, so the run "{run}" can learn nothing from it: connect One-'
-            "Step Recover to the MODEL output of SRPO Trainer."
-        )
-    if not its.issuperset(map(id, parameters.values())):
-        raise ValueError(
-            f'A reward is of another run\'s MODEL, so the run "{run}" can learn nothing from it: connect One-Step '
-            "Recover to the MODEL output of the same SRPO Trainer as Train Step."
-        )
-    if score.update != update:
-        raise ValueError(
-            f'A reward was made for update {score.update} of the run "{run}", and the next one is {update}: its '
-            "gradient belongs to other weights. Connect all rewards of one update to one Train Step, and queue again."
-        )
-
-
-def check_reached(seen: Sequence[Seen], parameters: Mapping[str, Parameter], run: str):
-    """Raises ValueError where no score trains, and where there were gradients to pull and none reached a parameter.
-
-    Where all hinges are met there is nothing to pull, and that is an update like any other.
-    """
-    if not seen:
-        raise ValueError(f'There is no reward from which the run "{run}" could learn: connect at least one.')
-    if not any(each.trains for each in seen):
-        raise ValueError(NONE_TRAINS)
-    pulls = any(bool(each.pulls) for each in seen)
-    if pulls and not any(p.grad is not None and bool(p.grad.any()) for p in parameters.values()):
-        raise ValueError(
-            f'The rewards have a gradient, but none of it reached what the run "{run}" trains, so nothing was changed: '
-            "the MODEL that was asked does not use the adapter. Connect the MODEL output of SRPO Trainer itself, "
-            "without nodes that bypass or replace its layers."
-        )
-
-
-def describe(seen: list[Seen]) -> dict[str, float]:
-    """The numbers of one update, averaged over its samples and branches; those of named rewards end in "/name"."""
-    samples = [each.samples for each in seen]
-    numbers = {name: mean((each.numbers[name].item() for each in seen), samples) for name in seen[0].numbers}
-    if compared := [each for each in seen if each.velocity_ratio is not None]:
-        numbers["velocity_ratio"] = torch.cat([each.velocity_ratio for each in compared]).mean().item()
-        numbers["guard"] = torch.cat([each.guard for each in compared]).mean().item()
-    answers = [answer for each in seen for answer in each.answers]
-    for name in dict.fromkeys(answer.name for answer in answers):
-        numbers |= describe_answers([answer for answer in answers if answer.name == name], f"/{name}" if name else "")
-    return numbers
-
-
-def describe_answers(answers: list[Answer], suffix: str) -> dict[str, float]:
-    samples = [len(answer.loss) for answer in answers]
-    positive = mean((answer.positive.mean().item() for answer in answers), samples)
-    negative = mean((answer.negative.mean().item() for answer in answers), samples)
-    numbers = {"reward_positive": positive, "reward_negative": negative, "words_gap": positive - negative}
-    return {f"{key}{suffix}": value for key, value in numbers.items()}
-
-
-def mean(values: Iterable[float], weights: list[int]) -> float:
-    return sum(value * weight for value, weight in zip(values, weights)) / sum(weights)

@@ -52,7 +52,7 @@ def newest_state(folder: Path) -> Path | None:
     return snapshot_file(folder, snapshots[-1]) if snapshots else None
 
 
-def branch(source: Path, update: int | None, target: Path):
+def fork(source: Path, update: int | None, target: Path):
     """Let a new run in the folder `target` begin where the run in `source` was at `update`; None: where it is now.
 
     The caller holds the lock of `target`. That of `source` need not be free: a state is replaced whole, and it is the
@@ -81,8 +81,8 @@ def branch(source: Path, update: int | None, target: Path):
         ) from error
 
 
-def unbranch(target: Path):
-    """Take back what `branch` wrote."""
+def undo_fork(target: Path):
+    """Take back what `fork` wrote."""
     for name in (STATE, METRICS):
         (target / name).unlink(missing_ok=True)
 

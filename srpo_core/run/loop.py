@@ -64,7 +64,7 @@ def round_order(seed: int, number: int, prompts: int) -> list[int]:
 
 
 @dataclass(frozen=True)
-class Schedule:
+class Batching:
     """What one update gathers: `batch` prompts, `at_once` of them in one forward; latents of `shape` (C, H, W).
 
     sampled_at_once: how many are rolled out together; no fewer than `at_once`.
@@ -107,17 +107,17 @@ class Draw(NamedTuple):
         return hasattr(self.data, "latents")
 
 
-def draws_of(update: int, schedule: Schedule, dataset: Dataset, photos: Dataset | None = None) -> list[Draw]:
+def draws_of(update: int, batching: Batching, dataset: Dataset, photos: Dataset | None = None) -> list[Draw]:
     """What update `update` (from 0) takes: each prompt once per round, and each photo once per round of photos."""
-    first = update // schedule.reuse * schedule.batch
+    first = update // batching.reuse * batching.batch
     draws = []
-    for number in range(first, first + schedule.batch):
-        of_photos, then = (math.floor(n * schedule.photo_share) if photos else 0 for n in (number, number + 1))
+    for number in range(first, first + batching.batch):
+        of_photos, then = (math.floor(n * batching.photo_share) if photos else 0 for n in (number, number + 1))
         if then > of_photos:
-            index = prompt_index(derived_seed("photos", schedule.seed), of_photos, len(photos.prompts))
+            index = prompt_index(derived_seed("photos", batching.seed), of_photos, len(photos.prompts))
             draws.append(Draw(number, photos, index))
         else:
-            index = prompt_index(schedule.seed, number - of_photos, len(dataset.prompts))
+            index = prompt_index(batching.seed, number - of_photos, len(dataset.prompts))
             draws.append(Draw(number, dataset, index))
     return draws
 
@@ -129,7 +129,7 @@ def sample_scores(
     terms: Sequence[Term],
     window: Window,
     dataset: Dataset,
-    schedule: Schedule,
+    batching: Batching,
     photos: Dataset | None = None,
     guard: Guard = NO_GUARD,
 ) -> Iterator[Score]:
@@ -140,21 +140,21 @@ def sample_scores(
     frozen model; without one the first alone is compared, to be seen. Rewards that are normalised, but have said
     nothing yet, are asked beforehand: the spread of all that they say in this update scales it.
     """
-    age = run.updates % schedule.reuse
+    age = run.updates % batching.reuse
     compare = True
     update = run.updates + 1
     if age == 0:
         run.rollouts = {}
-    draws = draws_of(run.updates, schedule, dataset, photos)
-    check_gradients(run, flow, window, schedule, draws)
-    pairs = range(age * schedule.pairs, (age + 1) * schedule.pairs)
-    groups = sampled(run, flow, schedule, draws)
+    draws = draws_of(run.updates, batching, dataset, photos)
+    check_gradients(run, flow, window, batching, draws)
+    pairs = range(age * batching.pairs, (age + 1) * batching.pairs)
+    groups = sampled(run, flow, batching, draws)
     spreads = run.spreads
     new = [t for t in terms if t.normalised and t.trains and t.name not in run.spreads]
     if new:
         groups = list(groups)
-        spreads = spreads | first_spreads(flow, decoder, asked_of(new, window, schedule, pairs, groups), update)
-    for asked in asked_of(terms, window, schedule, pairs, groups):
+        spreads = spreads | first_spreads(flow, decoder, asked_of(new, window, batching, pairs, groups), update)
+    for asked in asked_of(terms, window, batching, pairs, groups):
         group, prompts, cond, noised, branch, asks = asked
         first = Compared(1, group[0].data.cond([group[0].index])) if compare else None
         compared = Compared(len(group), cond) if guard else first
@@ -175,7 +175,7 @@ class Asked(NamedTuple):
 
 
 def asked_of(
-    terms: Sequence[Term], window: Window, schedule: Schedule, pairs: range, groups: Iterable[tuple]
+    terms: Sequence[Term], window: Window, batching: Batching, pairs: range, groups: Iterable[tuple]
 ) -> Iterator[Asked]:
     """The forwards of an update: of each group, both branches of each pair, if a reward trains them."""
     for group, x0, noise in groups:
@@ -183,7 +183,7 @@ def asked_of(
         indices = [draw.index for draw in group]
         prompts = [data.prompts[i] for i in indices]
         cond = data.cond(indices)
-        seeds = tuple(draw_seed(schedule, draw.number) for draw in group)
+        seeds = tuple(draw_seed(batching, draw.number) for draw in group)
         for pair in pairs:
             noised = Noised(x0, noise, window.branches([draw_position(seed, pair) for seed in seeds]), seeds)
             for branch in noised.branches:
@@ -202,37 +202,37 @@ def first_spreads(flow: FlowModel, decoder: Decoder, forwards: Iterable[Asked], 
     return spreads
 
 
-def check_gradients(run: Run, flow: FlowModel, window: Window, schedule: Schedule, draws: list[Draw]):
+def check_gradients(run: Run, flow: FlowModel, window: Window, batching: Batching, draws: list[Draw]):
     """Raises RuntimeError, before anything is sampled, if a gradient is wrong. Each kind of draw is checked once."""
     sigma = window.branches([GRID // 2])[0].sigma_in
-    for draw, *_ in of_one_shape(draws, schedule):
-        noise = draw_noise([noise_seed(schedule, draw)], shape_of(draw, schedule))
+    for draw, *_ in of_one_shape(draws, batching):
+        noise = draw_noise([noise_seed(batching, draw)], shape_of(draw, batching))
         check_once(run.checked, flow, noise, sigma, draw.data.cond([draw.index]))
 
 
-def sampled(run: Run, flow: FlowModel, schedule: Schedule, draws: list[Draw]) -> Iterator[tuple]:
+def sampled(run: Run, flow: FlowModel, batching: Batching, draws: list[Draw]) -> Iterator[tuple]:
     """The draws in groups that share a trained forward, each with its x0 and its noise, (B, C, H, W)."""
-    for together in of_one_shape(draws, schedule):
-        x0, noise = clean_latents(run, flow, schedule, together)
-        for start in range(0, len(together), schedule.at_once):
-            part = slice(start, start + schedule.at_once)
+    for together in of_one_shape(draws, batching):
+        x0, noise = clean_latents(run, flow, batching, together)
+        for start in range(0, len(together), batching.at_once):
+            part = slice(start, start + batching.at_once)
             yield together[part], x0[part], noise[part]
 
 
-def clean_latents(run: Run, flow: FlowModel, schedule: Schedule, group: list[Draw]) -> tuple[Tensor, Tensor]:
+def clean_latents(run: Run, flow: FlowModel, batching: Batching, group: list[Draw]) -> tuple[Tensor, Tensor]:
     """x0 (B, C, H, W): photos, or what the model makes of the noise; and the noise.
 
     Rollouts that serve several updates are kept by the run, also on disk, so that it resumes with the same.
     """
     data = group[0].data
     indices = [draw.index for draw in group]
-    seeds = [noise_seed(schedule, draw) for draw in group]
-    noise = draw_noise(seeds, shape_of(group[0], schedule))
+    seeds = [noise_seed(batching, draw) for draw in group]
+    noise = draw_noise(seeds, shape_of(group[0], batching))
     if group[0].is_photo:
         return data.latents(indices), noise
-    if schedule.reuse == 1:
+    if batching.reuse == 1:
         return rolled_out(flow, noise, data, indices, seeds), noise
-    names = [digest([seed, schedule.shape, data.prompts[i]]) for seed, i in zip(seeds, indices)]
+    names = [digest([seed, batching.shape, data.prompts[i]]) for seed, i in zip(seeds, indices)]
     if not run.rollouts.keys() >= set(names):
         run.rollouts |= zip(names, rolled_out(flow, noise, data, indices, seeds).detach().cpu())
     return torch.stack([run.rollouts[name] for name in names]), noise
@@ -246,40 +246,40 @@ def rolled_out(flow: FlowModel, noise: Tensor, data: Dataset, indices: list[int]
     return torch.cat([flow.rollout(one, data.cond([index]), seed) for one, index, seed in alone])
 
 
-def noise_seed(schedule: Schedule, draw: Draw) -> int:
+def noise_seed(batching: Batching, draw: Draw) -> int:
     """Of the draw's noise; where all of an update share one, of its first draw's."""
-    return draw_seed(schedule, draw.number - (draw.number % schedule.batch if schedule.shared_noise else 0))
+    return draw_seed(batching, draw.number - (draw.number % batching.batch if batching.shared_noise else 0))
 
 
-def draw_seed(schedule: Schedule, number: int) -> int:
+def draw_seed(batching: Batching, number: int) -> int:
     """Of a draw's own noise and all else that is drawn for it: with the pair's number, its noise level.
 
     Runs of other seeds share none. As RandomNoise's noise_seed it gives the same noise.
     """
-    return derived_seed("draw", schedule.seed, number)
+    return derived_seed("draw", batching.seed, number)
 
 
-def shape_of(draw: Draw, schedule: Schedule) -> tuple[int, int, int]:
-    return draw.data.shape(draw.index) if draw.is_photo else schedule.shape
+def shape_of(draw: Draw, batching: Batching) -> tuple[int, int, int]:
+    return draw.data.shape(draw.index) if draw.is_photo else batching.shape
 
 
-def of_one_shape(draws: Sequence[Draw], schedule: Schedule) -> list[list[Draw]]:
+def of_one_shape(draws: Sequence[Draw], batching: Batching) -> list[list[Draw]]:
     """The draws of an update in groups that are sampled together: of one dataset and shapes, and not too many.
 
     Keeps the order within a group; where all are of one shape, the order of all.
     """
     alike: dict[Any, list[Draw]] = {}
     for draw in draws:
-        shapes = shape_of(draw, schedule), draw.data.cond_shape(draw.index)
+        shapes = shape_of(draw, batching), draw.data.cond_shape(draw.index)
         alike.setdefault((id(draw.data), *shapes), []).append(draw)
-    most = max(schedule.at_once, schedule.sampled_at_once)
+    most = max(batching.at_once, batching.sampled_at_once)
     return [same[i : i + most] for same in alike.values() for i in range(0, len(same), most)]
 
 
 def prepare_data(
     first: int,
     updates: int,
-    schedule: Schedule,
+    batching: Batching,
     dataset: Dataset,
     photos: Dataset | None = None,
     also: Sequence[int] = (),
@@ -289,32 +289,32 @@ def prepare_data(
     Of no more than `updates` updates and about MOST_AHEAD draws, for what is encoded takes time and room on the disk.
     also: more of the dataset that is needed now. Returns the first update that they were not told of.
     """
-    end = first + max(1, min(updates, MOST_AHEAD // schedule.batch * schedule.reuse))
-    draws = [draw for update in range(first, end) for draw in draws_of(update, schedule, dataset, photos)]
+    end = first + max(1, min(updates, MOST_AHEAD // batching.batch * batching.reuse))
+    draws = [draw for update in range(first, end) for draw in draws_of(update, batching, dataset, photos)]
     for data, more in ((dataset, also), (photos, ())):
         if hasattr(data, "prepare"):
             data.prepare(list(dict.fromkeys([*more, *(draw.index for draw in draws if draw.data is data)])))
     return end
 
 
-def prepare(run: Run, updates: int, terms: Sequence[Term], schedule: Schedule, dataset: Dataset, photos=None) -> int:
+def prepare(run: Run, updates: int, terms: Sequence[Term], batching: Batching, dataset: Dataset, photos=None) -> int:
     """Tell the datasets, and the rewards the texts, that the next updates will ask; see `prepare_data`."""
-    end = prepare_data(run.updates, updates, schedule, dataset, photos)
+    end = prepare_data(run.updates, updates, batching, dataset, photos)
     for term in terms:
         if hasattr(term.reward, "prepare"):
             texts = []
             for update in range(run.updates, end):
-                draws = draws_of(update, schedule, dataset, photos)
+                draws = draws_of(update, batching, dataset, photos)
                 prompts = [draw.data.prompts[draw.index] for draw in draws]
-                seeds = [draw_seed(schedule, draw.number) for draw in draws]
+                seeds = [draw_seed(batching, draw.number) for draw in draws]
                 texts += [text for side in term.objective.texts(prompts, update + 1, seeds) for text in side]
             term.reward.prepare(list(dict.fromkeys(texts)))
     return end
 
 
-def log_seeds(update: int, schedule: Schedule, draws: list[Draw]):
+def log_seeds(update: int, batching: Batching, draws: list[Draw]):
     """Name the noise of each sample, so that any of them can be made again, node by node."""
-    seeds = [str(noise_seed(schedule, draw)) for draw in draws]
+    seeds = [str(noise_seed(batching, draw)) for draw in draws]
     more = f" and {len(seeds) - MOST_NAMED} more" if len(seeds) > MOST_NAMED else ""
     log.info("Update %d: noise seeds %s%s.", update + 1, ", ".join(seeds[:MOST_NAMED]), more)
 
@@ -328,7 +328,7 @@ def describe_data(data: Dataset) -> str:
 def train(
     run: Run,
     updates: int,
-    schedule: Schedule,
+    batching: Batching,
     terms: Sequence[Term],
     dataset: Dataset,
     on_update: Callable[[dict], Any] = lambda _: None,
@@ -345,15 +345,15 @@ def train(
     run.check_disk()
     run.train_on(" and ".join(describe_data(data) for data in (dataset, photos) if data))
     end = run.updates + updates
-    ready = prepare(run, updates, terms, schedule, dataset, photos)
+    ready = prepare(run, updates, terms, batching, dataset, photos)
     try:
         with events(run.folder / "events", run.updates, run.trouble) as write:
             for _ in range(updates):
                 if run.updates >= ready:
-                    ready = prepare(run, end - run.updates, terms, schedule, dataset, photos)
-                log_seeds(run.updates, schedule, draws_of(run.updates, schedule, dataset, photos))
-                scores = sample_scores(run, terms=terms, dataset=dataset, photos=photos, schedule=schedule, **world)
-                metrics = run.update(scores, schedule.batch * schedule.pairs)
+                    ready = prepare(run, end - run.updates, terms, batching, dataset, photos)
+                log_seeds(run.updates, batching, draws_of(run.updates, batching, dataset, photos))
+                scores = sample_scores(run, terms=terms, dataset=dataset, photos=photos, batching=batching, **world)
+                metrics = run.update(scores, batching.batch * batching.pairs)
                 write(metrics)
                 if on_update(metrics):
                     break

@@ -79,7 +79,7 @@ class Need:
 class Block(NamedTuple):
     """Bytes of one block of a model: what stays from its forward to its backward, and what it takes on top of that."""
 
-    kept: int
+    saved: int
     inside: int
 
 
@@ -87,7 +87,7 @@ def over_blocks(before: int, blocks: Iterable[Block]) -> tuple[int, int]:
     """The peak of a forward and backward through blocks, and what is held between the two; `before` is there anyway."""
     held = peak = before
     for block in blocks:
-        held += block.kept
+        held += block.saved
         peak = max(peak, held + block.inside)
     return peak, held
 
@@ -95,13 +95,13 @@ def over_blocks(before: int, blocks: Iterable[Block]) -> tuple[int, int]:
 class Use(NamedTuple):
     """How a run uses memory.
 
-    at_once: pictures in one trained forward; kept: blocks whose activations stay for the backward; parked: the inputs
-    of the others wait for it in RAM; sampled_at_once: pictures that are rolled out together.
+    at_once: pictures in one trained forward; kept_blocks: blocks whose activations stay for the backward; offload: the
+    inputs of the others wait for it in RAM; sampled_at_once: pictures that are rolled out together.
     """
 
     at_once: int = 1
-    kept: int = 0
-    parked: bool = False
+    kept_blocks: int = 0
+    offload: bool = False
     sampled_at_once: int = 1
 
 
@@ -124,13 +124,13 @@ def fastest(needs_with: Callable[[Use], Mapping[str, Need]], at_once: int, batch
     uses = [Use(at_once >> halvings) for halvings in range(at_once.bit_length())]
     use = next((use for use in uses if peak(use) <= budget), None)
     if use is None:
-        return Use(parked=True)
+        return Use(offload=True)
     least = peak(use)
-    most = peak(use._replace(kept=blocks))
-    kept = blocks if most <= budget else int(blocks * (budget - least) / (most - least))
-    while kept and peak(use._replace(kept=kept)) > budget:  # blocks differ
-        kept = kept * 3 // 4
-    return use._replace(kept=kept)
+    most = peak(use._replace(kept_blocks=blocks))
+    kept_blocks = blocks if most <= budget else int(blocks * (budget - least) / (most - least))
+    while kept_blocks and peak(use._replace(kept_blocks=kept_blocks)) > budget:  # blocks differ
+        kept_blocks = kept_blocks * 3 // 4
+    return use._replace(kept_blocks=kept_blocks)
 
 
 def sampled_together(rollout: Need, resting: int, at_once: int, batch: int, budget: float) -> int:

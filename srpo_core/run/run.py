@@ -14,13 +14,15 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import Parameter
 
-from ..algorithm.step import Score, Seen, check_belongs, check_reached, describe, look
+from ..algorithm.metrics import Summary, describe, summarise
+from ..algorithm.step import Score
 from ..algorithm.terms import Spread
 from ..checks import check_number, check_whole
 from ..files import check_writable, write_whole
 from .folder import METRICS, STATE, FolderGone, FolderLock, newest_state, snapshot_file, snapshots_in
 from .history import history_text, read_history, recent_words_gap
 from .optimizers import check_optimizer_state, learning_rate_factor, make_optimizer, optimizer_state, restore_optimizer
+from .score_checks import check_belongs, check_reached
 from .state_file import COUNTS, VERSION, NewerState, SpoiltState, State, described, read_state, spreads_of
 
 log = logging.getLogger(__name__)
@@ -146,14 +148,14 @@ class Run:
         try:
             self.optimizer.zero_grad(set_to_none=True)  # whatever another's update left here
             self._turn("train")
-            seen = []
+            summaries = []
             for score in scores:
                 check_belongs(score, self.parameters, self.updates + 1, self.name)
                 score.pull(1 / prompts)
-                seen.append(look(score))
-            check_reached(seen, self.parameters, self.name)
+                summaries.append(summarise(score))
+            check_reached(summaries, self.parameters, self.name)
             norm = torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.settings.max_gradient_norm).item()
-            metrics = {"update": self.updates + 1, **describe(seen), "gradient_norm": norm}
+            metrics = {"update": self.updates + 1, **describe(summaries), "gradient_norm": norm}
             why = "its loss or gradient is not finite"
             if math.isfinite(norm) and math.isfinite(metrics["loss"]):
                 kept = kept or self._copy()
@@ -161,7 +163,7 @@ class Run:
                 self._step()
                 self._turn("eval")
                 self._average()
-                self._remember(seen)
+                self._remember(summaries)
                 why = self._not_finite()
                 finite = not why
         finally:
@@ -246,7 +248,7 @@ class Run:
             )
 
     def _turn(self, mode: str):
-        """Schedule-free optimisers take gradients at another point ("train") than the one that is their result."""
+        """Batching-free optimisers take gradients at another point ("train") than the one that is their result."""
         if hasattr(self.optimizer, mode):
             getattr(self.optimizer, mode)()
 
@@ -276,8 +278,8 @@ class Run:
         for name, value in values.items():
             self.parameters[name].copy_(value)
 
-    def _remember(self, seen: list[Seen]):
-        for answer in (answer for each in seen for answer in each.answers):
+    def _remember(self, summaries: list[Summary]):
+        for answer in (answer for each in summaries for answer in each.answers):
             answer.add_to(self.spreads.setdefault(answer.name, Spread()))
 
     def _finish(self, metrics: dict[str, float], finite: bool, why: str):

@@ -1,4 +1,4 @@
-"""What the training scripts of the toy models share: the optimiser, its schedule, and saving."""
+"""What the training scripts of the toy models share: the optimiser, its batching, and saving."""
 
 import logging
 import math
@@ -61,7 +61,7 @@ class Muon(torch.optim.Optimizer):
 
 
 class Trainer:
-    """Two optimisers, Muon for hidden matrices and Adam for the rest, on a warm-up and linear-decay schedule.
+    """Two optimisers, Muon for hidden matrices and Adam for the rest, on a warm-up and linear-decay batching.
 
     model: its parameters that require gradients are trained.
     adam_only: parts of "/" + parameter name; those go to Adam although matrices (embeddings, first and last layers).

@@ -35,7 +35,7 @@ def test_recovered_is_x0_plus_or_minus_the_weighted_error(case):
     (x0, noise, velocity), branches = case
     for branch, sign in zip(branches, (1, -1)):
         error = (noise - x0) - velocity
-        expected = x0 + sign * per_sample(branch.weight, x0) * error
+        expected = x0 + sign * per_sample(branch.error_gain, x0) * error
         torch.testing.assert_close(recovered(x0, noise, velocity, branch), expected, **TOLERANCE)
 
 
@@ -60,7 +60,7 @@ def test_slope_is_the_derivative_and_its_size_the_weight(case):
         (gradient,) = torch.autograd.grad(recovered(x0, noise, velocity, branch).sum(), velocity)
         slope = recovery_slope(branch.sigma_in, branch.sigma_out)
         torch.testing.assert_close(gradient, per_sample(slope, x0).expand_as(x0), **TOLERANCE)
-        torch.testing.assert_close(slope, sign * branch.weight, **TOLERANCE)
+        torch.testing.assert_close(slope, sign * branch.error_gain, **TOLERANCE)
 
 
 @given(cases())
@@ -72,7 +72,9 @@ def test_a_batch_is_its_samples(case):
                 x0[i : i + 1],
                 noise[i : i + 1],
                 velocity[i : i + 1],
-                Branch(branch.name, branch.sigma_in[i : i + 1], branch.sigma_out[i : i + 1], branch.index[i : i + 1]),
+                Branch(
+                    branch.name, branch.sigma_in[i : i + 1], branch.sigma_out[i : i + 1], branch.grid_index[i : i + 1]
+                ),
             )
             for i in range(len(x0))
         ]
@@ -85,10 +87,10 @@ def test_plain_one_step_prediction_makes_a_larger_error(case):
     """Recovering from a step all the way to sigma 0 is ReFL's prediction, `x0 + sigma_in e`."""
     (x0, noise, velocity), (denoise, _) = case
     clean = torch.zeros_like(denoise.sigma_out)
-    plain = recovered(x0, noise, velocity, Branch("denoise", denoise.sigma_in, clean, denoise.index))
+    plain = recovered(x0, noise, velocity, Branch("denoise", denoise.sigma_in, clean, denoise.grid_index))
     error = (noise - x0) - velocity
     torch.testing.assert_close(plain, x0 + per_sample(denoise.sigma_in, x0) * error, **TOLERANCE)
-    assert (denoise.weight <= denoise.sigma_in + 1e-12).all()
+    assert (denoise.error_gain <= denoise.sigma_in + 1e-12).all()
 
 
 def test_inject_runs_from_clean_to_noise():

@@ -20,7 +20,7 @@ from srpo_core.algorithm.protocols import Pullback
 from srpo_core.algorithm.terms import Term
 from srpo_core.run import run as run_module
 from srpo_core.run.folder import FolderGone, FolderLock, snapshots_in, whole_snapshots
-from srpo_core.run.loop import Schedule, sample_scores, train
+from srpo_core.run.loop import Batching, sample_scores, train
 from srpo_core.run.run import MAX_FAILED_SAVES, MAX_SKIPPED, Run, Settings
 from srpo_core.run.state_file import updates_in
 
@@ -133,13 +133,13 @@ def on_disk(folder) -> dict:
     return {file.relative_to(folder).as_posix(): file.read_bytes() for file in kept}
 
 
-def check_it_goes_on(run: Run, parts: dict, straight: Run, tmp_path, schedule=TWO):
+def check_it_goes_on(run: Run, parts: dict, straight: Run, tmp_path, batching=TWO):
     """The run in memory, and its folder opened by another process, come to what `straight` came to."""
     shutil.copytree(run.folder, tmp_path / "after a restart")
     fresh = world()
     reopened = Run(tmp_path / "after a restart", fresh["flow"].parameters, run.settings)
     for goes_on, world_of_it in ((run, parts), (reopened, fresh)):
-        train(goes_on, straight.updates - goes_on.updates, schedule, **world_of_it)
+        train(goes_on, straight.updates - goes_on.updates, batching, **world_of_it)
         assert everything(goes_on) == everything(straight)
         files_of = on_disk(goes_on.folder)
         assert files_of["metrics.jsonl"] == (straight.folder / "metrics.jsonl").read_bytes()
@@ -153,25 +153,25 @@ CASES = [
 
 
 @pytest.mark.parametrize(
-    "finished, schedule", [(0, TWO), (2, Schedule(SHAPE, batch=2, reuse=2))], ids=["first", "third"]
+    "finished, batching", [(0, TWO), (2, Batching(SHAPE, batch=2, reuse=2))], ids=["first", "third"]
 )
 @pytest.mark.parametrize("stage, failure, optimizer", CASES, ids=map(", ".join, CASES))
-def test_a_failure_inside_an_update_leaves_no_trace(tmp_path, stage, failure, optimizer, finished, schedule):
+def test_a_failure_inside_an_update_leaves_no_trace(tmp_path, stage, failure, optimizer, finished, batching):
     chosen = settings(optimizer)
     parts = world()
     fault = Fault(failing(FAILURES[failure]))
     run = Run(tmp_path / "run", parts["flow"].parameters, chosen)
     put_in(fault, stage, run, parts)
-    train(run, finished, schedule, **parts)
+    train(run, finished, batching, **parts)
     memory = everything(run)
     disk = on_disk(run.folder)
     fault.arm(1 if stage in AT_THE_STEP else 2)
     with pytest.raises(type(FAILURES[failure])):
-        train(run, 3, schedule, **parts)
+        train(run, 3, batching, **parts)
     assert everything(run) == memory and on_disk(run.folder) == disk
     assert all(parameter.grad is None for parameter in run.parameters.values())
-    straight = go(tmp_path / "straight", finished + 2, schedule, chosen)
-    check_it_goes_on(run, parts, straight, tmp_path, schedule)
+    straight = go(tmp_path / "straight", finished + 2, batching, chosen)
+    check_it_goes_on(run, parts, straight, tmp_path, batching)
 
 
 def refusing(replace, files: tuple[str, ...], error: OSError, times: int):
@@ -279,7 +279,7 @@ def test_killed_at_any_moment_the_promised_snapshots_are_there(tmp_path, monkeyp
             patch.setattr(files.os, "unlink", dying(os.unlink))
             try:
                 for _ in range(5):
-                    run.update(sample_scores(run, schedule=TWO, **parts), 2)
+                    run.update(sample_scores(run, batching=TWO, **parts), 2)
             except Killed:
                 pass
             else:
@@ -319,25 +319,25 @@ def test_a_state_too_large_to_copy_is_taken_from_disk_where_a_step_failed(
     monkeypatch.setattr(run_module, "MOST_COPIED", 0)
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     rare = Settings(learning_rate=1e-2, save_every=100, ema=0.9)
-    schedule = Schedule(SHAPE, batch=2, reuse=reuse)
+    batching = Batching(SHAPE, batch=2, reuse=reuse)
     parts = world()
     fault = Fault(failing(FAILURES[failure]))
     run = Run(tmp_path / "run", parts["flow"].parameters, rare)
     put_in(fault, stage, run, parts)
-    train(run, saved, schedule, **parts)
+    train(run, saved, batching, **parts)
     run.save = lambda: None
     steps = 4 if reuse == 1 else 5  # the fifth update rolls out in the third case, not in the second
-    train(run, steps - saved, schedule, **parts)
+    train(run, steps - saved, batching, **parts)
     fault.arm(1)
     at_the_step = stage in AT_THE_STEP
     if stage == "rollout" and steps % reuse:
         steps += reuse - steps % reuse  # there is none before
     with pytest.raises(type(FAILURES[failure])):
-        train(run, 3, schedule, **parts)
+        train(run, 3, batching, **parts)
     del run.save
-    straight = go(tmp_path / "straight", saved if at_the_step else steps, schedule, rare)
+    straight = go(tmp_path / "straight", saved if at_the_step else steps, batching, rare)
     assert everything(run) == everything(straight)
-    check_it_goes_on(run, parts, go(tmp_path / "longer", steps + 2, schedule, rare), tmp_path, schedule)
+    check_it_goes_on(run, parts, go(tmp_path / "longer", steps + 2, batching, rare), tmp_path, batching)
 
 
 def test_a_step_that_fails_half_way_with_nothing_to_go_back_to_is_never_saved(tmp_path, monkeypatch):
@@ -533,9 +533,9 @@ def test_a_step_that_leaves_what_is_not_finite_is_undone_and_counts_as_skipped(
 ):
     chosen = settings(optimizer)
     parts = world()
-    schedule = Schedule(SHAPE, batch=2, reuse=2)
+    batching = Batching(SHAPE, batch=2, reuse=2)
     run = Run(tmp_path / "run", parts["flow"].parameters, chosen)
-    train(run, 3, schedule, **parts)
+    train(run, 3, batching, **parts)
     before = everything(run)
     remember = run._remember
 
@@ -544,13 +544,13 @@ def test_a_step_that_leaves_what_is_not_finite_is_undone_and_counts_as_skipped(
         poisoned(run, place, value)
 
     run._remember = spoil
-    train(run, 1, schedule, **parts)
+    train(run, 1, batching, **parts)
     del run._remember
     after = everything(run)
     assert all(after[key] == before[key] for key in ("parameters", "ema", "slots", "groups", "spreads", "rollouts"))
     assert (run.updates, run.skipped, run.saved) == (4, 1, 4) and "Update 4 skipped: " in caplog.text
     assert everything(opened_with(run)) == after
-    train(run, 1, schedule, **parts)
+    train(run, 1, batching, **parts)
     assert (run.updates, run.skipped, run.skipped_in_a_row) == (5, 1, 0)
 
 
@@ -599,7 +599,7 @@ def test_a_folder_that_is_gone_is_not_written_to_any_more(tmp_path, gone):
     before = on_disk(tmp_path)
     for write in (
         lambda: train(run, 1, TWO, **parts),
-        lambda: run.update(sample_scores(run, schedule=TWO, **parts), 2),
+        lambda: run.update(sample_scores(run, batching=TWO, **parts), 2),
         lambda: run.write_aside(folder / "samples/1.png", lambda path: path.write_bytes(b"picture")),
         run.save,
     ):

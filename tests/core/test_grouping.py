@@ -13,7 +13,7 @@ from srpo_core.algorithm.noise_levels import Window
 from srpo_core.algorithm.objective import Objective
 from srpo_core.algorithm.step import Noised, normalise, one_step_recover, score_recovered
 from srpo_core.algorithm.terms import Term, combine
-from srpo_core.run.loop import Schedule, sample_scores, train
+from srpo_core.run.loop import Batching, sample_scores, train
 from srpo_core.run.run import Run, Settings
 
 FAR = Objective(threshold=9.0)  # the hinge stays open
@@ -64,10 +64,10 @@ class Photos:
         return torch.stack([numbers(50 + i, *self.shape(i)) for i in indices])
 
 
-def gone(folder, schedule, terms, guard, photos, updates=2):
+def gone(folder, batching, terms, guard, photos, updates=2):
     parts = world(dtype=torch.float64) | {"terms": combine(terms)}
     run = Run(folder, parts["flow"].parameters, EXACT)
-    train(run, updates, schedule, guard=guard, photos=photos, **parts)
+    train(run, updates, batching, guard=guard, photos=photos, **parts)
     return run
 
 
@@ -76,10 +76,10 @@ def gone(folder, schedule, terms, guard, photos, updates=2):
     "guard, pairs, photos", [(NO_GUARD, 1, None), (Guard(0.3, 0.2), 2, Photos())], ids=["plain", "guard, pairs, photos"]
 )
 def test_at_once_changes_nothing(tmp_path, terms, guard, pairs, photos):
-    schedule = Schedule(SHAPE, batch=4, pairs=pairs, photo_share=0.5)
-    one = gone(tmp_path / "1", schedule, terms, guard, photos)
+    batching = Batching(SHAPE, batch=4, pairs=pairs, photo_share=0.5)
+    one = gone(tmp_path / "1", batching, terms, guard, photos)
     for at_once, sampled in ((2, 1), (4, 4), (1, 4)):
-        together = replace(schedule, at_once=at_once, sampled_at_once=sampled)
+        together = replace(batching, at_once=at_once, sampled_at_once=sampled)
         many = gone(tmp_path / f"{at_once} {sampled}", together, terms, guard, photos)
         for name, parameter in one.parameters.items():
             torch.testing.assert_close(many.parameters[name], parameter, rtol=0, atol=1e-9)
@@ -94,7 +94,7 @@ def test_the_order_of_the_samples_changes_nothing(tmp_path, terms):
     for order in (1, -1):
         parts = world(dtype=torch.float64) | {"terms": combine(terms)}
         run = Run(tmp_path / str(order), parts["flow"].parameters, EXACT)
-        scores = list(sample_scores(run, schedule=Schedule(SHAPE, batch=4), **parts))
+        scores = list(sample_scores(run, batching=Batching(SHAPE, batch=4), **parts))
         found.append(run.update(scores[::order], 4))
     assert found[0] == pytest.approx(found[1], rel=1e-9)
 
@@ -103,7 +103,7 @@ def test_no_sample_of_a_first_update_outweighs_the_others(tmp_path):
     """By its own two answers a sample would be scaled by anything; the factor of all is one."""
     parts = world(dtype=torch.float64) | {"terms": combine(TERMS["several"])}
     run = Run(tmp_path, parts["flow"].parameters, EXACT)
-    scores = list(sample_scores(run, schedule=Schedule(SHAPE, batch=8), **parts))
+    scores = list(sample_scores(run, batching=Batching(SHAPE, batch=8), **parts))
     run.update(scores, 8)
     std = {name: spread.std for name, spread in run.spreads.items()}
     weights = {term.name: term.weight for term in parts["terms"]}
@@ -144,7 +144,7 @@ def test_latents_in_half_precision_are_computed_in_fp32(kind):
         stepped = euler_step(x, velocity, branch.sigma_in, branch.sigma_out)
         found = recover(stepped, noise, branch.sigma_out)
         assert x.dtype == stepped.dtype == found.dtype == torch.float32
-        w = branch.weight.view(-1, 1, 1, 1) * (1 if branch.name == "denoise" else -1)
+        w = branch.error_gain.view(-1, 1, 1, 1) * (1 if branch.name == "denoise" else -1)
         expected = x0.double() + w * (noise.double() - x0.double() - velocity.double())
         torch.testing.assert_close(found.double(), expected, rtol=0, atol=2e-5)
 
@@ -163,7 +163,7 @@ def test_half_precision_rollouts_train_as_their_fp32_copies(tmp_path, kind):
         rollout = parts["flow"].rollout
         parts["flow"].rollout = lambda *args, rollout=rollout, back=back: rollout(*args).to(kind).to(back)
         run = Run(tmp_path / str(back), parts["flow"].parameters, EXACT)
-        train(run, 2, Schedule(SHAPE, batch=3), **parts)
+        train(run, 2, Batching(SHAPE, batch=3), **parts)
         runs.append(run)
     for name, parameter in runs[0].parameters.items():
         assert torch.equal(parameter, runs[1].parameters[name])
@@ -183,6 +183,6 @@ def test_samplers_that_draw_noise_are_given_one_picture_at_a_time(tmp_path):
         flow.rollout = drawing
         flow.samples_depend_on_batch = True
         run = Run(tmp_path / str(at_once), flow.parameters, EXACT)
-        train(run, 1, Schedule(SHAPE, batch=4, at_once=at_once), **parts)
+        train(run, 1, Batching(SHAPE, batch=4, at_once=at_once), **parts)
         found.append(run.history[0])
     assert found[0] == pytest.approx(found[1], rel=1e-6)

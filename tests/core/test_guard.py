@@ -6,11 +6,12 @@ from tiny_run import world as tiny_world_parts
 from tiny_world import SHAPE, TinyData, TinyDecoder, TinyFlow, TinyReward, numbers
 
 from srpo_core.algorithm.guard import NO_GUARD, Guard, norm_ratio
+from srpo_core.algorithm.metrics import describe, summarise
 from srpo_core.algorithm.noise_levels import Window
 from srpo_core.algorithm.objective import Objective
-from srpo_core.algorithm.step import Compared, Noised, describe, look, one_step_recover, score_recovered
+from srpo_core.algorithm.step import Compared, Noised, one_step_recover, score_recovered
 from srpo_core.algorithm.terms import Term
-from srpo_core.run.loop import Schedule, sample_scores, train
+from srpo_core.run.loop import Batching, sample_scores, train
 from srpo_core.run.run import Run, Settings
 
 
@@ -18,13 +19,13 @@ def test_the_loss_is_the_hinge_and_the_distance():
     frozen = numbers(1, 3, *SHAPE)
     velocity = frozen * torch.tensor([0.5, 1.0, 1.2]).view(-1, 1, 1, 1)
     torch.testing.assert_close(norm_ratio(velocity, frozen), torch.tensor([0.5, 1.0, 1.2]).double(), rtol=1e-6, atol=0)
-    hinge = Guard(norm=2.0).loss(velocity, frozen)
-    pull = Guard(pull=3.0).loss(velocity, frozen)
+    hinge = Guard(norm_weight=2.0).loss(velocity, frozen)
+    pull = Guard(distance_weight=3.0).loss(velocity, frozen)
     torch.testing.assert_close(hinge, torch.tensor([0.0, 0.0, 0.4]).double(), rtol=0, atol=1e-6)
     mean_square = frozen.square().flatten(1).mean(1)
     torch.testing.assert_close(pull, 3 * mean_square * torch.tensor([0.25, 0.0, 0.04]), rtol=1e-6, atol=1e-12)
     assert Guard(2.0, 3.0).loss(velocity, frozen).equal(hinge + pull)
-    assert not NO_GUARD and Guard(norm=1.0) and Guard(pull=1.0)
+    assert not NO_GUARD and Guard(norm_weight=1.0) and Guard(distance_weight=1.0)
 
 
 def trained_a_little(flow):
@@ -56,7 +57,7 @@ def test_the_gradient_is_that_of_the_whole_loss(guard):
             torch.testing.assert_close(parameter.grad, gradient, rtol=0, atol=1e-12)
             parameter.grad = None
         terms = [Term(TinyReward(), Objective())]
-        found = describe([look(score_recovered(recovered, branch, TinyDecoder(), terms, prompts, 1))])
+        found = describe([summarise(score_recovered(recovered, branch, TinyDecoder(), terms, prompts, 1))])
         assert found["velocity_ratio"] == pytest.approx(recovered.velocity_ratio.mean().item()) != 1
         assert (found["guard"] > 0) == bool(guard)
 
@@ -67,23 +68,23 @@ def test_without_a_guard_one_sample_of_an_update_is_compared(tmp_path):
     frozen_velocity = parts["flow"].frozen_velocity
     parts["flow"].frozen_velocity = lambda x, *rest: asked.append(len(x)) or frozen_velocity(x, *rest)
     run = Run(tmp_path, parts["flow"].parameters, Settings())
-    list(sample_scores(run, schedule=Schedule(SHAPE, batch=4, at_once=2, pairs=2), **parts))
+    list(sample_scores(run, batching=Batching(SHAPE, batch=4, at_once=2, pairs=2), **parts))
     assert asked == [1]
-    list(sample_scores(run, schedule=Schedule(SHAPE, batch=4, at_once=2), guard=Guard(1.0), **parts))
+    list(sample_scores(run, batching=Batching(SHAPE, batch=4, at_once=2), guard=Guard(1.0), **parts))
     assert asked[1:] == [2] * 4
-    train(run, 1, Schedule(SHAPE), **parts)
+    train(run, 1, Batching(SHAPE), **parts)
     assert run.history[0]["velocity_ratio"] == pytest.approx(1)  # nothing is trained yet
 
 
 def test_a_guard_brings_an_inflated_model_back(tmp_path):
     distances = {}
-    for name, guard in {"free": NO_GUARD, "hinge": Guard(norm=1.0), "pull": Guard(pull=1.0)}.items():
+    for name, guard in {"free": NO_GUARD, "hinge": Guard(norm_weight=1.0), "pull": Guard(distance_weight=1.0)}.items():
         parts = tiny_world_parts()
         flow = parts["flow"]
         with torch.no_grad():
             flow.parameters["mix"] *= 2
         run = Run(tmp_path / name, flow.parameters, Settings(learning_rate=3e-2))
-        train(run, 40, Schedule(SHAPE, batch=2), **parts, guard=guard)
+        train(run, 40, Batching(SHAPE, batch=2), **parts, guard=guard)
         x = numbers(3, 8, *SHAPE).float()
         sigma = torch.full((8,), 0.85)
         cond = torch.zeros(8)

@@ -16,7 +16,7 @@ from srpo_core.algorithm.terms import Term
 from srpo_core.headless.decoder import DiffusersDecoder
 from srpo_core.headless.flux import FluxFlow, image_ids, pack, unpack
 from srpo_core.headless.prompts import ClipPrompts
-from srpo_core.run.loop import Schedule, train
+from srpo_core.run.loop import Batching, train
 from srpo_core.run.run import Run, Settings
 from srpo_core.toy import models
 from srpo_core.toy.world import toy_world, wire
@@ -256,7 +256,7 @@ def test_without_adapter_puts_it_back():
 # The rollout
 
 
-def test_rollout_is_euler_on_the_shifted_schedule():
+def test_rollout_is_euler_on_the_shifted_batching():
     flow = moved(FluxFlow(new_flux(), rank=2, steps=5, guidance=3.5, rollout_guidance=1.5))
     sigmas = [shift(1 - i / 5, math.exp(1.15)) for i in range(6)]
     x = X
@@ -405,9 +405,9 @@ def test_no_prompts_are_refused():
 def go(folder, updates):
     flow, decoder, reward, dataset = random_world(rank=2, steps=2)
     run = Run(folder, flow.parameters, Settings(learning_rate=1e-3))
-    schedule = Schedule((16, 8, 8), batch=2, at_once=2)
+    batching = Batching((16, 8, 8), batch=2, at_once=2)
     terms = [Term(reward, Objective())]
-    train(run, updates, schedule, terms, dataset, flow=flow, decoder=decoder, window=Window())
+    train(run, updates, batching, terms, dataset, flow=flow, decoder=decoder, window=Window())
     return run
 
 

@@ -88,7 +88,7 @@ def test_the_fastest_use_of_memory(budget, use):
     """Weights of 50, 1 for each picture at once, 4 for each block kept."""
 
     def needs_with(use):
-        return {"branch": Need(50, use.at_once + 4 * use.kept), "decode": Need(1, 2)}
+        return {"branch": Need(50, use.at_once + 4 * use.kept_blocks), "decode": Need(1, 2)}
 
     assert fastest(needs_with, at_once=8, batch=8, blocks=10, budget=budget) == use
 
@@ -108,7 +108,7 @@ def test_how_many_share_a_forward_where_that_is_to_be_chosen(budget, use):
     """Weights of 50, 1 for each picture at once, with 10 blocks of 0.7 kept for each, and 0.4 for any."""
 
     def needs_with(use):
-        return {"branch": Need(50, use.at_once + (0.7 * use.at_once + 0.4) * use.kept)}
+        return {"branch": Need(50, use.at_once + (0.7 * use.at_once + 0.4) * use.kept_blocks)}
 
     assert fastest(needs_with, at_once=0, batch=12, blocks=10, budget=budget) == use
 
@@ -117,7 +117,7 @@ def test_blocks_that_cost_more_than_the_mean():
     """The last ones, 10 each, the others 1."""
 
     def needs_with(use):
-        return {"branch": Need(0, 10 * min(use.kept, 2) + max(use.kept - 2, 0))}
+        return {"branch": Need(0, 10 * min(use.kept_blocks, 2) + max(use.kept_blocks - 2, 0))}
 
     assert fastest(needs_with, 1, 1, 10, 14) == Use(1, 1)
 

@@ -47,7 +47,7 @@ def test_check_values_of_the_hps_window(m, denoise, inversion, weight):
     for branch, sigmas in zip(HPS.branches([m]), (denoise, inversion)):
         if sigmas:
             assert (branch.sigma_in.item(), branch.sigma_out.item()) == pytest.approx(sigmas, abs=5.1e-5)
-    assert HPS.branches([m])[0].weight.item() == pytest.approx(weight, abs=5e-4)
+    assert HPS.branches([m])[0].error_gain.item() == pytest.approx(weight, abs=5e-4)
 
 
 @pytest.mark.parametrize("window", WINDOWS.values(), ids=WINDOWS)
@@ -57,7 +57,7 @@ def test_every_position_follows_the_formula(window):
     for branch, name, rows in zip(window.branches(positions), ("denoise", "inversion"), zip(*pairs)):
         sigma_in, sigma_out, index = zip(*rows)
         assert branch.name == name
-        assert branch.index.tolist() == list(index)
+        assert branch.grid_index.tolist() == list(index)
         torch.testing.assert_close(branch.sigma_in, torch.tensor(sigma_in, dtype=torch.float64), rtol=0, atol=1e-12)
         torch.testing.assert_close(branch.sigma_out, torch.tensor(sigma_out, dtype=torch.float64), rtol=0, atol=1e-12)
 
@@ -75,18 +75,18 @@ def test_denoise_goes_down_and_inversion_goes_up(window):
 def test_branches_end_together_above_100_and_a_cell_apart_below():
     denoise, inversion = HPS.branches(list(range(1, GRID)))
     end = HPS.grid()
-    m = denoise.index
+    m = denoise.grid_index
     assert torch.equal(denoise.sigma_out[m > 100], inversion.sigma_out[m > 100])
-    torch.testing.assert_close(denoise.weight[m > 100], inversion.weight[m > 100], rtol=0, atol=1e-12)
+    torch.testing.assert_close(denoise.error_gain[m > 100], inversion.error_gain[m > 100], rtol=0, atol=1e-12)
     assert torch.equal(inversion.sigma_out[m <= 100], end[GRID - m[m <= 100] - 1])
-    assert (inversion.weight[m <= 100] > denoise.weight[m <= 100]).all()
+    assert (inversion.error_gain[m <= 100] > denoise.error_gain[m <= 100]).all()
 
 
 @given(st.lists(st.integers(1, GRID - 1), min_size=1, max_size=5))
 def test_a_batch_is_its_samples(positions):
     for i, together in enumerate(HPS.branches(positions)):
         alone = [HPS.branches([m])[i] for m in positions]
-        for field in ("sigma_in", "sigma_out", "index", "weight"):
+        for field in ("sigma_in", "sigma_out", "grid_index", "error_gain"):
             assert torch.equal(getattr(together, field), torch.cat([getattr(branch, field) for branch in alone]))
 
 

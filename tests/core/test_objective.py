@@ -54,7 +54,7 @@ def test_shared_bias_is_punished_at_low_noise_and_rewarded_at_high_noise():
     assert (HPS.reward.at(ENDS) - HPS.penalty.at(ENDS)).tolist() == pytest.approx([-0.20, 0.24], abs=1e-7)
     assert weight[[0, -1]].tolist() == pytest.approx([-0.20, 0.24], abs=1e-3)
     denoise, inversion = Window().branches(m)
-    expected = HPS.reward.at(denoise.index) - HPS.penalty.at(inversion.index)
+    expected = HPS.reward.at(denoise.grid_index) - HPS.penalty.at(inversion.grid_index)
     torch.testing.assert_close(weight, expected, rtol=0, atol=1e-12)
     assert (weight.diff() > 0).all()
     crossing = denoise.sigma_out[weight.abs().argmin()].item()
@@ -69,7 +69,10 @@ def test_each_branch_weighs_its_own_word(samples):
         (denoise, HPS.reward, positive, negative),
         (inversion, HPS.penalty, negative, positive),
     ):
-        k = [strength.low_noise + (strength.high_noise - strength.low_noise) * i / 999 for i in branch.index.tolist()]
+        k = [
+            strength.low_noise + (strength.high_noise - strength.low_noise) * i / 999
+            for i in branch.grid_index.tolist()
+        ]
         expected = float64(*[(1 + k) * a - b for k, a, b in zip(k, own, other)])
         found = HPS.relative_reward(branch, float64(*positive), float64(*negative))
         torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)

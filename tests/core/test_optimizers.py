@@ -1,4 +1,4 @@
-"""Optimisers of other libraries, the schedule, the moving average, and that a run resumes bit for bit with each."""
+"""Optimisers of other libraries, the learning rate over a run, the moving average; each resumes bit for bit."""
 
 import json
 import math
@@ -11,7 +11,7 @@ from tiny_world import SHAPE, TinyData, TinyDecoder, TinyFlow, TinyReward
 from srpo_core.algorithm.noise_levels import Window
 from srpo_core.algorithm.objective import Objective
 from srpo_core.algorithm.terms import Term
-from srpo_core.run.loop import Schedule, train
+from srpo_core.run.loop import Batching, train
 from srpo_core.run.optimizers import (
     OPTIMIZERS,
     learning_rate_factor,
@@ -47,7 +47,7 @@ def world(reward=None):
 def go(folder, updates, settings, reward=None):
     parts = world(reward)
     run = Run(folder, parts["flow"].parameters, settings)
-    train(run, updates, Schedule(SHAPE, batch=2), **parts)
+    train(run, updates, Batching(SHAPE, batch=2), **parts)
     return run
 
 
@@ -83,7 +83,7 @@ def test_a_failed_update_leaves_no_trace(tmp_path, name):
     run = Run(tmp_path, parts["flow"].parameters, settings(name))
     before = state(run)
     with pytest.raises(torch.OutOfMemoryError):
-        train(run, 1, Schedule(SHAPE, batch=2), **parts)
+        train(run, 1, Batching(SHAPE, batch=2), **parts)
     assert same(state(run), before) and run.updates == 2
 
 
@@ -220,7 +220,7 @@ def test_moving_average(tmp_path):
         expected = 0.75 * expected + 0.25 * run.parameters["mix"].detach()
         torch.testing.assert_close(run.ema["mix"], expected)
 
-    train(run, 3, Schedule(SHAPE, batch=2), on_update=check, **parts)
+    train(run, 3, Batching(SHAPE, batch=2), on_update=check, **parts)
     live = run.parameters["mix"].detach().clone()
     with run.averaged():
         assert torch.equal(run.parameters["mix"], run.ema["mix"]) and not torch.equal(live, run.ema["mix"])
@@ -246,7 +246,7 @@ def test_a_changed_learning_rate_is_used_from_then_on(tmp_path):
     parts = world()
     run = Run(tmp_path, parts["flow"].parameters, Settings(learning_rate=0.0, weight_decay=0.0))
     before = run.parameters["mix"].detach().clone()
-    train(run, 1, Schedule(SHAPE, batch=2), **parts)
+    train(run, 1, Batching(SHAPE, batch=2), **parts)
     assert torch.equal(run.parameters["mix"], before)
 
 

@@ -8,21 +8,21 @@ from tiny_run import TWO, go, state, world
 from tiny_world import SHAPE, TinyFlow
 
 from srpo_core.algorithm.objective import Objective
-from srpo_core.run.loop import Schedule, sample_scores
+from srpo_core.run.loop import Batching, sample_scores
 from srpo_core.run.run import Run, Settings
 
 
 def test_first_step_is_adamws_on_the_clipped_mean_gradient(tmp_path):
     settings = Settings(learning_rate=1e-2, weight_decay=0.1, max_gradient_norm=0.01)
-    schedule = TWO
+    batching = TWO
     parts = world(dtype=torch.float64)
-    for score in sample_scores(Run(tmp_path / "a", parts["flow"].parameters), schedule=schedule, **parts):
+    for score in sample_scores(Run(tmp_path / "a", parts["flow"].parameters), batching=batching, **parts):
         score.pull(0.5)
     gradients = {name: p.grad for name, p in parts["flow"].parameters.items()}
     norm = torch.cat([g.flatten() for g in gradients.values()]).norm()
     assert norm > settings.max_gradient_norm
 
-    run = go(tmp_path / "b", 1, schedule, settings, dtype=torch.float64)
+    run = go(tmp_path / "b", 1, batching, settings, dtype=torch.float64)
     assert run.history[0]["gradient_norm"] == pytest.approx(norm.item(), rel=1e-6)
     for name, start in TinyFlow().parameters.items():
         clipped = gradients[name] * 0.01 / norm
@@ -38,7 +38,7 @@ def test_an_update_keeps_no_pictures_of_what_it_has_pulled(tmp_path):
 
     def scores():
         pictures = []
-        for score in sample_scores(run, schedule=Schedule(SHAPE, batch=4), **parts):
+        for score in sample_scores(run, batching=Batching(SHAPE, batch=4), **parts):
             pictures.append(weakref.ref(score.image))
             yield score
             del score
@@ -54,7 +54,7 @@ def test_the_state_is_copied_for_the_step_alone(tmp_path):
     order = []
 
     def scores():
-        for score in sample_scores(run, schedule=TWO, **parts):
+        for score in sample_scores(run, batching=TWO, **parts):
             order.append("score")
             yield score
 

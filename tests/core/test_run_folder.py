@@ -10,7 +10,7 @@ from tiny_run import SETTINGS, TWO, go, opened, same, state, world
 from tiny_world import TinyData
 from torch.nn import Parameter
 
-from srpo_core.run.folder import branch, saved_updates
+from srpo_core.run.folder import fork, saved_updates
 from srpo_core.run.loop import sample_scores, train
 from srpo_core.run.run import Run, Settings
 
@@ -35,7 +35,7 @@ def test_resumed_from_a_kill_equals_uninterrupted(tmp_path):
     parts = world()
     run = Run(tmp_path / "killed", parts["flow"].parameters, Settings(learning_rate=1e-2, save_every=2))
     for _ in range(3):
-        run.update(sample_scores(run, schedule=TWO, **parts), 2)
+        run.update(sample_scores(run, batching=TWO, **parts), 2)
     assert saved_updates(tmp_path / "killed") == 2
     resumed = go(tmp_path / "killed", 3)
     assert same(state(resumed), state(straight)) and resumed.history == straight.history
@@ -116,8 +116,8 @@ def test_a_snapshot_s_merit_is_the_mean_of_the_updates_before_it(tmp_path):
 def test_a_branch_is_the_run_as_it_was(tmp_path, update):
     settings = Settings(learning_rate=1e-2, snapshot_every=2)
     go(tmp_path / "source", 6, settings=settings)
-    branch(tmp_path / "source", update, tmp_path / "branch")
-    branched = go(tmp_path / "branch", 3, settings=settings)
+    fork(tmp_path / "source", update, tmp_path / "fork")
+    branched = go(tmp_path / "fork", 3, settings=settings)
     straight = go(tmp_path / "straight", (update or 6) + 3, settings=settings)
     assert same(state(branched), state(straight)) and branched.history == straight.history
 
@@ -125,9 +125,9 @@ def test_a_branch_is_the_run_as_it_was(tmp_path, update):
 def test_a_branch_from_nowhere_is_refused(tmp_path):
     go(tmp_path / "source", 4, settings=Settings(snapshot_every=2))
     with pytest.raises(ValueError, match="no snapshot of update 3 to start from in .*; its snapshots: 2, 4"):
-        branch(tmp_path / "source", 3, tmp_path / "branch")
+        fork(tmp_path / "source", 3, tmp_path / "fork")
     with pytest.raises(ValueError, match="no run to start from"):
-        branch(tmp_path / "nothing", None, tmp_path / "branch")
+        fork(tmp_path / "nothing", None, tmp_path / "fork")
 
 
 def test_what_a_killed_process_left_is_cleared_away(tmp_path):

@@ -15,12 +15,12 @@ from safetensors.torch import save_file
 from tiny_run import go, same, state, world
 from tiny_world import SHAPE
 
-from srpo_core.run.folder import branch, saved_updates
-from srpo_core.run.loop import Schedule, train
+from srpo_core.run.folder import fork, saved_updates
+from srpo_core.run.loop import Batching, train
 from srpo_core.run.run import Run, Settings
 
 SETTINGS = Settings(learning_rate=1e-2, ema=0.9, save_every=1, snapshot_every=2, keep_snapshots=2)
-REUSE = Schedule(SHAPE, batch=2, reuse=2)
+REUSE = Batching(SHAPE, batch=2, reuse=2)
 UPDATES = 5
 
 
@@ -191,7 +191,7 @@ def test_a_spoilt_state_is_named_and_what_the_sentence_advises_works(tmp_path, w
     assert said.startswith(f'The run "mine" can\'t go on: {folder / "state.safetensors"} ')
     assert "Whole are its snapshots of the updates 2, 4" in said and '"mine@4" in start_from' in said
     assert sorted(file.name for file in folder.rglob("*")) == before
-    branch(folder, 4, tmp_path / "new")
+    fork(folder, 4, tmp_path / "new")
     goes_on(tmp_path / "new", straight, 4)
 
 
@@ -207,13 +207,13 @@ def test_only_whole_snapshots_are_advised(tmp_path, whole, straight, spoilt, lef
         Run(folder, world()["flow"].parameters, SETTINGS)
     if left:
         assert f"snapshots of the updates {left[0]}:" in str(error.value)
-        branch(folder, left[0], tmp_path / "new")
+        fork(folder, left[0], tmp_path / "new")
         goes_on(tmp_path / "new", straight, left[0])
     else:
         assert "None of its snapshots is whole. Put a copy of state.safetensors there" in str(error.value)
     for update in (None, *spoilt):
         with pytest.raises(ValueError) as error:
-            branch(folder, update, tmp_path / "other")
+            fork(folder, update, tmp_path / "other")
         listed = f'The whole snapshots of "mine": {left[0] if left else "none"}.'
         assert "There is nothing to start from" in str(error.value) and str(error.value).endswith(listed)
         assert not (tmp_path / "other/state.safetensors").exists()

@@ -7,10 +7,11 @@ import torch
 from tiny_world import SHAPE, TinyData, TinyDecoder, TinyFlow, TinyReward, numbers
 from torch.nn import Parameter
 
+from srpo_core.algorithm.metrics import describe, saturation, summarise
 from srpo_core.algorithm.noise_levels import Window
 from srpo_core.algorithm.objective import Objective
 from srpo_core.algorithm.protocols import Pullback
-from srpo_core.algorithm.step import Noised, describe, look, one_step_recover, saturation, score_recovered
+from srpo_core.algorithm.step import Noised, one_step_recover, score_recovered
 from srpo_core.algorithm.terms import Term
 
 POSITIONS = (40, 500, 900)
@@ -32,7 +33,7 @@ def score(flow, cond, noised, branch, prompts, decoder=None, reward=None):
 
 def straight_loss(flow, cond, noised, branch, prompts, i):
     """The loss of sample `i` in one graph, from the formulas of the paper: (loss, positive, negative, image)."""
-    s_in, s_out, index = (values[i].item() for values in (branch.sigma_in, branch.sigma_out, branch.index))
+    s_in, s_out, index = (values[i].item() for values in (branch.sigma_in, branch.sigma_out, branch.grid_index))
     x0 = noised.x0[i : i + 1]
     noise = noised.noise[i : i + 1]
     x = (1 - s_in) * x0 + s_in * noise
@@ -224,12 +225,12 @@ def test_saturation():
 
 def test_describe_averages_over_samples():
     flow, cond, noised, prompts = world(3)
-    together = describe([look(score(flow, cond, noised, branch, prompts)) for branch in noised.branches])
+    together = describe([summarise(score(flow, cond, noised, branch, prompts)) for branch in noised.branches])
     scores = []
     for part in (slice(0, 2), slice(2, 3)):
         half = Noised(noised.x0[part], noised.noise[part], Window().branches(list(POSITIONS[part])))
         scores += [score(flow, cond[part], half, branch, prompts[part]) for branch in half.branches]
-    assert describe(list(map(look, scores))) == pytest.approx(together, abs=1e-6)
+    assert describe(list(map(summarise, scores))) == pytest.approx(together, abs=1e-6)
     assert together["words_gap"] == pytest.approx(together["reward_positive"] - together["reward_negative"])
     sigmas = [branch.sigma_out.mean().item() for branch in noised.branches]
     assert together["sigma"] == pytest.approx(sum(sigmas) / 2)

@@ -7,11 +7,11 @@ from tiny_world import SHAPE, TinyData, TinyDecoder, TinyFlow, TinyReward, numbe
 from srpo_core.algorithm.noise_levels import Window
 from srpo_core.algorithm.objective import Objective
 from srpo_core.algorithm.terms import Spread, Term, combine
-from srpo_core.run.loop import Schedule, sample_scores, train
+from srpo_core.run.loop import Batching, sample_scores, train
 from srpo_core.run.run import Run, Settings
 
 HPS = Objective()
-SCHEDULE = Schedule(SHAPE, batch=2, at_once=2)
+SCHEDULE = Batching(SHAPE, batch=2, at_once=2)
 
 
 class Scaled(TinyReward):
@@ -41,7 +41,7 @@ def world(*terms):
 def gradients(folder, *terms):
     """Of the first update, with all its numbers."""
     parts = world(*terms)
-    scores = list(sample_scores(Run(folder, parts["flow"].parameters), schedule=SCHEDULE, **parts))
+    scores = list(sample_scores(Run(folder, parts["flow"].parameters), batching=SCHEDULE, **parts))
     for score in scores:
         score.pull(1.0)
     return torch.cat([p.grad.flatten() for p in parts["flow"].parameters.values()]), scores

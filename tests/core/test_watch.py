@@ -6,7 +6,7 @@ from tiny_world import SHAPE, TinyData, TinyDecoder, TinyFlow, TinyReward
 from srpo_core.algorithm.noise_levels import Window
 from srpo_core.algorithm.objective import Objective
 from srpo_core.algorithm.terms import Spread, Term
-from srpo_core.run.loop import Schedule, train
+from srpo_core.run.loop import Batching, train
 from srpo_core.run.run import Run, Settings
 from srpo_core.run.watch import Limits, crossed
 
@@ -51,5 +51,5 @@ def test_a_run_ends_where_it_is_told_to(tmp_path):
     terms = [Term(TinyReward(), Objective())]
     run = Run(tmp_path, flow.parameters, Settings(save_every=100))
     parts = dict(flow=flow, decoder=TinyDecoder(), window=Window())
-    train(run, 10, Schedule(SHAPE), terms, TinyData(), lambda metrics: metrics["update"] == 3, **parts)
+    train(run, 10, Batching(SHAPE), terms, TinyData(), lambda metrics: metrics["update"] == 3, **parts)
     assert run.updates == 3 == run.saved

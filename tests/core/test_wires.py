@@ -8,7 +8,7 @@ from tiny_world import SHAPE, TinyFlow, TinyReward
 from srpo_core.algorithm.objective import Objective
 from srpo_core.algorithm.terms import Term
 from srpo_core.run import loop
-from srpo_core.run.loop import Schedule, sample_scores
+from srpo_core.run.loop import Batching, sample_scores
 from srpo_core.run.run import Run
 
 
@@ -17,8 +17,8 @@ def opened(folder, **options):
     return Run(folder, parts["flow"].parameters, SETTINGS), parts
 
 
-def scores_of(run, parts, schedule=TWO):
-    return list(sample_scores(run, schedule=schedule, **parts))
+def scores_of(run, parts, batching=TWO):
+    return list(sample_scores(run, batching=batching, **parts))
 
 
 def gradients(run):
@@ -173,4 +173,4 @@ def test_scores_of_a_step_that_failed_can_be_used_again(tmp_path):
 def test_an_update_is_of_some_prompts(tmp_path, prompts):
     run, parts = opened(tmp_path)
     with pytest.raises(ValueError, match="prompts is"):
-        run.update(scores_of(run, parts, Schedule(SHAPE)), prompts)
+        run.update(scores_of(run, parts, Batching(SHAPE)), prompts)

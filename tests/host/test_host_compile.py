@@ -72,10 +72,10 @@ def second_fails(graph, inputs, asked=[]):  # noqa: B006
 @pytest.mark.parametrize(
     "backend, use",
     [
-        ("aot_eager", {"kept": 1}),
+        ("aot_eager", {"kept_blocks": 1}),
         ("aot_eager", {"checkpointing": False}),
         (no_compiler, {}),
-        (no_backward_compiler, {"kept": 1}),
+        (no_backward_compiler, {"kept_blocks": 1}),
     ],
 )
 def test_compiled_block_by_block(pack, caplog, monkeypatch, backend, use):

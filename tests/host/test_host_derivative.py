@@ -114,7 +114,7 @@ def test_the_signature_changes_with_what_a_model_carries_and_with_the_conditioni
         carrying(lambda m: m.set_model_unet_function_wrapper(lambda *_: None)),
         carrying(lambda m: m.add_wrapper("diffusion_model", lambda *_: None)),
         carrying(lambda m: m.add_patches({next(iter(m.model.state_dict())): (torch.zeros(1),)})),
-        HostFlow(flow.patcher, kept=2).signature(COND),
+        HostFlow(flow.patcher, kept_blocks=2).signature(COND),
         flow.signature(with_(hooks=comfy.hooks.HookGroup())),
         flow.signature(with_(control=object())),
         flow.signature([*COND, *COND]),

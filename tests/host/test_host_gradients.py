@@ -135,21 +135,21 @@ def test_one_input_gradient_for_each_layer_after_the_first_adapter(pack, world, 
     assert all("blocks." in n and first < n for n in again) and bool(again) == checkpointing
 
 
-@pytest.mark.parametrize("kept", [1, 3, 4, 9])
-def test_kept_blocks_do_not_run_again_and_change_nothing(pack, world, work, kept):
+@pytest.mark.parametrize("kept_blocks", [1, 3, 4, 9])
+def test_kept_blocks_do_not_run_again_and_change_nothing(pack, world, work, kept_blocks):
     base = world[0]
     expected = trained_step(pack, base)
     work[0].clear()
-    got = trained_step(pack, base, kept=kept)
+    got = trained_step(pack, base, kept_blocks=kept_blocks)
     assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
     again = {".".join(n.split(".")[:2]) for n, layer in linears(base).items() if work[0][layer] == 2}
     blocks = ["double_blocks.0", "double_blocks.1", "single_blocks.0", "single_blocks.1"]
-    assert again == set(blocks[: -min(kept, 4)])
+    assert again == set(blocks[: -min(kept_blocks, 4)])
 
 
 def test_parked_inputs_change_nothing(pack, world):
     expected = trained_step(pack, world[0])
-    got = trained_step(pack, world[0], parked=True)
+    got = trained_step(pack, world[0], offload=True)
     assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
 
 

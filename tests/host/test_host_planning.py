@@ -68,7 +68,7 @@ def counted(pack, model, adapter, vae, reward, shape, at_once, checkpointing):
     def step():
         """With a copy of the state, as a run keeps it."""
         saturation(image)
-        kept = [tensor.clone() for tensor in tensors]  # noqa: F841
+        alive = [tensor.clone() for tensor in tensors]  # noqa: F841
         optimizer.step()
 
     _, step, _ = cost(step)
@@ -137,7 +137,7 @@ def test_blocks_that_are_kept(pack):
     estimate = pack("nodes.host.planning").estimate
     few, more, most, none = (
         estimate(model, vae, [], COND, (16, 16, 16), 1, **options)["branch"].working
-        for options in ({}, {"kept": 2}, {"kept": 4}, {"checkpointing": False})
+        for options in ({}, {"kept_blocks": 2}, {"kept_blocks": 4}, {"checkpointing": False})
     )
     assert few < more < most == none
 
@@ -167,7 +167,7 @@ def plan(pack, monkeypatch, free, memory, use, *of):
 
 
 @pytest.mark.parametrize(
-    "share, kept, words",
+    "share, kept_blocks, words",
     [
         (2.0, 0, ""),
         (0.97, 0, "slower"),
@@ -176,18 +176,18 @@ def plan(pack, monkeypatch, free, memory, use, *of):
         (0.01, 0, "No"),
     ],
 )
-def test_by_hand(pack, reward, monkeypatch, share, kept, words):
+def test_by_hand(pack, reward, monkeypatch, share, kept_blocks, words):
     """By the memory there is, as a part of what is needed: all fits, weights stay in RAM, less at once, nothing."""
     model = trainable(pack, 4)[0]
     vae = host_tiny_vae(random_tiny_vae())
     shape = (16, 16, 16)
-    needs = pack("nodes.host.planning").estimate(model, vae, [reward], COND, shape, 2, kept=kept)
-    all_there = share > 0.9 and not kept
+    needs = pack("nodes.host.planning").estimate(model, vae, [reward], COND, shape, 2, kept_blocks=kept_blocks)
+    all_there = share > 0.9 and not kept_blocks
     free = int(share * max(need.peak if all_there else need.working for need in needs.values()))
-    found = plan(pack, monkeypatch, free, "by hand", Use(2, kept), model, vae, [reward], COND, shape, 8)
+    found = plan(pack, monkeypatch, free, "by hand", Use(2, kept_blocks), model, vae, [reward], COND, shape, 8)
     assert words in found.text and bool(words) == bool(found.text)
     there = 3 * sum(p.nbytes for p in pack("nodes.host.adapters.adapter").adapter_of(model).parameters.values())
-    assert found.use == Use(2, kept) and found.working == needs["branch"].working - there
+    assert found.use == Use(2, kept_blocks) and found.working == needs["branch"].working - there
 
 
 def test_a_plan_for_a_card_of_some_size(pack, reward, monkeypatch):
@@ -198,7 +198,7 @@ def test_a_plan_for_a_card_of_some_size(pack, reward, monkeypatch):
     planning = pack("nodes.host.planning")
 
     def peak(*use):
-        needs = planning.estimate(*of, use[0], kept=use[1], parked=len(use) > 2)
+        needs = planning.estimate(*of, use[0], kept_blocks=use[1], offload=len(use) > 2)
         return max(need.peak for need in needs.values()), needs["branch"].working
 
     def planned(free, memory):
@@ -235,10 +235,12 @@ def test_parked_inputs_are_not_on_the_device(pack, monkeypatch):
     model = on_device(pack, model, "meta")
     monkeypatch.setattr(torch, "autocast", lambda *_, **__: contextlib.nullcontext())  # which this device has not
     estimate = pack("nodes.host.planning").estimate
-    there, parked = (estimate(model, vae, [], COND, shape, 1, parked=parked)["branch"] for parked in (False, True))
+    there, offloaded = (
+        estimate(model, vae, [], COND, shape, 1, offload=offload)["branch"] for offload in (False, True)
+    )
     tokens = 6 + 8 * 8
     width = 32
-    assert there.working - parked.working > 2 * tokens * width * 4
+    assert there.working - offloaded.working > 2 * tokens * width * 4
 
 
 def test_only_what_computes_on_the_models_device_is_counted(pack, reward, monkeypatch):

@@ -243,8 +243,8 @@ def test_a_long_list_takes_no_time_before_it_is_drawn(clip, encoder, pack, tmp_p
     data = pack("nodes.prompts").Prompts(texts, encoder.Encoded(clip, texts, tmp_path))
     loop = pack("srpo_core.run.loop")
     loop.describe_data(data)
-    loop.prepare_data(0, 2, loop.Schedule((), batch=2), data)
-    loop.of_one_shape(loop.draws_of(0, loop.Schedule((), batch=2), data), loop.Schedule((), at_once=2))
+    loop.prepare_data(0, 2, loop.Batching((), batch=2), data)
+    loop.of_one_shape(loop.draws_of(0, loop.Batching((), batch=2), data), loop.Batching((), at_once=2))
     assert time.process_time() - begun < 10
     assert 1 <= len(list(tmp_path.rglob("*.safetensors"))) <= 4  # the toy reads few words: some are the same to it
 

@@ -6,11 +6,11 @@ from tiny_world import SHAPE, TinyData, TinyDecoder, TinyFlow, TinyReward
 from srpo_core.algorithm.noise_levels import Window
 from srpo_core.algorithm.objective import Objective
 from srpo_core.algorithm.terms import Term
-from srpo_core.run.loop import Schedule, train
+from srpo_core.run.loop import Batching, train
 from srpo_core.run.run import Run, Settings
 
 SETTINGS = Settings(learning_rate=1e-2)
-TWO = Schedule(SHAPE, batch=2)
+TWO = Batching(SHAPE, batch=2)
 HPS = Objective()
 
 
@@ -19,11 +19,11 @@ def world(reward=None, dtype=torch.float32, objective=HPS):
     return dict(flow=TinyFlow(dtype), decoder=TinyDecoder(), terms=terms, window=Window(), dataset=TinyData())
 
 
-def go(folder, updates, schedule=TWO, settings=SETTINGS, on_update=lambda _: None, **options):
+def go(folder, updates, batching=TWO, settings=SETTINGS, on_update=lambda _: None, **options):
     """Open the run in `folder` with a fresh model, as after a restart, and make `updates` more updates."""
     parts = world(**options)
     run = Run(folder, parts["flow"].parameters, settings)
-    train(run, updates, schedule, on_update=on_update, **parts)
+    train(run, updates, batching, on_update=on_update, **parts)
     return run
 
 

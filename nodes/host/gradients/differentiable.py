@@ -34,8 +34,8 @@ class Differentiable:
     """`root`, a part of a loaded model, which passes gradients while this is open.
 
     trained: its layers that an adapter sits on.
-    checkpointing: blocks run again for the backward, but for the last `kept`, whose activations stay in memory.
-    parked: the inputs of those that run again wait for it in (pinned) RAM.
+    checkpointing: blocks run again for the backward, but for the last `kept_blocks`, whose activations stay in memory.
+    offload: the inputs of those that run again wait for it in (pinned) RAM.
     compiled: blocks are, while all their weights are on the device.
     """
 
@@ -44,15 +44,15 @@ class Differentiable:
         root: nn.Module,
         trained: Iterable[nn.Module] = (),
         checkpointing: bool = True,
-        kept: int = 0,
-        parked: bool = False,
+        kept_blocks: int = 0,
+        offload: bool = False,
         compiled: bool = False,
     ):
         self.root = root
         self.trained = set(trained)
         self.checkpointing = checkpointing
-        self.kept = kept
-        self.parked = parked
+        self.kept_blocks = kept_blocks
+        self.offload = offload
         self.compiled = compiled
         self._present = _Present()
 
@@ -121,10 +121,10 @@ class Differentiable:
 
     def _recomputed(self, on_copies: Callable[[nn.Module], Callable]) -> dict[nn.Module, Callable]:
         """on_copies: makes of a block a forward that leaves its inputs alone."""
-        recomputed = self._blocks[: -self.kept or None] if self.checkpointing else []
+        recomputed = self._blocks[: -self.kept_blocks or None] if self.checkpointing else []
         return {
             block: _checkpointed(
-                on_copies(block), not self.trained.isdisjoint(block.modules()), self.parked, self._present
+                on_copies(block), not self.trained.isdisjoint(block.modules()), self.offload, self._present
             )
             for block in recomputed
         }
@@ -190,7 +190,7 @@ def _own(value):
     return value.as_subclass(Tensor) if torch.is_tensor(value) else value
 
 
-def _checkpointed(forward: Callable, trained: bool = False, parked: bool = False, present: _Present | None = None):
+def _checkpointed(forward: Callable, trained: bool = False, offload: bool = False, present: _Present | None = None):
     """A block's forward, which leaves its inputs alone, run without a graph, and again with one for its gradient.
 
     trained: whether there is something to train in it.
@@ -210,7 +210,7 @@ def _checkpointed(forward: Callable, trained: bool = False, parked: bool = False
         # The reentrant kind keeps nothing but the inputs, and has no hook on each tensor that a block saves; but it
         # sees only arguments that are tensors themselves, and one of them must have a gradient.
         one = torch.ones((), requires_grad=True)
-        with save_on_cpu(pin_memory=True) if parked else contextlib.nullcontext():
+        with save_on_cpu(pin_memory=True) if offload else contextlib.nullcontext():
             return checkpoint(run, one, *values, use_reentrant=not hidden, preserve_rng_state=False)
 
     return recomputable
