@@ -21,6 +21,7 @@ test: lint
 lint: $(READY)
 	.venv/bin/ruff check
 	.venv/bin/ruff format --check
+	.venv/bin/mypy srpo_core
 
 demo: $(READY)
 	.venv/bin/python demo
