@@ -12,6 +12,9 @@ export MALLOC_MMAP_THRESHOLD_ = 2000000000
 export MALLOC_TRIM_THRESHOLD_ = 4000000000
 export MALLOC_TOP_PAD_ = 200000000
 
+# Each of the many processes would compile ComfyUI's modules anew where this is set, as it is in containers.
+export PYTHONDONTWRITEBYTECODE =
+
 .PHONY: demo test lint clean
 
 # Two files of tests at a time, each on one thread: toy models gain nothing from a second.

@@ -4,6 +4,7 @@ Tests of the core `import srpo_core` without the project's root on `sys.path`: C
 `tests` and more of our names. Nor is the core installed, so that the host of the tests sees only the pack's folder.
 """
 
+import gc
 import os
 import sys
 from pathlib import Path
@@ -47,6 +48,7 @@ def pack(comfyui):
     from in_process import load_pack, pack_module
 
     load_pack()
+    set_aside()
     return pack_module
 
 
@@ -57,6 +59,16 @@ def host(comfyui, tmp_path_factory):
 
     with HostServer(comfyui, tmp_path_factory.mktemp("host")) as server:
         yield server
+
+
+def set_aside():
+    """Let the garbage collector pass over what was imported: a million objects, and the host collects at each load."""
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_collection_finish():
+    set_aside()
 
 
 @pytest.hookimpl(tryfirst=True)
