@@ -13,7 +13,8 @@ from comfy_execution.utils import get_executing_context
 from ..srpo_core.checks import check_number, check_whole
 from ..srpo_core.files import check_writable
 from ..srpo_core.run.folder import FolderLock, fork, newest_state, undo_fork
-from ..srpo_core.run.run import Misfit, Run, Settings
+from ..srpo_core.run.run import Misfit, Run
+from ..srpo_core.run.settings import Settings
 from .folders import check_not_taken, check_run_name, lora_folder, model_folder, run_folder
 from .host.progress import show_text
 

@@ -6,7 +6,7 @@ import folder_paths
 from comfy_api.latest import io
 
 from ..srpo_core.run.optimizers import OPTIMIZERS
-from ..srpo_core.run.run import Settings
+from ..srpo_core.run.settings import Settings
 from .checked import checked
 from .folders import check_run_name
 from .host.adapters.targets import TARGETS
@@ -222,16 +222,16 @@ class TrainerNode(io.ComfyNode):
         precision="fp32",
     ) -> io.NodeOutput:
         settings = Settings(
-            learning_rate,
-            weight_decay,
-            max_gradient_norm,
-            save_every,
-            optimizer,
-            warmup,
-            cosine_to,
-            ema,
-            snapshot_every,
-            keep_snapshots,
+            learning_rate=learning_rate,
+            weight_decay=weight_decay,
+            max_gradient_norm=max_gradient_norm,
+            save_every=save_every,
+            optimizer=optimizer,
+            warmup=warmup,
+            cosine_to=cosine_to,
+            ema=ema,
+            snapshot_every=snapshot_every,
+            keep_snapshots=keep_snapshots,
         )
         trained = AdapterSettings(adapter, rank, alpha, seed, target, start_lora, precision)
         trainer = open_trainer(run_name, model, trained, settings, start_from)

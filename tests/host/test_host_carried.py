@@ -77,7 +77,7 @@ def queue(pack, tmp_path, monkeypatch):
     import folder_paths
 
     runs = pack("nodes.runs")
-    settings = pack("srpo_core.run.run").Settings()
+    settings = pack("srpo_core.run.settings").Settings()
     monkeypatch.setattr(folder_paths, "output_directory", str(tmp_path))
     prompts = []
 
@@ -152,7 +152,7 @@ def test_a_list_of_settings_does_not_open_one_run_twice(pack, base, queue, monke
     monkeypatch.setattr(runs, "get_executing_context", lambda: context)
     of = first.adapter_settings
     with pytest.raises(ValueError, match='gets a list, and opens the run "style" again'):
-        runs.open_trainer("style", base, of, pack("srpo_core.run.run").Settings(learning_rate=0.5))
+        runs.open_trainer("style", base, of, pack("srpo_core.run.settings").Settings(learning_rate=0.5))
     assert runs.open_trainer("style", base, of, first.run.settings) is first and first.usable()
 
 

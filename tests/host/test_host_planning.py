@@ -9,7 +9,7 @@ from oracle import host_model, host_tiny_vae, host_vae, random_clip, random_flux
 
 from srpo_core.algorithm.step import saturation
 from srpo_core.rewards import clip_reward
-from srpo_core.run.loop import draw_noise
+from srpo_core.run.draws import draw_noise
 from srpo_core.run.memory import LiveBytes, Use
 from srpo_core.toy.models import load_tokenizer
 
