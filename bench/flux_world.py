@@ -95,7 +95,7 @@ def make_world(toy: bool, base: str, batch: int, steps: int, compute: torch.dtyp
     prompts = Prompts(texts, context, torch.randn(batch, sizes["vec_in_dim"]))
     decoder = pack_module("nodes.host.decoder").HostDecoder(vae, model)
     # No reward is so high that its loss is nothing.
-    return World(model, vae, adapter, flow, decoder, Term(reward, Objective(threshold=100.0)), prompts)
+    return World(model, vae, adapter, flow, decoder, Term(reward=reward, objective=Objective(threshold=100.0)), prompts)
 
 
 def random_vae(dtype: torch.dtype | None = None):

@@ -30,4 +30,6 @@ class AddReward(io.ComfyNode):
     @classmethod
     @checked
     def execute(cls, reward, objective, weight=1.0, name="", more_rewards=()) -> io.NodeOutput:
-        return io.NodeOutput([*more_rewards, Term(reward, objective, weight, reward_name(name))])
+        return io.NodeOutput(
+            [*more_rewards, Term(reward=reward, objective=objective, weight=weight, name=reward_name(name))]
+        )

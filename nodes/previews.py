@@ -2,7 +2,7 @@
 
 import torch
 
-from ..srpo_core.run.loop import Batching
+from ..srpo_core.run.draws import Batching
 from ..srpo_core.seeds import FIRST_KEPT
 
 FIRST_SEED = FIRST_KEPT  # where none is chosen, previews start from noise that training never draws

@@ -164,7 +164,7 @@ class RewardNode(io.ComfyNode):
         from .host.decoder import HostDecoder
 
         decoder = HostDecoder(vae, recovered.model)
-        terms = [Term(reward, objective, weight, reward_name(name))]
+        terms = [Term(reward=reward, objective=objective, weight=weight, name=reward_name(name))]
         prompts = [prompt] * len(recovered.noised.x0)
         scores = [
             score_recovered(recovered.branches[branch.name], branch, decoder, terms, prompts, recovered.update)

@@ -15,8 +15,10 @@ from ..srpo_core.algorithm.guard import Guard
 from ..srpo_core.algorithm.noise_levels import Window
 from ..srpo_core.algorithm.terms import Term, combine
 from ..srpo_core.report.card import draw_card
-from ..srpo_core.run.loop import Batching, prepare_data, train
+from ..srpo_core.run.draws import Batching
+from ..srpo_core.run.loop import prepare_data, train
 from ..srpo_core.run.memory import AUTO, Use
+from ..srpo_core.run.training import Training
 from ..srpo_core.run.watch import Limits, crossed
 from .checked import checked
 from .host.progress import show_text
@@ -282,13 +284,23 @@ class TrainNode(io.ComfyNode):
 
         window = Window(sigma_max, sigma_min)
         seeds = parse_seeds(preview_seeds)
-        terms = combine([Term(reward, objective), *more_rewards])
+        terms = combine([Term(reward=reward, objective=objective), *more_rewards])
         dataset, photos = (for_model(data, trainer.model) for data in (dataset, photos))
         shape = latent_shape(trainer.model, width, height)
         decoder = HostDecoder(gradient_vae or vae, trainer.model)
-        batching = Batching(shape, batch, 1, seed, pairs, reuse, photo_share, shared_noise)
+        batching = Batching(
+            shape=shape,
+            batch=batch,
+            at_once=1,
+            seed=seed,
+            pairs=pairs,
+            reuse=reuse,
+            photo_share=photo_share,
+            shared_noise=shared_noise,
+        )
         also = [0] if preview_dataset else shown(dataset, previews)  # all at once: text encoders take long to load
-        prepare_data(trainer.run.updates, updates, batching, dataset, photos, also)
+        first = trainer.run.updates
+        prepare_data(range(first, first + updates), batching, dataset, photos=photos, also=also)
         by_hand = Use(min(at_once, batch), kept_blocks, park_inputs, sampled_at_once)
         use, working = use_of_memory(
             cls.hidden.unique_id, memory, by_hand, trainer, decoder, terms, dataset, shape, batch
@@ -309,7 +321,6 @@ class TrainNode(io.ComfyNode):
         bar = comfy.utils.ProgressBar(updates)
         run = trainer.run
         started = time.monotonic()
-        first = trainer.run.updates
 
         def card(now: torch.Tensor):
             picture = draw_card(samples.before, now, run.history, f"{trainer.name}, update {run.updates}")
@@ -319,7 +330,9 @@ class TrainNode(io.ComfyNode):
 
         node = cls.hidden.unique_id
         run.on_trouble = lambda text: show_text(text, node)
-        limits = Limits(words_gap_limit, saturation_limit, watching_limit, velocity_limit)
+        limits = Limits(
+            words_gap=words_gap_limit, saturation=saturation_limit, watching=watching_limit, velocity=velocity_limit
+        )
         watching = [term.name for term in terms if not term.weight]
 
         def on_update(metrics: dict) -> bool:
@@ -336,20 +349,18 @@ class TrainNode(io.ComfyNode):
                 show_text(warning(run.updates, reached), cls.hidden.unique_id)
             return bool(reached) and at_limit == "stop"
 
+        training = Training(
+            flow=flow,
+            decoder=decoder,
+            terms=terms,
+            dataset=dataset,
+            batching=batching,
+            window=window,
+            photos=photos,
+            guard=Guard(norm_weight=norm_guard, distance_weight=frozen_pull),
+        )
         try:
-            train(
-                run,
-                updates,
-                batching,
-                terms,
-                dataset,
-                on_update,
-                photos,
-                flow=flow,
-                decoder=decoder,
-                window=window,
-                guard=Guard(norm_guard, frozen_pull),
-            )
+            train(run, training, updates, on_update)
         finally:
             if run.updates > first:
                 lora = trainer.save_lora()

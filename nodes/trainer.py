@@ -9,7 +9,7 @@ import folder_paths
 from comfy_api.latest import io
 
 from ..srpo_core.run.optimizers import OPTIMIZERS
-from ..srpo_core.run.run import Settings
+from ..srpo_core.run.settings import DEFAULT, Settings
 from .checked import answer_of, checked
 from .folders import check_run_name
 from .host.adapters.settings import KINDS, NO_LORA, PRECISIONS, AdapterSettings
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 ADAPTER = AdapterSettings()
-DEFAULT = Settings()
 
 
 class TrainerNode(io.ComfyNode):
@@ -175,7 +174,7 @@ class TrainerNode(io.ComfyNode):
                     options=list(PRECISIONS),
                     default=ADAPTER.precision,
                     optional=True,
-                    tooltip="The trained numbers' type. bf16 takes half the memory, and wants the AdamW with Kahan sums.",
+                    tooltip="Type of the trained numbers. bf16 takes half the memory; it wants the AdamW with Kahan sums.",
                 ),
             ],
             outputs=[

@@ -75,7 +75,7 @@ def other_layer(model):
 def settings_of(pack, learning_rate=1e-4, **adapter):
     """TrainerSettings of a small LoRA."""
     of = pack("nodes.host.adapters.settings").AdapterSettings(**{"rank": 4, "alpha": 4.0, **adapter})
-    run = pack("srpo_core.run.run").Settings(learning_rate=learning_rate)
+    run = pack("srpo_core.run.settings").Settings(learning_rate=learning_rate)
     return pack("nodes.open_run").TrainerSettings(adapter=of, run=run)
 
 

@@ -13,7 +13,7 @@ from srpo_core.algorithm.step import Noised, one_step_recover, score_recovered
 from srpo_core.algorithm.terms import Term
 from srpo_core.headless.decoder import DiffusersDecoder
 from srpo_core.rewards import clip_reward
-from srpo_core.run.loop import draw_noise
+from srpo_core.run.draws import draw_noise
 from srpo_core.toy.models import load_tokenizer
 
 PROMPTS = ["a red circle on grass", "a blue square"]
@@ -52,7 +52,9 @@ def pull_back(flow, cond, noised, branch, decoder, reward):
         parameter.grad = None
     recovered = one_step_recover(flow, cond, noised, branch)
     prompts = PROMPTS[: len(noised.x0)]
-    score = score_recovered(recovered, branch, decoder, [Term(reward, Objective(threshold=100.0))], prompts, 1)
+    score = score_recovered(
+        recovered, branch, decoder, [Term(reward=reward, objective=Objective(threshold=100.0))], prompts, 1
+    )
     score.pull(1.0)
     return recovered.value, score
 

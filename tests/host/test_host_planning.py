@@ -8,9 +8,9 @@ import torch
 from in_process import new_adapter
 from oracle import host_model, host_tiny_vae, host_vae, random_clip, random_flux, random_tiny_vae, random_vae
 
-from srpo_core.algorithm.step import saturation
+from srpo_core.algorithm.metrics import saturation
 from srpo_core.rewards import clip_reward
-from srpo_core.run.loop import draw_noise
+from srpo_core.run.draws import draw_noise
 from srpo_core.run.memory import LiveBytes, Use
 from srpo_core.toy.models import load_tokenizer
 
