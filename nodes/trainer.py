@@ -174,7 +174,7 @@ class TrainerNode(io.ComfyNode):
                     options=list(PRECISIONS),
                     default=ADAPTER.precision,
                     optional=True,
-                    tooltip="Type of the trained numbers. bf16 takes half the memory; it wants the AdamW with Kahan sums.",
+                    tooltip="The type of what is trained. bf16 halves its memory, and wants the AdamW with Kahan sums.",
                 ),
             ],
             outputs=[
