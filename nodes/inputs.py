@@ -19,7 +19,7 @@ WINDOW = Window()
 Kind = TypeVar("Kind")
 
 
-def settings_of(kind: type[Kind], inputs: Mapping[str, Any], **others: Any) -> Kind:
+def settings_of(kind: type[Kind], inputs: Mapping[str, Any], /, **others: Any) -> Kind:
     """Settings of this kind, a dataclass: its fields are the inputs of the same names, but for `others`."""
     named = {field.name: inputs[field.name] for field in fields(kind) if field.name in inputs}
     return kind(**named | others)
@@ -95,7 +95,7 @@ def sampler_inputs() -> list:
             "scheduler",
             options=comfy.samplers.SCHEDULER_NAMES,
             default="simple",
-            tooltip="The sampler's noise levels, step by step.",
+            tooltip="The scheduler of the sampler.",
         ),
         io.Int.Input("steps", default=25, min=1, max=1000, tooltip="Sampler steps of a picture."),
     ]
