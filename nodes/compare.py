@@ -149,7 +149,7 @@ class Compare(io.ComfyNode):
         comparison = Comparison(texts, numbers, before, after)
         if reward is not None:
             device = comfy.model_management.get_torch_device()
-            scores = score(comparison, reward, given.objective, device, on_progress)
+            scores = score(comparison, reward, given.objective, device=device, on_progress=on_progress)
             comparison = replace(comparison, scores=scores)
         sheet = image_of(draw_comparison(comparison, note_of(comparison, given)))
         summary = comparison.summary()

@@ -96,13 +96,14 @@ class RewardTable(io.ComfyNode):
         maps = min(MAPPED, len(images)) * len(columns) if show_gradients else 0
         on_progress = Progress(len(images) + maps)
 
-        table = score_table(reward, images, columns, device, on_progress)
+        table = score_table(reward, images, columns, device=device, on_progress=on_progress)
         looks = {}
         if show_gradients:
-            looks = find_looks(reward, images, table, thumbnail_size(images, LARGE), device, on_progress)
+            size = thumbnail_size(images, LARGE)
+            looks = find_looks(reward, images, table, size, device=device, on_progress=on_progress)
             if not looks:
                 log.warning("%s has no gradient at the pixels: there are no maps to show.", name_of(reward))
-        sheet = image_of(draw_table(images, table, looks, prompt, name_of(reward)))
+        sheet = image_of(draw_table(images, table, looks, prompt=prompt, reward=name_of(reward)))
         first = table.ranking[:best]
         lines = table.lines()
         shown = "\n".join([*lines[:ROWS], *[f"and {len(lines) - ROWS} more"] * (len(lines) > ROWS)])
