@@ -14,8 +14,11 @@ from torch.nn import Parameter
 from srpo_core.algorithm.noise_levels import Window
 from srpo_core.algorithm.protocols import Pullback
 from srpo_core.algorithm.step import Noised, one_step_recover, score_recovered
-from srpo_core.run.loop import Batching, draw_noise, sample_scores
-from srpo_core.run.run import Run, Settings
+from srpo_core.run.draws import Batching, draw_noise
+from srpo_core.run.loop import sample_scores
+from srpo_core.run.run import Run
+from srpo_core.run.settings import Settings
+from srpo_core.run.training import Training
 
 from .flux_world import Naive, Photos, World
 from .measure import Stages, count, live_bytes
@@ -88,7 +91,7 @@ class Bench:
     def __init__(self, world: World, shape: tuple[int, int, int], options: argparse.Namespace, folder: Path):
         at_once = options.at_once
         self.world = world
-        self.batching = Batching(shape, options.batch, at_once)
+        self.batching = Batching(shape=shape, batch=options.batch, at_once=at_once)
         self.cond = world.prompts.cond(list(range(at_once)))
         self.noise = draw_noise(list(range(at_once)), shape)
         x0 = torch.randn(len(world.prompts.prompts), *shape)
@@ -105,8 +108,8 @@ class Bench:
         world = self.world
         flow = MarkedFlow(world.flow, mark)
         decoder = MarkedDecoder(world.decoder, mark)
-        scores = sample_scores(self.run, flow, decoder, [world.term], Window(), self.data, self.batching)
-        self.run.update(scores, self.batching.batch)
+        training = Training(flow=flow, decoder=decoder, terms=[world.term], dataset=self.data, batching=self.batching)
+        self.run.update(sample_scores(self.run, training), self.batching.batch)
 
     def naive_update(self, naive: Naive):
         for _ in range(self.batching.batch // self.batching.at_once):

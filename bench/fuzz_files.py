@@ -17,14 +17,16 @@ from torch import Tensor
 from torch.nn import Parameter
 from transformers import CLIPConfig, CLIPModel
 
-from srpo_core.algorithm.noise_levels import Window
 from srpo_core.algorithm.objective import Objective
 from srpo_core.algorithm.terms import Term
 from srpo_core.data.prompt_text import parse_prompts, read_prompts
 from srpo_core.rewards import load_reward
+from srpo_core.run.draws import Batching
 from srpo_core.run.folder import fork, saved_updates
-from srpo_core.run.loop import Batching, train
-from srpo_core.run.run import Run, Settings
+from srpo_core.run.loop import train
+from srpo_core.run.run import Run
+from srpo_core.run.settings import Settings
+from srpo_core.run.training import Training
 from srpo_core.toy.world import toy_world
 
 from .fuzz import Attempt, Found
@@ -100,9 +102,14 @@ def write_run(folder: Path, settings: Settings) -> dict[str, Tensor]:
     """Three updates of the toy; returns the parameters that it began with, by name."""
     flow, decoder, reward, dataset = toy_world(["a red circle on grass"], rank=1, steps=1)
     began = {name: parameter.detach().clone() for name, parameter in flow.parameters.items()}
-    world = dict(flow=flow, decoder=decoder, window=Window())
-    batching = Batching((16, 8, 8), batch=1, reuse=2)
-    train(Run(folder, flow.parameters, settings), 3, batching, [Term(reward, Objective())], dataset, **world)
+    training = Training(
+        flow=flow,
+        decoder=decoder,
+        terms=[Term(reward=reward, objective=Objective())],
+        dataset=dataset,
+        batching=Batching(shape=(16, 8, 8), reuse=2),
+    )
+    train(Run(folder, flow.parameters, settings), training, 3)
     return began
 
 

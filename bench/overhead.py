@@ -24,8 +24,11 @@ from srpo_core.algorithm.terms import Term
 from srpo_core.report.card import draw_card
 from srpo_core.run import loop
 from srpo_core.run import run as run_module
-from srpo_core.run.loop import Batching, draw_noise, train
-from srpo_core.run.run import Run, Settings
+from srpo_core.run.draws import Batching, draw_noise
+from srpo_core.run.loop import train
+from srpo_core.run.run import Run
+from srpo_core.run.settings import Settings
+from srpo_core.run.training import Training
 from srpo_core.toy.world import toy_world
 
 EVERY = 5  # SRPO Train's defaults, and SRPO Trainer's save_every
@@ -54,7 +57,9 @@ class Clock:
 
 def world(steps: int) -> dict:
     flow, decoder, reward, dataset = toy_world(PROMPTS, steps=steps, checkpointing=False)
-    return dict(flow=flow, decoder=decoder, terms=[Term(reward, Objective())], dataset=dataset, window=Window())
+    return dict(
+        flow=flow, decoder=decoder, terms=[Term(reward=reward, objective=Objective())], dataset=dataset, window=Window()
+    )
 
 
 def previews(parts: dict, at_once: int) -> torch.Tensor:
@@ -101,7 +106,7 @@ def measure(updates: int, batch: int, at_once: int, steps: int, folder: Path) ->
     lora = clock.timed("LoRAs", parts["flow"].save_lora)
     sample = clock.timed("previews", previews)
     card = clock.timed("cards", lambda *sheets: draw_card(*sheets, run.history, "run").save(folder / "card.png"))
-    batching = Batching(SHAPE, batch, at_once)
+    batching = Batching(shape=SHAPE, batch=batch, at_once=at_once)
 
     def on_update(metrics: dict):
         if metrics["update"] % EVERY == 0:
@@ -112,12 +117,12 @@ def measure(updates: int, batch: int, at_once: int, steps: int, folder: Path) ->
 
     before = sample(parts, at_once)
     draw_card(before, before, run.history, "which imports what it needs")
-    train(run, 1, batching, **parts)  # which imports the rest
+    train(run, Training(batching=batching, **parts), 1)  # which imports the rest
     clock.seconds.clear()
     before = sample(parts, at_once)
     began = time.perf_counter()
     with watched(clock, run):
-        train(run, updates, batching, on_update=on_update, **parts)
+        train(run, Training(batching=batching, **parts), updates, on_update)
     lora(folder / "lora.safetensors")
     card(before, sample(parts, at_once))
     return shares(clock.seconds, time.perf_counter() - began, cards=(updates - 1) // EVERY + 1)

@@ -20,7 +20,8 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 
 from srpo_core.run.folder import saved_updates
-from srpo_core.run.run import Run, Settings
+from srpo_core.run.run import Run
+from srpo_core.run.settings import Settings
 
 SETTINGS = Settings(save_every=3, snapshot_every=6, keep_snapshots=2, ema=0.9)
 MOST = 10.0  # updates that a process finishes before it is killed
@@ -30,18 +31,25 @@ def child(folder: Path):
     """Train for ever; a line on the standard output for each finished update."""
     import torch
 
-    from srpo_core.algorithm.noise_levels import Window
     from srpo_core.algorithm.objective import Objective
     from srpo_core.algorithm.terms import Term
-    from srpo_core.run.loop import Batching, train
+    from srpo_core.run.draws import Batching
+    from srpo_core.run.loop import train
+    from srpo_core.run.training import Training
     from srpo_core.toy.world import toy_world
 
     torch.set_num_threads(1)
     flow, decoder, reward, dataset = toy_world(["a red circle on grass", "a blue square on sand"], rank=4, steps=2)
     run = Run(folder, flow.parameters, SETTINGS)
     print(f"from {run.updates}", flush=True)
-    world = dict(flow=flow, decoder=decoder, window=Window())
-    train(run, 10_000, Batching((16, 8, 8)), [Term(reward, Objective())], dataset, report, **world)
+    training = Training(
+        flow=flow,
+        decoder=decoder,
+        terms=[Term(reward=reward, objective=Objective())],
+        dataset=dataset,
+        batching=Batching(shape=(16, 8, 8)),
+    )
+    train(run, training, 10_000, report)
 
 
 def report(metrics: dict):

@@ -17,8 +17,11 @@ from srpo_core.algorithm.objective import Objective, Strength, parse_words
 from srpo_core.algorithm.terms import Term
 from srpo_core.headless.prompts import ClipPrompts
 from srpo_core.report.card import draw_card
-from srpo_core.run.loop import Batching, draw_noise, train
-from srpo_core.run.run import Run, Settings
+from srpo_core.run.draws import Batching, draw_noise
+from srpo_core.run.loop import train
+from srpo_core.run.run import Run
+from srpo_core.run.settings import Settings
+from srpo_core.run.training import Training
 from srpo_core.toy.models import load_clip, load_tokenizer
 from srpo_core.toy.pictures import Scene, caption
 from srpo_core.toy.world import toy_world
@@ -125,20 +128,25 @@ class DiffusersWorld:
         options = self.inputs["SRPO_Train"]
         names = ("learning_rate", "weight_decay", "max_gradient_norm", "save_every")
         run = Run(out / "run", self.flow.parameters, Settings(**{name: trainer[name] for name in names}))
-        batching = Batching(self.shape, options["batch"], options["at_once"], options["seed"], options["pairs"])
+        batching = Batching(
+            shape=self.shape,
+            batch=options["batch"],
+            at_once=options["at_once"],
+            seed=options["seed"],
+            pairs=options["pairs"],
+        )
         shown = [self.prompts[i % len(self.prompts)] for i in range(options["previews"])]
         self.flow.steps = options["steps"]
         before = self._sample(shown, trained=False)
-        train(
-            run,
-            options["updates"],
-            batching,
-            [Term(self.reward, self._objective())],
-            self.dataset,
+        training = Training(
             flow=self.flow,
             decoder=self.decoder,
+            terms=[Term(reward=self.reward, objective=self._objective())],
+            dataset=self.dataset,
+            batching=batching,
             window=Window(options["sigma_max"], options["sigma_min"]),
         )
+        train(run, training, options["updates"])
         sheets = [images.movedim(1, -1) for images in (before, self._sample(shown, trained=True))]
         draw_card(*sheets, run.history, f"{trainer['run_name']}, update {run.updates}").save(out / "training.png")
         self.flow.save_lora(out / f"{trainer['run_name']}_{run.updates:06d}.safetensors")
@@ -163,10 +171,10 @@ class DiffusersWorld:
     def _objective(self) -> Objective:
         words = self.inputs["SRPO_Objective"]
         return Objective(
-            parse_words(words["positive"]),
-            parse_words(words["negative"]),
-            Strength(words["reward_low_noise"], words["reward_high_noise"]),
-            Strength(words["penalty_low_noise"], words["penalty_high_noise"]),
-            words["threshold"],
-            words["branches"],
+            positive=parse_words(words["positive"]),
+            negative=parse_words(words["negative"]),
+            reward=Strength(words["reward_low_noise"], words["reward_high_noise"]),
+            penalty=Strength(words["penalty_low_noise"], words["penalty_high_noise"]),
+            threshold=words["threshold"],
+            branches=words["branches"],
         )

@@ -7,7 +7,8 @@ from itertools import groupby
 import torch
 from torch import Tensor
 
-from ...srpo_core.run.loop import Dataset, draw_noise
+from ...srpo_core.algorithm.protocols import Dataset
+from ...srpo_core.run.draws import draw_noise
 from .flow_model import HostFlow, Sampling
 from .patcher.carried import latent_out
 

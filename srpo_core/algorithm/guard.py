@@ -16,7 +16,7 @@ def norm_ratio(velocity: Tensor, frozen: Tensor) -> Tensor:
     return velocity.flatten(1).norm(dim=1) / frozen.flatten(1).norm(dim=1)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Guard:
     """Losses that are added to each branch's; 0 switches one off.
 

@@ -36,7 +36,7 @@ class Strength:
         return self.low_noise + (self.high_noise - self.low_noise) * grid_index.double() / (GRID - 1)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Objective:
     """What the reward is asked, and how its answers become a loss. The defaults are the HPS run's.
 

@@ -57,3 +57,19 @@ class FlowModel(Protocol):
 class Decoder(Protocol):
     def decode(self, latent: Tensor) -> Pullback:
         """Latent (B, C, H, W) to image (B, 3, 8H, 8W); visible range [0, 1], not yet clamped."""
+
+
+class Dataset(Protocol):
+    """Prompts and what the flow model needs of each.
+
+    One of photos also has `shape(index)`, (C, H, W), and `latents(indices)`, (B, C, H, W), the photos as x0.
+    It may have `prepare(indices)`: hears, many at once, which of them will be asked soon, so that it can encode them.
+    """
+
+    prompts: list[str]
+
+    def cond(self, indices: list[int]) -> Any:
+        """The conditioning of these prompts as one batch; they have the same `cond_shape`."""
+
+    def cond_shape(self, index: int) -> Hashable:
+        """What conditionings have in common that can be one batch: for most models, the number of tokens."""

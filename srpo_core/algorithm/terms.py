@@ -37,7 +37,7 @@ class Spread:
         return math.sqrt(self.squares / self.count) if self.squares > 0 else 1.0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Term:
     """One reward of an update.
 

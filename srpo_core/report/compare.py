@@ -8,8 +8,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..algorithm.objective import Objective
 from ..algorithm.metrics import saturation
+from ..algorithm.objective import Objective
 from ..rewards import Reward, name_of
 from .reward_table import ask_for, digits_for, number, score_table
 from .table_picture import FAINT, INK, MARGIN, SIDES, TRACK, Sheet, thumbnail, thumbnail_size, wrap

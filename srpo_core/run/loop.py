@@ -1,27 +1,22 @@
-"""The loop: which prompts, noise and noise levels each update of a run takes, and what it makes of them."""
+"""The loop: what each update of a run makes of the prompts, noise and noise levels that it draws."""
 
 import logging
-import math
-import random
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from functools import lru_cache
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..algorithm.gradient_check import check_once
-from ..algorithm.guard import NO_GUARD, Guard
 from ..algorithm.noise_levels import GRID, Branch, Window, draw_position
-from ..algorithm.protocols import Decoder, FlowModel
+from ..algorithm.protocols import Dataset, Decoder, FlowModel
 from ..algorithm.step import Compared, Noised, Score, first_answers, one_step_recover, score_recovered
 from ..algorithm.terms import Spread, Term
-from ..checks import check_number, check_whole
 from ..digest import digest
-from ..seeds import derived_seed
+from .draws import Batching, Draw, draw_noise, draw_seed, draws_of, noise_seed, of_one_shape, shape_of
 from .events import events
 from .run import Run
+from .training import Training
 
 log = logging.getLogger(__name__)
 
@@ -30,109 +25,7 @@ MOST_NAMED = 32  # seeds in a line of the log
 MOST_AHEAD = 512  # draws that are encoded before they are needed: gigabytes of prompts for FLUX, and minutes
 
 
-class Dataset(Protocol):
-    """Prompts and what the flow model needs of each.
-
-    One of photos also has `shape(index)`, (C, H, W), and `latents(indices)`, (B, C, H, W), the photos as x0.
-    It may have `prepare(indices)`: hears, many at once, which of them will be asked soon, so that it can encode them.
-    """
-
-    prompts: list[str]
-
-    def cond(self, indices: list[int]) -> Any:
-        """The conditioning of these prompts as one batch; they have the same `cond_shape`."""
-
-    def cond_shape(self, index: int) -> Hashable:
-        """What conditionings have in common that can be one batch: for most models, the number of tokens."""
-
-
-def draw_noise(seeds: list[int], shape: tuple[int, ...]) -> Tensor:
-    """(B, *shape) float32 standard normal: each sample what ComfyUI's RandomNoise draws for its seed."""
-    return torch.cat([torch.randn((1, *shape), generator=torch.Generator().manual_seed(seed)) for seed in seeds])
-
-
-def prompt_index(seed: int, number: int, prompts: int) -> int:
-    """Which prompt draw `number` (from 0) uses: each once per round, every round in another order."""
-    return round_order(seed, number // prompts, prompts)[number % prompts]
-
-
-@lru_cache(maxsize=4)
-def round_order(seed: int, number: int, prompts: int) -> list[int]:
-    order = list(range(prompts))
-    random.Random(f"{seed} {number}").shuffle(order)
-    return order
-
-
-@dataclass(frozen=True)
-class Batching:
-    """What one update gathers: `batch` prompts, `at_once` of them in one forward; latents of `shape` (C, H, W).
-
-    sampled_at_once: how many are rolled out together; no fewer than `at_once`.
-    pairs: of branches that one rollout serves, each at a noise level of its own; 1 as published.
-    reuse: updates that the same prompts and their rollouts serve, at ever new noise levels; 1 as published.
-    photo_share: of the prompts, how many are photos instead, where there are both; spread evenly.
-    shared_noise: all prompts of an update take one noise, as published, in place of each its own.
-    Raises ValueError, a sentence, for what is no number in its range.
-    """
-
-    shape: tuple[int, int, int]
-    batch: int = 1
-    at_once: int = 1
-    seed: int = 0
-    pairs: int = 1
-    reuse: int = 1
-    photo_share: float = 0.0
-    shared_noise: bool = False
-    sampled_at_once: int = 1
-
-    def __post_init__(self):
-        for name in ("batch", "at_once", "pairs", "reuse"):
-            check_whole(name, getattr(self, name), 1)
-        for side in self.shape:
-            check_whole("a side of the latent", side, 1)
-        check_whole("sampled_at_once", self.sampled_at_once, 0)
-        check_whole("seed", self.seed, 0, 2**64 - 1)
-        check_number("photo_share", self.photo_share, 0.0, 1.0)
-
-
-class Draw(NamedTuple):
-    """One prompt, or photo, of an update. number: of the draw, from 0 in a run; noise and level follow from it."""
-
-    number: int
-    data: Dataset
-    index: int
-
-    @property
-    def is_photo(self) -> bool:
-        return hasattr(self.data, "latents")
-
-
-def draws_of(update: int, batching: Batching, dataset: Dataset, photos: Dataset | None = None) -> list[Draw]:
-    """What update `update` (from 0) takes: each prompt once per round, and each photo once per round of photos."""
-    first = update // batching.reuse * batching.batch
-    draws = []
-    for number in range(first, first + batching.batch):
-        of_photos, then = (math.floor(n * batching.photo_share) if photos else 0 for n in (number, number + 1))
-        if then > of_photos:
-            index = prompt_index(derived_seed("photos", batching.seed), of_photos, len(photos.prompts))
-            draws.append(Draw(number, photos, index))
-        else:
-            index = prompt_index(batching.seed, number - of_photos, len(dataset.prompts))
-            draws.append(Draw(number, dataset, index))
-    return draws
-
-
-def sample_scores(
-    run: Run,
-    flow: FlowModel,
-    decoder: Decoder,
-    terms: Sequence[Term],
-    window: Window,
-    dataset: Dataset,
-    batching: Batching,
-    photos: Dataset | None = None,
-    guard: Guard = NO_GUARD,
-) -> Iterator[Score]:
+def sample_scores(run: Run, training: Training) -> Iterator[Score]:
     """The scores of the run's next update, each computed when it is asked for.
 
     Photos stand in for rollouts (offline). Those that share a forward are of one shape; each sample keeps the noise
@@ -140,21 +33,26 @@ def sample_scores(
     frozen model; without one the first alone is compared, to be seen. Rewards that are normalised, but have said
     nothing yet, are asked beforehand: the spread of all that they say in this update scales it.
     """
+    flow = training.flow
+    decoder = training.decoder
+    batching = training.batching
+    window = training.window
+    guard = training.guard
     age = run.updates % batching.reuse
     compare = True
     update = run.updates + 1
     if age == 0:
         run.rollouts = {}
-    draws = draws_of(run.updates, batching, dataset, photos)
+    draws = draws_of(run.updates, batching, training.dataset, training.photos)
     check_gradients(run, flow, window, batching, draws)
     pairs = range(age * batching.pairs, (age + 1) * batching.pairs)
     groups = sampled(run, flow, batching, draws)
     spreads = run.spreads
-    new = [t for t in terms if t.normalised and t.trains and t.name not in run.spreads]
+    new = [t for t in training.terms if t.normalised and t.trains and t.name not in run.spreads]
     if new:
         groups = list(groups)
         spreads = spreads | first_spreads(flow, decoder, asked_of(new, window, batching, pairs, groups), update)
-    for asked in asked_of(terms, window, batching, pairs, groups):
+    for asked in asked_of(training.terms, window, batching, pairs, groups):
         group, prompts, cond, noised, branch, asks = asked
         first = Compared(1, group[0].data.cond([group[0].index])) if compare else None
         compared = Compared(len(group), cond) if guard else first
@@ -246,61 +144,29 @@ def rolled_out(flow: FlowModel, noise: Tensor, data: Dataset, indices: list[int]
     return torch.cat([flow.rollout(one, data.cond([index]), seed) for one, index, seed in alone])
 
 
-def noise_seed(batching: Batching, draw: Draw) -> int:
-    """Of the draw's noise; where all of an update share one, of its first draw's."""
-    return draw_seed(batching, draw.number - (draw.number % batching.batch if batching.shared_noise else 0))
-
-
-def draw_seed(batching: Batching, number: int) -> int:
-    """Of a draw's own noise and all else that is drawn for it: with the pair's number, its noise level.
-
-    Runs of other seeds share none. As RandomNoise's noise_seed it gives the same noise.
-    """
-    return derived_seed("draw", batching.seed, number)
-
-
-def shape_of(draw: Draw, batching: Batching) -> tuple[int, int, int]:
-    return draw.data.shape(draw.index) if draw.is_photo else batching.shape
-
-
-def of_one_shape(draws: Sequence[Draw], batching: Batching) -> list[list[Draw]]:
-    """The draws of an update in groups that are sampled together: of one dataset and shapes, and not too many.
-
-    Keeps the order within a group; where all are of one shape, the order of all.
-    """
-    alike: dict[Any, list[Draw]] = {}
-    for draw in draws:
-        shapes = shape_of(draw, batching), draw.data.cond_shape(draw.index)
-        alike.setdefault((id(draw.data), *shapes), []).append(draw)
-    most = max(batching.at_once, batching.sampled_at_once)
-    return [same[i : i + most] for same in alike.values() for i in range(0, len(same), most)]
-
-
 def prepare_data(
-    first: int,
-    updates: int,
-    batching: Batching,
-    dataset: Dataset,
-    photos: Dataset | None = None,
-    also: Sequence[int] = (),
+    updates: range, batching: Batching, dataset: Dataset, *, photos: Dataset | None = None, also: Sequence[int] = ()
 ) -> int:
-    """Tell the datasets what updates from `first` on will draw, so that they encode it all at once.
+    """Tell the datasets what these updates, the first is 0, will draw, so that they encode it all at once.
 
-    Of no more than `updates` updates and about MOST_AHEAD draws, for what is encoded takes time and room on the disk.
+    They are told of about MOST_AHEAD draws at most, for what is encoded takes time and room on the disk.
     also: more of the dataset that is needed now. Returns the first update that they were not told of.
     """
-    end = first + max(1, min(updates, MOST_AHEAD // batching.batch * batching.reuse))
-    draws = [draw for update in range(first, end) for draw in draws_of(update, batching, dataset, photos)]
+    end = updates.start + max(1, min(len(updates), MOST_AHEAD // batching.batch * batching.reuse))
+    draws = [draw for update in range(updates.start, end) for draw in draws_of(update, batching, dataset, photos)]
     for data, more in ((dataset, also), (photos, ())):
         if hasattr(data, "prepare"):
             data.prepare(list(dict.fromkeys([*more, *(draw.index for draw in draws if draw.data is data)])))
     return end
 
 
-def prepare(run: Run, updates: int, terms: Sequence[Term], batching: Batching, dataset: Dataset, photos=None) -> int:
+def prepare(run: Run, training: Training, updates: int) -> int:
     """Tell the datasets, and the rewards the texts, that the next updates will ask; see `prepare_data`."""
-    end = prepare_data(run.updates, updates, batching, dataset, photos)
-    for term in terms:
+    batching = training.batching
+    dataset = training.dataset
+    photos = training.photos
+    end = prepare_data(range(run.updates, run.updates + updates), batching, dataset, photos=photos)
+    for term in training.terms:
         if hasattr(term.reward, "prepare"):
             texts = []
             for update in range(run.updates, end):
@@ -325,17 +191,8 @@ def describe_data(data: Dataset) -> str:
     return f"{len(data.prompts)} {kind} ({digest(getattr(data, 'content', data.prompts))[:8]})"
 
 
-def train(
-    run: Run,
-    updates: int,
-    batching: Batching,
-    terms: Sequence[Term],
-    dataset: Dataset,
-    on_update: Callable[[dict], Any] = lambda _: None,
-    photos: Dataset | None = None,
-    **world,
-):
-    """Make `updates` more updates; `world` is what else `sample_scores` asks for.
+def train(run: Run, training: Training, updates: int, on_update: Callable[[dict], Any] = lambda _: None):
+    """Make `updates` more updates.
 
     on_update: called with the metrics of each; what is true ends the loop.
     The state of the last finished update is saved, whatever ends the loop. Raises RuntimeError, before the first, if
@@ -343,17 +200,17 @@ def train(
     """
     run.troubles.clear()
     run.check_disk()
-    run.train_on(" and ".join(describe_data(data) for data in (dataset, photos) if data))
+    run.train_on(" and ".join(describe_data(data) for data in (training.dataset, training.photos) if data))
+    batching = training.batching
     end = run.updates + updates
-    ready = prepare(run, updates, terms, batching, dataset, photos)
+    ready = prepare(run, training, updates)
     try:
         with events(run.folder / "events", run.updates, run.trouble) as write:
             for _ in range(updates):
                 if run.updates >= ready:
-                    ready = prepare(run, end - run.updates, terms, batching, dataset, photos)
-                log_seeds(run.updates, batching, draws_of(run.updates, batching, dataset, photos))
-                scores = sample_scores(run, terms=terms, dataset=dataset, photos=photos, batching=batching, **world)
-                metrics = run.update(scores, batching.batch * batching.pairs)
+                    ready = prepare(run, training, end - run.updates)
+                log_seeds(run.updates, batching, draws_of(run.updates, batching, training.dataset, training.photos))
+                metrics = run.update(sample_scores(run, training), batching.batch * batching.pairs)
                 write(metrics)
                 if on_update(metrics):
                     break

@@ -5,7 +5,7 @@ import logging
 import math
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +17,13 @@ from torch.nn import Parameter
 from ..algorithm.metrics import Summary, describe, summarise
 from ..algorithm.step import Score
 from ..algorithm.terms import Spread
-from ..checks import check_number, check_whole
+from ..checks import check_whole
 from ..files import check_writable, write_whole
 from .folder import METRICS, STATE, FolderGone, FolderLock, newest_state, snapshot_file, snapshots_in
 from .history import history_text, read_history, recent_words_gap
 from .optimizers import check_optimizer_state, learning_rate_factor, make_optimizer, optimizer_state, restore_optimizer
 from .score_checks import check_belongs, check_reached
+from .settings import DEFAULT, Settings
 from .state_file import COUNTS, VERSION, NewerState, SpoiltState, State, described, read_state, spreads_of
 
 log = logging.getLogger(__name__)
@@ -43,37 +44,6 @@ class Misfit(ValueError):
         )
 
 
-@dataclass(frozen=True)
-class Settings:
-    """How a run steps. Defaults as published, but for the learning rate, which is a LoRA's.
-
-    warmup, cosine_to: see learning_rate_factor. ema: decay of the parameters' moving average; 0 keeps none.
-    snapshot_every: updates between two snapshots, 0 for none; the last `keep_snapshots` and the best one are kept.
-    Raises ValueError, a sentence, for what is no finite number in its range.
-    """
-
-    learning_rate: float = 1e-4
-    weight_decay: float = 1e-4
-    max_gradient_norm: float = 0.1
-    save_every: int = 5  # updates between two saved states
-    optimizer: str = "AdamW"
-    warmup: int = 0  # updates
-    cosine_to: int = 0  # the update after which the learning rate is 0; 0: constant
-    ema: float = 0.0
-    snapshot_every: int = 0
-    keep_snapshots: int = 3
-
-    def __post_init__(self):
-        check_number("learning_rate", self.learning_rate, 0.0, 1.0)
-        check_number("weight_decay", self.weight_decay, 0.0, 1.0)
-        check_number("max_gradient_norm", self.max_gradient_norm, 1e-6)
-        check_number("ema", self.ema, 0.0, 0.9999)
-        for name in ("save_every", "keep_snapshots"):
-            check_whole(name, getattr(self, name), 1)
-        for name in ("warmup", "cosine_to", "snapshot_every"):
-            check_whole(name, getattr(self, name), 0)
-
-
 class Run:
     """One run: the adapter's parameters, their optimiser, what was counted, and the folder it lives in.
 
@@ -91,7 +61,7 @@ class Run:
         self,
         folder: Path,
         parameters: dict[str, Parameter],
-        settings: Settings = Settings(),
+        settings: Settings = DEFAULT,
         identity: dict[str, str] | None = None,
         lock: FolderLock | None = None,
     ):

@@ -10,7 +10,7 @@ from ..checks import check_number
 WINDOW = 4  # updates: the means of the first and of the last ones are compared
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Limits:
     """How far is too far; 0 sets no limit.
 

@@ -15,8 +15,8 @@ from srpo_core.algorithm.noise_levels import Window
 from srpo_core.algorithm.objective import Objective, Strength
 from srpo_core.algorithm.terms import Term
 from srpo_core.checks import check_number, check_whole
-from srpo_core.run.loop import Batching
-from srpo_core.run.run import Settings
+from srpo_core.run.draws import Batching
+from srpo_core.run.settings import Settings
 from srpo_core.run.watch import Limits
 
 NOT_FINITE = [math.nan, math.inf, -math.inf]
@@ -32,12 +32,12 @@ PLACES = [
     *((Guard, name) for name in numeric(Guard)),
     *((Limits, name) for name in numeric(Limits)),
     *((Window, name) for name in numeric(Window)),
-    *((lambda **value: Batching(SHAPE, **value), name) for name in numeric(Batching)),
-    (lambda **value: Batching((16, *value.values(), 8)), "side"),
+    *((lambda **value: Batching(shape=SHAPE, **value), name) for name in numeric(Batching)),
+    (lambda **value: Batching(shape=(16, *value.values(), 8)), "side"),
     (Objective, "threshold"),
     (lambda **value: Strength(**{"low_noise": 0.0, "high_noise": 0.0, **value}), "low_noise"),
     (lambda **value: Strength(**{"low_noise": 0.0, "high_noise": 0.0, **value}), "high_noise"),
-    (lambda **value: Term(TinyReward(), Objective(), **value), "weight"),
+    (lambda **value: Term(reward=TinyReward(), objective=Objective(), **value), "weight"),
 ]
 
 

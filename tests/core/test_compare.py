@@ -12,7 +12,7 @@ from srpo_core.report.compare import LEAST_WIDTH, MOST, Comparison, Scores, draw
 
 PROMPTS = ["a red circle", "a blue square", "a green star"]
 SEEDS = [7, 8]
-OBJECTIVE = Objective(("Detail", "Real", "Photo"), ("Painting", "Flat"))
+OBJECTIVE = Objective(positive=("Detail", "Real", "Photo"), negative=("Painting", "Flat"))
 
 
 def pictures(count, height=12, width=10, seed=0):

@@ -19,10 +19,13 @@ from srpo_core import files
 from srpo_core.algorithm.protocols import Pullback
 from srpo_core.algorithm.terms import Term
 from srpo_core.run import run as run_module
+from srpo_core.run.draws import Batching
 from srpo_core.run.folder import FolderGone, FolderLock, snapshots_in, whole_snapshots
-from srpo_core.run.loop import Batching, sample_scores, train
-from srpo_core.run.run import MAX_FAILED_SAVES, MAX_SKIPPED, Run, Settings
+from srpo_core.run.loop import sample_scores, train
+from srpo_core.run.run import MAX_FAILED_SAVES, MAX_SKIPPED, Run
+from srpo_core.run.settings import Settings
 from srpo_core.run.state_file import updates_in
+from srpo_core.run.training import Training
 
 
 class Cancelled(BaseException):
@@ -139,7 +142,7 @@ def check_it_goes_on(run: Run, parts: dict, straight: Run, tmp_path, batching=TW
     fresh = world()
     reopened = Run(tmp_path / "after a restart", fresh["flow"].parameters, run.settings)
     for goes_on, world_of_it in ((run, parts), (reopened, fresh)):
-        train(goes_on, straight.updates - goes_on.updates, batching, **world_of_it)
+        train(goes_on, Training(batching=batching, **world_of_it), straight.updates - goes_on.updates)
         assert everything(goes_on) == everything(straight)
         files_of = on_disk(goes_on.folder)
         assert files_of["metrics.jsonl"] == (straight.folder / "metrics.jsonl").read_bytes()
@@ -153,7 +156,7 @@ CASES = [
 
 
 @pytest.mark.parametrize(
-    "finished, batching", [(0, TWO), (2, Batching(SHAPE, batch=2, reuse=2))], ids=["first", "third"]
+    "finished, batching", [(0, TWO), (2, Batching(shape=SHAPE, batch=2, reuse=2))], ids=["first", "third"]
 )
 @pytest.mark.parametrize("stage, failure, optimizer", CASES, ids=map(", ".join, CASES))
 def test_a_failure_inside_an_update_leaves_no_trace(tmp_path, stage, failure, optimizer, finished, batching):
@@ -162,12 +165,12 @@ def test_a_failure_inside_an_update_leaves_no_trace(tmp_path, stage, failure, op
     fault = Fault(failing(FAILURES[failure]))
     run = Run(tmp_path / "run", parts["flow"].parameters, chosen)
     put_in(fault, stage, run, parts)
-    train(run, finished, batching, **parts)
+    train(run, Training(batching=batching, **parts), finished)
     memory = everything(run)
     disk = on_disk(run.folder)
     fault.arm(1 if stage in AT_THE_STEP else 2)
     with pytest.raises(type(FAILURES[failure])):
-        train(run, 3, batching, **parts)
+        train(run, Training(batching=batching, **parts), 3)
     assert everything(run) == memory and on_disk(run.folder) == disk
     assert all(parameter.grad is None for parameter in run.parameters.values())
     straight = go(tmp_path / "straight", finished + 2, batching, chosen)
@@ -202,11 +205,11 @@ def test_a_state_that_cannot_be_saved_is_said_at_once_and_saved_after_the_next_u
     said = []
     rare = Settings(learning_rate=1e-2, save_every=2)
     run = Run(folder, parts["flow"].parameters, rare)
-    train(run, 2, TWO, **parts)
+    train(run, Training(batching=TWO, **parts), 2)
     run.on_trouble = lambda sentence: said.append((run.updates, sentence))
     with monkeypatch.context() as patch:
         patch.setattr(files.os, "replace", refusing(os.replace, ("state.safetensors",), error, times))
-        train(run, 6, TWO, **parts)
+        train(run, Training(batching=TWO, **parts), 6)
     assert [update for update, _ in said] == list(range(4, 5 + times))
     for update, sentence in said[:-1]:
         assert f"my run can't be written to ([Errno {error.errno}] {error.strerror}): make room on its disk" in sentence
@@ -221,11 +224,11 @@ def test_a_run_that_cannot_be_saved_again_and_again_stops_and_keeps_all_in_memor
     folder = tmp_path / "my run"
     parts = world()
     run = Run(folder, parts["flow"].parameters, settings())
-    train(run, 2, TWO, **parts)
+    train(run, Training(batching=TWO, **parts), 2)
     before = opened(folder)
     with monkeypatch.context() as patch, pytest.raises(RuntimeError) as error:
         patch.setattr(files.os, "replace", refusing(os.replace, ("state.safetensors",), FULL, 100))
-        train(run, 9, TWO, **parts)
+        train(run, Training(batching=TWO, **parts), 9)
     reached = 2 + MAX_FAILED_SAVES
     kept = f'The run "my run" is saved up to update 2. Updates up to {reached} are kept while ComfyUI runs.'
     assert str(error.value).endswith(kept) and run.updates == reached
@@ -242,10 +245,10 @@ def test_what_a_run_does_not_need_is_said_and_training_goes_on(tmp_path, monkeyp
     run = Run(tmp_path / "run", parts["flow"].parameters, settings())
     with monkeypatch.context() as patch:
         patch.setattr(files.os, "replace", refusing(os.replace, (file,), READ_ONLY, 100))
-        train(run, 5, TWO, **parts)
+        train(run, Training(batching=TWO, **parts), 5)
     assert run.saved == 5 and all("can't be written to ([Errno 30]" in sentence for sentence in run.troubles)
     assert run.troubles and not (tmp_path / "run" / file).exists()
-    train(run, 1, TWO, **parts)
+    train(run, Training(batching=TWO, **parts), 1)
     straight = go(tmp_path / "straight", 6, settings=settings())
     assert run.troubles == [] and everything(run) == everything(straight) == everything(opened_with(run))
 
@@ -279,7 +282,7 @@ def test_killed_at_any_moment_the_promised_snapshots_are_there(tmp_path, monkeyp
             patch.setattr(files.os, "unlink", dying(os.unlink))
             try:
                 for _ in range(5):
-                    run.update(sample_scores(run, batching=TWO, **parts), 2)
+                    run.update(sample_scores(run, Training(batching=TWO, **parts)), 2)
             except Killed:
                 pass
             else:
@@ -289,7 +292,7 @@ def test_killed_at_any_moment_the_promised_snapshots_are_there(tmp_path, monkeyp
         assert set(promised) <= set(whole_snapshots(folder)) == set(snapshots_in(folder))
         fresh = world()
         again = Run(folder, fresh["flow"].parameters, chosen)
-        train(again, 5 - again.updates, TWO, **fresh)
+        train(again, Training(batching=TWO, **fresh), 5 - again.updates)
         assert everything(again) == everything(straight)
     assert moment > 8
 
@@ -319,21 +322,21 @@ def test_a_state_too_large_to_copy_is_taken_from_disk_where_a_step_failed(
     monkeypatch.setattr(run_module, "MOST_COPIED", 0)
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     rare = Settings(learning_rate=1e-2, save_every=100, ema=0.9)
-    batching = Batching(SHAPE, batch=2, reuse=reuse)
+    batching = Batching(shape=SHAPE, batch=2, reuse=reuse)
     parts = world()
     fault = Fault(failing(FAILURES[failure]))
     run = Run(tmp_path / "run", parts["flow"].parameters, rare)
     put_in(fault, stage, run, parts)
-    train(run, saved, batching, **parts)
+    train(run, Training(batching=batching, **parts), saved)
     run.save = lambda: None
     steps = 4 if reuse == 1 else 5  # the fifth update rolls out in the third case, not in the second
-    train(run, steps - saved, batching, **parts)
+    train(run, Training(batching=batching, **parts), steps - saved)
     fault.arm(1)
     at_the_step = stage in AT_THE_STEP
     if stage == "rollout" and steps % reuse:
         steps += reuse - steps % reuse  # there is none before
     with pytest.raises(type(FAILURES[failure])):
-        train(run, 3, batching, **parts)
+        train(run, Training(batching=batching, **parts), 3)
     del run.save
     straight = go(tmp_path / "straight", saved if at_the_step else steps, batching, rare)
     assert everything(run) == everything(straight)
@@ -349,10 +352,10 @@ def test_a_step_that_fails_half_way_with_nothing_to_go_back_to_is_never_saved(tm
     put_in(fault, "optimiser step", run, parts)
     fault.arm(1)
     with pytest.raises(torch.OutOfMemoryError):
-        train(run, 1, TWO, **parts)
+        train(run, Training(batching=TWO, **parts), 1)
     assert run.lost
     with pytest.raises(RuntimeError, match='could not be undone in the run "run".*it begins anew'):
-        train(run, 1, TWO, **parts)
+        train(run, Training(batching=TWO, **parts), 1)
     assert not list((tmp_path / "run").glob("*.safetensors"))
     assert everything(go(tmp_path / "run", 2, settings=settings())) == everything(
         go(tmp_path / "straight", 2, settings=settings())
@@ -369,7 +372,7 @@ def test_a_failure_while_events_are_written_keeps_the_update(tmp_path, monkeypat
     run = Run(tmp_path / "run", parts["flow"].parameters, settings())
     with monkeypatch.context() as patch:
         patch.setattr(SummaryWriter, "add_scalar", full)
-        train(run, 2, TWO, **parts)
+        train(run, Training(batching=TWO, **parts), 2)
     assert everything(run) == everything(opened_with(run)) and run.updates == 2
     assert len(run.troubles) == 1 and "events can't be written to any more ([Errno 28]" in run.troubles[0]
     check_it_goes_on(run, parts, go(tmp_path / "straight", 3, settings=settings()), tmp_path)
@@ -408,14 +411,14 @@ def test_a_folder_that_cannot_be_written_is_refused_before_the_first_update(tmp_
     (tmp_path / "a file").touch()
     run = Run(tmp_path / "a file/run", parts["flow"].parameters, SETTINGS)
     with pytest.raises(RuntimeError, match="a file/run can't be written to .*: move away what lies there"):
-        train(run, 1, TWO, **parts)
+        train(run, Training(batching=TWO, **parts), 1)
     parts["flow"].rollout = world()["flow"].rollout
     run = Run(tmp_path / "run", parts["flow"].parameters, SETTINGS)
     monkeypatch.setattr(files.shutil, "disk_usage", lambda _: SimpleNamespace(free=95))
     with pytest.raises(RuntimeError, match="0 MB free, 0 MB needed"):
-        train(run, 1, TWO, **parts)
+        train(run, Training(batching=TWO, **parts), 1)
     monkeypatch.undo()
-    train(run, 1, TWO, **parts)
+    train(run, Training(batching=TWO, **parts), 1)
     assert run.updates == 1
 
 
@@ -489,10 +492,10 @@ def test_what_is_not_a_number_anywhere_skips_the_update(tmp_path, stage):
     fault = Fault(not_a_number)
     run = Run(tmp_path, parts["flow"].parameters, settings("schedule-free AdamW"))
     put_in(fault, stage, run, parts)
-    train(run, 2, TWO, **parts)
+    train(run, Training(batching=TWO, **parts), 2)
     before = everything(run)
     fault.arm(2)
-    train(run, 1, TWO, **parts)
+    train(run, Training(batching=TWO, **parts), 1)
     after = everything(run)
     assert (run.updates, run.skipped) == (3, 1)
     assert all(after[key] == before[key] for key in ("parameters", "ema", "slots", "groups", "spreads"))
@@ -533,9 +536,9 @@ def test_a_step_that_leaves_what_is_not_finite_is_undone_and_counts_as_skipped(
 ):
     chosen = settings(optimizer)
     parts = world()
-    batching = Batching(SHAPE, batch=2, reuse=2)
+    batching = Batching(shape=SHAPE, batch=2, reuse=2)
     run = Run(tmp_path / "run", parts["flow"].parameters, chosen)
-    train(run, 3, batching, **parts)
+    train(run, Training(batching=batching, **parts), 3)
     before = everything(run)
     remember = run._remember
 
@@ -544,13 +547,13 @@ def test_a_step_that_leaves_what_is_not_finite_is_undone_and_counts_as_skipped(
         poisoned(run, place, value)
 
     run._remember = spoil
-    train(run, 1, batching, **parts)
+    train(run, Training(batching=batching, **parts), 1)
     del run._remember
     after = everything(run)
     assert all(after[key] == before[key] for key in ("parameters", "ema", "slots", "groups", "spreads", "rollouts"))
     assert (run.updates, run.skipped, run.saved) == (4, 1, 4) and "Update 4 skipped: " in caplog.text
     assert everything(opened_with(run)) == after
-    train(run, 1, batching, **parts)
+    train(run, Training(batching=batching, **parts), 1)
     assert (run.updates, run.skipped, run.skipped_in_a_row) == (5, 1, 0)
 
 
@@ -559,12 +562,12 @@ def test_a_step_of_a_large_state_that_leaves_what_is_not_finite_goes_back_and_st
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     parts = world()
     run = Run(tmp_path / "run", parts["flow"].parameters, settings())
-    train(run, 2, TWO, **parts)
+    train(run, Training(batching=TWO, **parts), 2)
     before = everything(run)
     remember = run._remember
     run._remember = lambda seen: (remember(seen), poisoned(run, "parameter", math.nan))
     with pytest.raises(RuntimeError, match="Update 3 left numbers that are not finite in adapter.mix.* at update 2"):
-        train(run, 1, TWO, **parts)
+        train(run, Training(batching=TWO, **parts), 1)
     del run._remember
     assert everything(run) == before == everything(opened_with(run))
 
@@ -572,9 +575,9 @@ def test_a_step_of_a_large_state_that_leaves_what_is_not_finite_goes_back_and_st
 def test_a_watching_reward_that_says_no_number_spoils_nothing(tmp_path):
     parts = world()
     spoilt = SpoiltReward(range(5, 9), SPOILS["loss"])
-    parts["terms"] = [*parts["terms"], Term(spoilt, HPS, 0.0, "watching")]
+    parts["terms"] = [*parts["terms"], Term(reward=spoilt, objective=HPS, weight=0.0, name="watching")]
     run = Run(tmp_path, parts["flow"].parameters, settings())
-    train(run, 3, TWO, **parts)
+    train(run, Training(batching=TWO, **parts), 3)
     assert run.skipped == 0 and math.isfinite(run.spreads["watching"].std)
     assert run.spreads["watching"].count < run.spreads[""].count
 
@@ -588,7 +591,7 @@ def test_a_folder_that_is_gone_is_not_written_to_any_more(tmp_path, gone):
     parts = world()
     lock = FolderLock(tmp_path / "mine")
     run = Run(folder, parts["flow"].parameters, settings(), lock=lock)
-    train(run, 2, TWO, **parts)
+    train(run, Training(batching=TWO, **parts), 2)
     second = None
     if gone == "moved":
         folder.rename(tmp_path / "moved")
@@ -598,8 +601,8 @@ def test_a_folder_that_is_gone_is_not_written_to_any_more(tmp_path, gone):
         second = FolderLock(folder)
     before = on_disk(tmp_path)
     for write in (
-        lambda: train(run, 1, TWO, **parts),
-        lambda: run.update(sample_scores(run, batching=TWO, **parts), 2),
+        lambda: train(run, Training(batching=TWO, **parts), 1),
+        lambda: run.update(sample_scores(run, Training(batching=TWO, **parts)), 2),
         lambda: run.write_aside(folder / "samples/1.png", lambda path: path.write_bytes(b"picture")),
         run.save,
     ):
@@ -610,7 +613,7 @@ def test_a_folder_that_is_gone_is_not_written_to_any_more(tmp_path, gone):
         assert on_disk(tmp_path) == before
     if gone == "moved":  # what the sentence says
         (tmp_path / "moved").rename(folder)
-        train(run, 1, TWO, **parts)
+        train(run, Training(batching=TWO, **parts), 1)
         assert run.saved == run.updates
         lock.release()
         assert FolderLock(folder).holds()

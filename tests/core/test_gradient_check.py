@@ -14,6 +14,7 @@ from srpo_core.algorithm.gradient_check import TOLERANCE, check_gradient, check_
 from srpo_core.algorithm.protocols import Pullback
 from srpo_core.run.loop import train
 from srpo_core.run.run import Run
+from srpo_core.run.training import Training
 from srpo_core.toy.world import toy_world
 
 X = numbers(5, 1, *SHAPE, dtype=torch.float32)
@@ -316,7 +317,7 @@ def test_a_fault_stops_the_run_before_it_trains_on_it(tmp_path, updates):
     flow = parts["flow"]
     run = Run(tmp_path, flow.parameters, SETTINGS)
     if updates:
-        train(run, updates, TWO, **parts)
+        train(run, Training(batching=TWO, **parts), updates)
     before = state(run)
     velocity = flow.velocity
     flow.velocity = lambda *args: twice(velocity(*args))
@@ -324,7 +325,7 @@ def test_a_fault_stops_the_run_before_it_trains_on_it(tmp_path, updates):
     rolled = []
     flow.rollout = lambda *_: rolled.append(1)
     with pytest.raises(RuntimeError, match=r"2\.0. times that"):
-        train(run, 1, TWO, **parts)
+        train(run, Training(batching=TWO, **parts), 1)
     assert run.updates == updates and same(state(run), before) and not rolled
     assert all(parameter.grad is None for parameter in flow.parameters.values())
     if updates:

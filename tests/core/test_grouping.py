@@ -13,8 +13,11 @@ from srpo_core.algorithm.noise_levels import Window
 from srpo_core.algorithm.objective import Objective
 from srpo_core.algorithm.step import Noised, normalise, one_step_recover, score_recovered
 from srpo_core.algorithm.terms import Term, combine
-from srpo_core.run.loop import Batching, sample_scores, train
-from srpo_core.run.run import Run, Settings
+from srpo_core.run.draws import Batching
+from srpo_core.run.loop import sample_scores, train
+from srpo_core.run.run import Run
+from srpo_core.run.settings import Settings
+from srpo_core.run.training import Training
 
 FAR = Objective(threshold=9.0)  # the hinge stays open
 EXACT = Settings(learning_rate=1e-2, max_gradient_norm=1e9)
@@ -33,15 +36,15 @@ class InOtherUnits(TinyReward):
 
 
 TERMS = {
-    "one": [Term(TinyReward(), FAR)],
+    "one": [Term(reward=TinyReward(), objective=FAR)],
     "several": [
-        Term(TinyReward(), FAR),
-        Term(InOtherUnits(), replace(FAR, threshold=500.0), 0.5, "units"),
-        Term(TinyReward(), replace(FAR, branches="inversion"), 0.7, "inversion"),
-        Term(Textless(), FAR, 0.0, "watching"),
+        Term(reward=TinyReward(), objective=FAR),
+        Term(reward=InOtherUnits(), objective=replace(FAR, threshold=500.0), weight=0.5, name="units"),
+        Term(reward=TinyReward(), objective=replace(FAR, branches="inversion"), weight=0.7, name="inversion"),
+        Term(reward=Textless(), objective=FAR, weight=0.0, name="watching"),
     ],
-    "text-free": [Term(Textless(), FAR)],
-    "random words": [Term(TinyReward(), replace(FAR, order="random"))],
+    "text-free": [Term(reward=Textless(), objective=FAR)],
+    "random words": [Term(reward=TinyReward(), objective=replace(FAR, order="random"))],
 }
 
 
@@ -67,16 +70,18 @@ class Photos:
 def gone(folder, batching, terms, guard, photos, updates=2):
     parts = world(dtype=torch.float64) | {"terms": combine(terms)}
     run = Run(folder, parts["flow"].parameters, EXACT)
-    train(run, updates, batching, guard=guard, photos=photos, **parts)
+    train(run, Training(batching=batching, guard=guard, photos=photos, **parts), updates)
     return run
 
 
 @pytest.mark.parametrize("terms", TERMS.values(), ids=TERMS)
 @pytest.mark.parametrize(
-    "guard, pairs, photos", [(NO_GUARD, 1, None), (Guard(0.3, 0.2), 2, Photos())], ids=["plain", "guard, pairs, photos"]
+    "guard, pairs, photos",
+    [(NO_GUARD, 1, None), (Guard(norm_weight=0.3, distance_weight=0.2), 2, Photos())],
+    ids=["plain", "guard, pairs, photos"],
 )
 def test_at_once_changes_nothing(tmp_path, terms, guard, pairs, photos):
-    batching = Batching(SHAPE, batch=4, pairs=pairs, photo_share=0.5)
+    batching = Batching(shape=SHAPE, batch=4, pairs=pairs, photo_share=0.5)
     one = gone(tmp_path / "1", batching, terms, guard, photos)
     for at_once, sampled in ((2, 1), (4, 4), (1, 4)):
         together = replace(batching, at_once=at_once, sampled_at_once=sampled)
@@ -94,7 +99,7 @@ def test_the_order_of_the_samples_changes_nothing(tmp_path, terms):
     for order in (1, -1):
         parts = world(dtype=torch.float64) | {"terms": combine(terms)}
         run = Run(tmp_path / str(order), parts["flow"].parameters, EXACT)
-        scores = list(sample_scores(run, batching=Batching(SHAPE, batch=4), **parts))
+        scores = list(sample_scores(run, Training(batching=Batching(shape=SHAPE, batch=4), **parts)))
         found.append(run.update(scores[::order], 4))
     assert found[0] == pytest.approx(found[1], rel=1e-9)
 
@@ -103,7 +108,7 @@ def test_no_sample_of_a_first_update_outweighs_the_others(tmp_path):
     """By its own two answers a sample would be scaled by anything; the factor of all is one."""
     parts = world(dtype=torch.float64) | {"terms": combine(TERMS["several"])}
     run = Run(tmp_path, parts["flow"].parameters, EXACT)
-    scores = list(sample_scores(run, batching=Batching(SHAPE, batch=8), **parts))
+    scores = list(sample_scores(run, Training(batching=Batching(shape=SHAPE, batch=8), **parts)))
     run.update(scores, 8)
     std = {name: spread.std for name, spread in run.spreads.items()}
     weights = {term.name: term.weight for term in parts["terms"]}
@@ -163,7 +168,7 @@ def test_half_precision_rollouts_train_as_their_fp32_copies(tmp_path, kind):
         rollout = parts["flow"].rollout
         parts["flow"].rollout = lambda *args, rollout=rollout, back=back: rollout(*args).to(kind).to(back)
         run = Run(tmp_path / str(back), parts["flow"].parameters, EXACT)
-        train(run, 2, Batching(SHAPE, batch=3), **parts)
+        train(run, Training(batching=Batching(shape=SHAPE, batch=3), **parts), 2)
         runs.append(run)
     for name, parameter in runs[0].parameters.items():
         assert torch.equal(parameter, runs[1].parameters[name])
@@ -183,6 +188,6 @@ def test_samplers_that_draw_noise_are_given_one_picture_at_a_time(tmp_path):
         flow.rollout = drawing
         flow.samples_depend_on_batch = True
         run = Run(tmp_path / str(at_once), flow.parameters, EXACT)
-        train(run, 1, Batching(SHAPE, batch=4, at_once=at_once), **parts)
+        train(run, Training(batching=Batching(shape=SHAPE, batch=4, at_once=at_once), **parts), 1)
         found.append(run.history[0])
     assert found[0] == pytest.approx(found[1], rel=1e-6)

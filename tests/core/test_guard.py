@@ -11,8 +11,11 @@ from srpo_core.algorithm.noise_levels import Window
 from srpo_core.algorithm.objective import Objective
 from srpo_core.algorithm.step import Compared, Noised, one_step_recover, score_recovered
 from srpo_core.algorithm.terms import Term
-from srpo_core.run.loop import Batching, sample_scores, train
-from srpo_core.run.run import Run, Settings
+from srpo_core.run.draws import Batching
+from srpo_core.run.loop import sample_scores, train
+from srpo_core.run.run import Run
+from srpo_core.run.settings import Settings
+from srpo_core.run.training import Training
 
 
 def test_the_loss_is_the_hinge_and_the_distance():
@@ -24,7 +27,7 @@ def test_the_loss_is_the_hinge_and_the_distance():
     torch.testing.assert_close(hinge, torch.tensor([0.0, 0.0, 0.4]).double(), rtol=0, atol=1e-6)
     mean_square = frozen.square().flatten(1).mean(1)
     torch.testing.assert_close(pull, 3 * mean_square * torch.tensor([0.25, 0.0, 0.04]), rtol=1e-6, atol=1e-12)
-    assert Guard(2.0, 3.0).loss(velocity, frozen).equal(hinge + pull)
+    assert Guard(norm_weight=2.0, distance_weight=3.0).loss(velocity, frozen).equal(hinge + pull)
     assert not NO_GUARD and Guard(norm_weight=1.0) and Guard(distance_weight=1.0)
 
 
@@ -34,7 +37,15 @@ def trained_a_little(flow):
     return flow
 
 
-@pytest.mark.parametrize("guard", [Guard(0.7, 0.0), Guard(0.0, 0.5), Guard(0.7, 0.5), NO_GUARD])
+@pytest.mark.parametrize(
+    "guard",
+    [
+        Guard(norm_weight=0.7, distance_weight=0.0),
+        Guard(norm_weight=0.0, distance_weight=0.5),
+        Guard(norm_weight=0.7, distance_weight=0.5),
+        NO_GUARD,
+    ],
+)
 def test_the_gradient_is_that_of_the_whole_loss(guard):
     flow = trained_a_little(TinyFlow())
     data = TinyData()
@@ -56,7 +67,7 @@ def test_the_gradient_is_that_of_the_whole_loss(guard):
         for parameter, gradient in zip(flow.parameters.values(), expected):
             torch.testing.assert_close(parameter.grad, gradient, rtol=0, atol=1e-12)
             parameter.grad = None
-        terms = [Term(TinyReward(), Objective())]
+        terms = [Term(reward=TinyReward(), objective=Objective())]
         found = describe([summarise(score_recovered(recovered, branch, TinyDecoder(), terms, prompts, 1))])
         assert found["velocity_ratio"] == pytest.approx(recovered.velocity_ratio.mean().item()) != 1
         assert (found["guard"] > 0) == bool(guard)
@@ -68,11 +79,12 @@ def test_without_a_guard_one_sample_of_an_update_is_compared(tmp_path):
     frozen_velocity = parts["flow"].frozen_velocity
     parts["flow"].frozen_velocity = lambda x, *rest: asked.append(len(x)) or frozen_velocity(x, *rest)
     run = Run(tmp_path, parts["flow"].parameters, Settings())
-    list(sample_scores(run, batching=Batching(SHAPE, batch=4, at_once=2, pairs=2), **parts))
+    list(sample_scores(run, Training(batching=Batching(shape=SHAPE, batch=4, at_once=2, pairs=2), **parts)))
     assert asked == [1]
-    list(sample_scores(run, batching=Batching(SHAPE, batch=4, at_once=2), guard=Guard(1.0), **parts))
+    four = Batching(shape=SHAPE, batch=4, at_once=2)
+    list(sample_scores(run, Training(batching=four, guard=Guard(norm_weight=1.0), **parts)))
     assert asked[1:] == [2] * 4
-    train(run, 1, Batching(SHAPE), **parts)
+    train(run, Training(batching=Batching(shape=SHAPE), **parts), 1)
     assert run.history[0]["velocity_ratio"] == pytest.approx(1)  # nothing is trained yet
 
 
@@ -84,7 +96,7 @@ def test_a_guard_brings_an_inflated_model_back(tmp_path):
         with torch.no_grad():
             flow.parameters["mix"] *= 2
         run = Run(tmp_path / name, flow.parameters, Settings(learning_rate=3e-2))
-        train(run, 40, Batching(SHAPE, batch=2), **parts, guard=guard)
+        train(run, Training(batching=Batching(shape=SHAPE, batch=2), guard=guard, **parts), 40)
         x = numbers(3, 8, *SHAPE).float()
         sigma = torch.full((8,), 0.85)
         cond = torch.zeros(8)

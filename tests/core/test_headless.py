@@ -10,14 +10,17 @@ from diffusers import AutoencoderKL, AutoencoderTiny, FluxPipeline, FluxTransfor
 from safetensors.torch import load_file
 from torch.nn import Linear
 
-from srpo_core.algorithm.noise_levels import Window, shift
+from srpo_core.algorithm.noise_levels import shift
 from srpo_core.algorithm.objective import Objective
 from srpo_core.algorithm.terms import Term
 from srpo_core.headless.decoder import DiffusersDecoder
 from srpo_core.headless.flux import FluxFlow, image_ids, pack, unpack
 from srpo_core.headless.prompts import ClipPrompts
-from srpo_core.run.loop import Batching, train
-from srpo_core.run.run import Run, Settings
+from srpo_core.run.draws import Batching
+from srpo_core.run.loop import train
+from srpo_core.run.run import Run
+from srpo_core.run.settings import Settings
+from srpo_core.run.training import Training
 from srpo_core.toy import models
 from srpo_core.toy.world import toy_world, wire
 
@@ -405,9 +408,9 @@ def test_no_prompts_are_refused():
 def go(folder, updates):
     flow, decoder, reward, dataset = random_world(rank=2, steps=2)
     run = Run(folder, flow.parameters, Settings(learning_rate=1e-3))
-    batching = Batching((16, 8, 8), batch=2, at_once=2)
-    terms = [Term(reward, Objective())]
-    train(run, updates, batching, terms, dataset, flow=flow, decoder=decoder, window=Window())
+    batching = Batching(shape=(16, 8, 8), batch=2, at_once=2)
+    terms = [Term(reward=reward, objective=Objective())]
+    train(run, Training(flow=flow, decoder=decoder, terms=terms, dataset=dataset, batching=batching), updates)
     return run
 
 

@@ -8,23 +8,17 @@ from tiny_run import SETTINGS, TWO, checked, go, same, state, world
 from tiny_world import SHAPE, TinyData, TinyReward, numbers
 
 from srpo_core.algorithm.objective import Objective
-from srpo_core.run.loop import (
-    Batching,
-    draw_noise,
-    draw_seed,
-    draws_of,
-    prepare_data,
-    prompt_index,
-    sample_scores,
-    train,
-)
-from srpo_core.run.run import Run, Settings
+from srpo_core.run.draws import Batching, draw_noise, draw_seed, draws_of, prompt_index
+from srpo_core.run.loop import prepare_data, sample_scores, train
+from srpo_core.run.run import Run
+from srpo_core.run.settings import Settings
+from srpo_core.run.training import Training
 
 
 @pytest.mark.parametrize("at_once, sampled_at_once", [(8, 1), (3, 1), (1, 8), (2, 5), (3, 8)])
 def test_many_at_once_is_one_by_one_accumulated(tmp_path, at_once, sampled_at_once):
-    one = go(tmp_path / "one", 3, Batching(SHAPE, batch=8, at_once=1), dtype=torch.float64)
-    together = Batching(SHAPE, batch=8, at_once=at_once, sampled_at_once=sampled_at_once)
+    one = go(tmp_path / "one", 3, Batching(shape=SHAPE, batch=8, at_once=1), dtype=torch.float64)
+    together = Batching(shape=SHAPE, batch=8, at_once=at_once, sampled_at_once=sampled_at_once)
     many = go(tmp_path / "many", 3, together, dtype=torch.float64)
     for name, parameter in one.parameters.items():
         torch.testing.assert_close(many.parameters[name], parameter, rtol=0, atol=1e-6)
@@ -34,7 +28,7 @@ def test_many_at_once_is_one_by_one_accumulated(tmp_path, at_once, sampled_at_on
 
 def test_the_first_update_is_number_one(tmp_path):
     reward = TinyReward()
-    run = go(tmp_path, 2, Batching(SHAPE), reward=reward)
+    run = go(tmp_path, 2, Batching(shape=SHAPE), reward=reward)
     words = [(positive[0].split(".")[0], negative[0].split(".")[0]) for positive, negative in reward.asked]
     assert words == [("Detail", "Painting")] * 2 + [("Detailed", "Anime")] * 2
     assert [metrics["update"] for metrics in run.history] == [1, 2] and run.updates == 2
@@ -49,7 +43,7 @@ def test_draw_noise_is_what_the_host_draws():
 
 
 def test_the_largest_seed_of_the_host_is_one(tmp_path):
-    run = go(tmp_path, 2, Batching(SHAPE, seed=2**64 - 1))
+    run = go(tmp_path, 2, Batching(shape=SHAPE, seed=2**64 - 1))
     assert run.updates == 2
 
 
@@ -80,7 +74,7 @@ def test_rounds_run_on_through_updates_and_restarts(tmp_path):
 def test_a_branch_switched_off_is_not_scored(tmp_path):
     parts = world(objective=Objective(branches="inversion"))
     run = Run(tmp_path, parts["flow"].parameters, SETTINGS)
-    scores = list(sample_scores(run, batching=Batching(SHAPE, batch=3), **parts))
+    scores = list(sample_scores(run, Training(batching=Batching(shape=SHAPE, batch=3), **parts)))
     assert [score.branch.name for score in scores] == ["inversion"] * 3
 
 
@@ -104,8 +98,9 @@ def test_the_noise_prior_is_the_rollouts_own_noise(tmp_path):
     flow.rollout = remember_rollout
     flow.velocity = remember_velocity
     run = checked(Run(tmp_path, flow.parameters, SETTINGS), flow)
-    assert len(list(sample_scores(run, batching=Batching(SHAPE, batch=2, at_once=2, seed=5), **parts))) == 2
-    batching = Batching(SHAPE, seed=5)
+    two = Batching(shape=SHAPE, batch=2, at_once=2, seed=5)
+    assert len(list(sample_scores(run, Training(batching=two, **parts)))) == 2
+    batching = Batching(shape=SHAPE, seed=5)
     assert torch.equal(seen["noise"], draw_noise([draw_seed(batching, 0), draw_seed(batching, 1)], SHAPE))
     assert not torch.equal(numbers(5, *SHAPE), seen["noise"][0])
 
@@ -120,13 +115,13 @@ def noise_and_levels(folder, batching):
     parts["flow"].rollout = lambda noise, *rest: rolled.extend(noise) or rollout(noise, *rest)
     parts["flow"].velocity = lambda x, sigma, cond: levels.extend(sigma.tolist()) or velocity(x, sigma, cond)
     run = checked(Run(folder, parts["flow"].parameters, SETTINGS), parts["flow"])
-    train(run, 2, batching, **parts)
+    train(run, Training(batching=batching, **parts), 2)
     return torch.stack(rolled), levels
 
 
 @pytest.mark.parametrize("at_once", [1, 3])
 def test_prompts_of_an_update_may_share_a_noise_but_not_their_noise_levels(tmp_path, at_once):
-    batching = Batching(SHAPE, batch=3, at_once=at_once, seed=5)
+    batching = Batching(shape=SHAPE, batch=3, at_once=at_once, seed=5)
     own, levels = noise_and_levels(tmp_path / "own", batching)
     shared, same_levels = noise_and_levels(tmp_path / "shared", replace(batching, shared_noise=True))
     seeds = [draw_seed(batching, number) for number in range(6)]
@@ -154,10 +149,10 @@ def test_photos_take_the_place_of_rollouts(tmp_path, at_once):
     parts = world() | {"dataset": PhotoData()}
     parts["flow"].rollout = None
     run = Run(tmp_path / "run", parts["flow"].parameters, SETTINGS)
-    train(run, 3, Batching(SHAPE, batch=5, at_once=at_once), **parts)
+    train(run, Training(batching=Batching(shape=SHAPE, batch=5, at_once=at_once), **parts), 3)
     alone = world() | {"dataset": PhotoData()}
     one = Run(tmp_path / "one", alone["flow"].parameters, SETTINGS)
-    train(one, 3, Batching(SHAPE, batch=5), **alone)
+    train(one, Training(batching=Batching(shape=SHAPE, batch=5), **alone), 3)
     for name, parameter in one.parameters.items():
         torch.testing.assert_close(run.parameters[name], parameter, rtol=0, atol=1e-6)
 
@@ -171,11 +166,11 @@ def test_pairs_share_a_rollout_and_have_their_own_noise_levels(tmp_path):
     rolled = []
     parts["flow"].rollout = lambda *arguments: rolled.append(1) or rollout(*arguments)
     run = Run(tmp_path, parts["flow"].parameters, SETTINGS)
-    scores = list(sample_scores(run, batching=Batching(SHAPE, batch=2, pairs=3), **parts))
+    scores = list(sample_scores(run, Training(batching=Batching(shape=SHAPE, batch=2, pairs=3), **parts)))
     assert len(rolled) == 2 and len(scores) == 2 * 3 * 2
     levels = {score.branch.sigma_out.item() for score in scores if score.branch.name == "denoise"}
     assert len(levels) == 6
-    first = list(sample_scores(run, batching=Batching(SHAPE, batch=2), **parts))
+    first = list(sample_scores(run, Training(batching=Batching(shape=SHAPE, batch=2), **parts)))
     assert [s.branch.sigma_out.item() for s in scores[:2]] == [s.branch.sigma_out.item() for s in first[:2]]
 
 
@@ -184,12 +179,12 @@ def test_the_gradient_of_pairs_is_their_mean(tmp_path):
     run = Run(tmp_path, parts["flow"].parameters, Settings(max_gradient_norm=1e9))
     norms = []
     for pairs in (1, 2):
-        scores = list(sample_scores(run, batching=Batching(SHAPE, batch=1, pairs=pairs), **parts))
+        scores = list(sample_scores(run, Training(batching=Batching(shape=SHAPE, batch=1, pairs=pairs), **parts)))
         for score in scores:
             score.pull(1 / pairs)
         norms.append({name: p.grad.clone() for name, p in parts["flow"].parameters.items()})
         run.optimizer.zero_grad()
-    with_pairs = go(tmp_path / "pairs", 1, Batching(SHAPE, batch=1, pairs=2), dtype=torch.float64)
+    with_pairs = go(tmp_path / "pairs", 1, Batching(shape=SHAPE, batch=1, pairs=2), dtype=torch.float64)
     expected = torch.cat([g.flatten() for g in norms[1].values()]).norm().item()
     assert with_pairs.history[0]["gradient_norm"] == pytest.approx(expected, rel=1e-9)
     assert norms[0]["mix"].ne(norms[1]["mix"]).any()
@@ -212,8 +207,8 @@ def test_rollouts_are_reused_at_new_noise_levels(tmp_path):
     velocity = parts["flow"].velocity
     parts["flow"].velocity = lambda x, sigma, cond: levels.append(sigma.item()) or velocity(x, sigma, cond)
     run = checked(Run(tmp_path, parts["flow"].parameters, SETTINGS), parts["flow"])
-    reused = Batching(SHAPE, batch=2, reuse=3)
-    train(run, 6, reused, on_update=lambda _: clean.append(dict(run.rollouts)), **parts)
+    reused = Batching(shape=SHAPE, batch=2, reuse=3)
+    train(run, Training(batching=reused, **parts), 6, lambda _: clean.append(dict(run.rollouts)))
     assert rolled == [1] * 4 and len(levels) == 6 * 2 * 2 and len(set(levels)) > 20
     assert all(torch.equal(clean[0][name], clean[2][name]) for name in clean[0]) and len(clean[2]) == 2
     assert not clean[0].keys() & clean[3].keys()  # what is no longer needed is not kept
@@ -221,13 +216,13 @@ def test_rollouts_are_reused_at_new_noise_levels(tmp_path):
 
 @pytest.mark.parametrize("first", [1, 2, 4])
 def test_reused_rollouts_outlive_a_restart(tmp_path, first):
-    batching = Batching(SHAPE, batch=2, reuse=3)
+    batching = Batching(shape=SHAPE, batch=2, reuse=3)
     rolled = []
     straight = go(tmp_path / "straight", 6, batching)
     go(tmp_path / "pieces", first, batching)
     parts = rollouts_of(world(), rolled)
     run = Run(tmp_path / "pieces", parts["flow"].parameters, SETTINGS)
-    train(run, 6 - first, batching, **parts)
+    train(run, Training(batching=batching, **parts), 6 - first)
     assert same(state(run), state(straight)) and run.history == straight.history
     assert sum(rolled) == (0 if first == 4 else 2)
 
@@ -239,7 +234,8 @@ def test_reused_rollouts_outlive_a_restart(tmp_path, first):
 def test_photos_take_their_share(share):
     data = TinyData()
     photos = PhotoData(4)
-    draws = [d for update in range(20) for d in draws_of(update, Batching(SHAPE, 5, photo_share=share), data, photos)]
+    batching = Batching(shape=SHAPE, batch=5, photo_share=share)
+    draws = [draw for update in range(20) for draw in draws_of(update, batching, data, photos)]
     assert [draw.number for draw in draws] == list(range(100))
     of_photos = [draw.is_photo for draw in draws]
     assert sum(of_photos) == round(100 * share)
@@ -255,15 +251,15 @@ def test_photos_and_prompts_share_an_update(tmp_path):
     asked = TinyReward()
     parts = rollouts_of(world(asked), rolled)
     run = Run(tmp_path / "run", parts["flow"].parameters, SETTINGS)
-    batching = Batching(SHAPE, batch=4, at_once=4, photo_share=0.5)
-    train(run, 3, batching, photos=PhotoData(), **parts)
+    batching = Batching(shape=SHAPE, batch=4, at_once=4, photo_share=0.5)
+    train(run, Training(batching=batching, photos=PhotoData(), **parts), 3)
     assert rolled == [2] * 3
     for at_once, restart in ((1, False), (4, True)):
-        again = Batching(SHAPE, batch=4, at_once=at_once, photo_share=0.5)
+        again = Batching(shape=SHAPE, batch=4, at_once=at_once, photo_share=0.5)
         for updates in (1, 2) if restart else (3,):
             parts = world()
             other = Run(tmp_path / str(at_once), parts["flow"].parameters, SETTINGS)
-            train(other, updates, again, photos=PhotoData(), **parts)
+            train(other, Training(batching=again, photos=PhotoData(), **parts), updates)
         for name, parameter in other.parameters.items():
             torch.testing.assert_close(parameter, run.parameters[name], rtol=0, atol=1e-6)
 
@@ -280,7 +276,7 @@ def test_rewards_are_told_of_the_photos_captions_before(tmp_path):
     reward = Prepared()
     parts = world(reward)
     run = Run(tmp_path, parts["flow"].parameters, SETTINGS)
-    train(run, 2, Batching(SHAPE, batch=2, photo_share=0.5), photos=Captioned(), **parts)
+    train(run, Training(batching=Batching(shape=SHAPE, batch=2, photo_share=0.5), photos=Captioned(), **parts), 2)
     asked = {text for texts in reward.asked for row in texts for text in row}
     assert asked == set(reward.prepared) and any("my photo" in text for text in asked)
 
@@ -316,10 +312,10 @@ def test_datasets_are_told_what_the_asked_updates_draw(tmp_path):
     photos = HeardPhotos()
     parts = world() | {"dataset": data}
     run = Run(tmp_path / "run", parts["flow"].parameters, SETTINGS)
-    batching = Batching(SHAPE, batch=4, photo_share=0.5)
+    batching = Batching(shape=SHAPE, batch=4, photo_share=0.5)
     for updates in (2, 1):
         first = run.updates
-        train(run, updates, batching, photos=photos, **parts)
+        train(run, Training(batching=batching, photos=photos, **parts), updates)
         draws = [d for update in range(first, run.updates) for d in draws_of(update, batching, data, photos)]
         for told, kind in ((data.told, data), (photos.told, photos)):
             assert sorted(told[-1]) == sorted({draw.index for draw in draws if draw.data is kind})
@@ -329,13 +325,13 @@ def test_datasets_are_told_what_the_asked_updates_draw(tmp_path):
 @pytest.mark.parametrize("reuse", [1, 2])
 def test_a_long_run_is_told_of_it_in_parts(tmp_path, monkeypatch, reuse):
     """And the same is trained as when it is told of all at once."""
-    batching = Batching(SHAPE, batch=3, reuse=reuse)
+    batching = Batching(shape=SHAPE, batch=3, reuse=reuse)
     runs = []
     for most in (512, 7, 1):
         monkeypatch.setattr("srpo_core.run.loop.MOST_AHEAD", most)
         parts = world() | {"dataset": Heard(100)}
         runs.append(Run(tmp_path / str(most), parts["flow"].parameters, SETTINGS))
-        train(runs[-1], 7, batching, **parts)
+        train(runs[-1], Training(batching=batching, **parts), 7)
         told = parts["dataset"].told
         assert len(told) == {512: 1, 7: 4 if reuse == 1 else 2, 1: 7}[most]
         assert max(map(len, told)) <= max(most, 3)
@@ -354,11 +350,11 @@ def test_a_cancel_while_a_later_part_is_encoded_keeps_the_updates_before(tmp_pat
     parts = world() | {"dataset": Cancelled()}
     run = Run(tmp_path / "run", parts["flow"].parameters, SETTINGS)
     with pytest.raises(InterruptedError):
-        train(run, 5, Batching(SHAPE, batch=2), **parts)
+        train(run, Training(batching=Batching(shape=SHAPE, batch=2), **parts), 5)
     assert Run(tmp_path / "run", world()["flow"].parameters, SETTINGS).updates == 2
 
 
 def test_also_what_is_shown_is_told_at_once():
     data = Heard(50)
-    assert prepare_data(3, 4, Batching(SHAPE, batch=2), data, also=[7, 8]) == 7
+    assert prepare_data(range(3, 7), Batching(shape=SHAPE, batch=2), data, also=[7, 8]) == 7
     assert data.told[0][:2] == [7, 8] and len(data.told) == 1 and len(data.told[0]) >= 8

@@ -144,7 +144,7 @@ def test_words_drawn_at_random_are_those_of_the_list_and_depend_on_the_update_al
 @pytest.mark.parametrize("look", PRESETS)
 def test_presets_are_lists_that_pull_apart(look):
     positive, negative = PRESETS[look]
-    Objective(positive, negative)
+    Objective(positive=positive, negative=negative)
     words = [word.lower() for word in positive + negative]
     assert len(set(words)) == len(words) and len(positive) >= 4 and len(negative) >= 4
 

@@ -11,7 +11,8 @@ from tiny_world import SHAPE, TinyData, TinyDecoder, TinyFlow, TinyReward
 from srpo_core.algorithm.noise_levels import Window
 from srpo_core.algorithm.objective import Objective
 from srpo_core.algorithm.terms import Term
-from srpo_core.run.loop import Batching, train
+from srpo_core.run.draws import Batching
+from srpo_core.run.loop import train
 from srpo_core.run.optimizers import (
     OPTIMIZERS,
     learning_rate_factor,
@@ -19,7 +20,9 @@ from srpo_core.run.optimizers import (
     optimizer_state,
     restore_optimizer,
 )
-from srpo_core.run.run import Run, Settings
+from srpo_core.run.run import Run
+from srpo_core.run.settings import Settings
+from srpo_core.run.training import Training
 
 RATE = {"Prodigy": 1.0}
 
@@ -39,7 +42,7 @@ def settings(name, **more) -> Settings:
 
 
 def world(reward=None):
-    terms = [Term(reward or TinyReward(), Objective())]
+    terms = [Term(reward=reward or TinyReward(), objective=Objective())]
     parts = dict(decoder=TinyDecoder(), terms=terms, window=Window(), dataset=TinyData())
     return dict(flow=TinyFlow(torch.float32), **parts)
 
@@ -47,7 +50,7 @@ def world(reward=None):
 def go(folder, updates, settings, reward=None):
     parts = world(reward)
     run = Run(folder, parts["flow"].parameters, settings)
-    train(run, updates, Batching(SHAPE, batch=2), **parts)
+    train(run, Training(batching=Batching(shape=SHAPE, batch=2), **parts), updates)
     return run
 
 
@@ -83,7 +86,7 @@ def test_a_failed_update_leaves_no_trace(tmp_path, name):
     run = Run(tmp_path, parts["flow"].parameters, settings(name))
     before = state(run)
     with pytest.raises(torch.OutOfMemoryError):
-        train(run, 1, Batching(SHAPE, batch=2), **parts)
+        train(run, Training(batching=Batching(shape=SHAPE, batch=2), **parts), 1)
     assert same(state(run), before) and run.updates == 2
 
 
@@ -220,7 +223,7 @@ def test_moving_average(tmp_path):
         expected = 0.75 * expected + 0.25 * run.parameters["mix"].detach()
         torch.testing.assert_close(run.ema["mix"], expected)
 
-    train(run, 3, Batching(SHAPE, batch=2), on_update=check, **parts)
+    train(run, Training(batching=Batching(shape=SHAPE, batch=2), **parts), 3, check)
     live = run.parameters["mix"].detach().clone()
     with run.averaged():
         assert torch.equal(run.parameters["mix"], run.ema["mix"]) and not torch.equal(live, run.ema["mix"])
@@ -246,7 +249,7 @@ def test_a_changed_learning_rate_is_used_from_then_on(tmp_path):
     parts = world()
     run = Run(tmp_path, parts["flow"].parameters, Settings(learning_rate=0.0, weight_decay=0.0))
     before = run.parameters["mix"].detach().clone()
-    train(run, 1, Batching(SHAPE, batch=2), **parts)
+    train(run, Training(batching=Batching(shape=SHAPE, batch=2), **parts), 1)
     assert torch.equal(run.parameters["mix"], before)
 
 

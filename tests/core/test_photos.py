@@ -28,7 +28,8 @@ from srpo_core.data.photo_files import (
     upright_size,
 )
 from srpo_core.data.photo_latents import VERSION, Latents, Photos, Store, measure_all
-from srpo_core.run.loop import Batching, Draw, describe_data, of_one_shape
+from srpo_core.run.draws import Batching, Draw, of_one_shape
+from srpo_core.run.loop import describe_data
 
 SIZES = sizes_of_area(64, 64, 16)
 
@@ -591,7 +592,7 @@ def test_groups_share_their_shapes_and_lose_nobody(tokens, expected):
     encoded = SimpleNamespace(shape=shapes.__getitem__, stand_in=lambda index: index)
     photos = Photos(encoded, SimpleNamespace(cond_shape=tokens.__getitem__))
     draws = [Draw(100 + i, photos, i) for i in range(6)]
-    groups = of_one_shape(draws, Batching((), at_once=2))
+    groups = of_one_shape(draws, Batching(shape=(), at_once=2))
     assert [[draw.index for draw in group] for group in groups] == expected
 
 

@@ -80,7 +80,7 @@ def texts_of(words):
 
 
 def test_the_texts_are_those_of_the_objective():
-    objective = Objective(WORDS, NEGATIVE)
+    objective = Objective(positive=WORDS, negative=NEGATIVE)
     columns = ask_for(TinyReward(), f" {PROMPT}\n", WORDS, NEGATIVE)
     asked = {side: {column.text for column in columns if column.side == side} for side in ("positive", "negative")}
     texts = [objective.texts([PROMPT], update) for update in range(6)]

@@ -8,15 +8,18 @@ from tiny_run import TWO, go, state, world
 from tiny_world import SHAPE, TinyFlow
 
 from srpo_core.algorithm.objective import Objective
-from srpo_core.run.loop import Batching, sample_scores
-from srpo_core.run.run import Run, Settings
+from srpo_core.run.draws import Batching
+from srpo_core.run.loop import sample_scores
+from srpo_core.run.run import Run
+from srpo_core.run.settings import Settings
+from srpo_core.run.training import Training
 
 
 def test_first_step_is_adamws_on_the_clipped_mean_gradient(tmp_path):
     settings = Settings(learning_rate=1e-2, weight_decay=0.1, max_gradient_norm=0.01)
     batching = TWO
     parts = world(dtype=torch.float64)
-    for score in sample_scores(Run(tmp_path / "a", parts["flow"].parameters), batching=batching, **parts):
+    for score in sample_scores(Run(tmp_path / "a", parts["flow"].parameters), Training(batching=batching, **parts)):
         score.pull(0.5)
     gradients = {name: p.grad for name, p in parts["flow"].parameters.items()}
     norm = torch.cat([g.flatten() for g in gradients.values()]).norm()
@@ -38,7 +41,7 @@ def test_an_update_keeps_no_pictures_of_what_it_has_pulled(tmp_path):
 
     def scores():
         pictures = []
-        for score in sample_scores(run, batching=Batching(SHAPE, batch=4), **parts):
+        for score in sample_scores(run, Training(batching=Batching(shape=SHAPE, batch=4), **parts)):
             pictures.append(weakref.ref(score.image))
             yield score
             del score
@@ -54,7 +57,7 @@ def test_the_state_is_copied_for_the_step_alone(tmp_path):
     order = []
 
     def scores():
-        for score in sample_scores(run, batching=TWO, **parts):
+        for score in sample_scores(run, Training(batching=TWO, **parts)):
             order.append("score")
             yield score
 

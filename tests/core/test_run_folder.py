@@ -12,7 +12,9 @@ from torch.nn import Parameter
 
 from srpo_core.run.folder import fork, saved_updates
 from srpo_core.run.loop import sample_scores, train
-from srpo_core.run.run import Run, Settings
+from srpo_core.run.run import Run
+from srpo_core.run.settings import Settings
+from srpo_core.run.training import Training
 
 # What it leaves on disk
 
@@ -35,7 +37,7 @@ def test_resumed_from_a_kill_equals_uninterrupted(tmp_path):
     parts = world()
     run = Run(tmp_path / "killed", parts["flow"].parameters, Settings(learning_rate=1e-2, save_every=2))
     for _ in range(3):
-        run.update(sample_scores(run, batching=TWO, **parts), 2)
+        run.update(sample_scores(run, Training(batching=TWO, **parts)), 2)
     assert saved_updates(tmp_path / "killed") == 2
     resumed = go(tmp_path / "killed", 3)
     assert same(state(resumed), state(straight)) and resumed.history == straight.history
@@ -155,7 +157,7 @@ def test_tensorboard_shows_each_update_once(tmp_path):
     parts = world()
     lost = Run(tmp_path, parts["flow"].parameters, settings)
     lost.save = lambda: None  # as in a process that dies
-    train(lost, 1, TWO, **parts)
+    train(lost, Training(batching=TWO, **parts), 1)
     run = go(tmp_path, 2, settings=settings)
     shown = scalars(tmp_path)
     for name in ("loss", "words_gap", "gradient_norm"):
@@ -173,7 +175,7 @@ def test_changed_data_is_named(tmp_path, caplog):
         parts["dataset"].prompts = parts["dataset"].prompts[first:]
         caplog.clear()
         with caplog.at_level("INFO", "srpo_core.run.run"):
-            train(Run(tmp_path / "my run", parts["flow"].parameters, SETTINGS), 1, TWO, **parts)
+            train(Run(tmp_path / "my run", parts["flow"].parameters, SETTINGS), Training(batching=TWO, **parts), 1)
         return caplog.text
 
     assert "goes on with" not in go_on(5) + go_on(5)

@@ -12,7 +12,8 @@ from tiny_world import SHAPE, TinyData
 
 from srpo_core.algorithm.noise_levels import draw_position
 from srpo_core.algorithm.objective import Objective
-from srpo_core.run.loop import Batching, draw_noise, draw_seed, draws_of, noise_seed, prompt_index
+from srpo_core.run.draws import Batching, draw_noise, draw_seed, draws_of, noise_seed, prompt_index
+from srpo_core.run.training import Training
 from srpo_core.seeds import FIRST_KEPT, NOISES, derived_seed
 
 DRAWS = 160  # of a run of 20 updates
@@ -20,7 +21,7 @@ SEEDS = [0, 1, 2, 3, 99, 100, 101, 2**32, 2**32 + 1, 2**63, 2**63 + 1, 2**64 - 1
 
 
 def seeds_of(seed: int) -> list[int]:
-    return [draw_seed(Batching(SHAPE, seed=seed), number) for number in range(DRAWS)]
+    return [draw_seed(Batching(shape=SHAPE, seed=seed), number) for number in range(DRAWS)]
 
 
 def test_runs_of_other_seeds_share_no_noise():
@@ -54,15 +55,15 @@ def test_random_words_of_other_seeds_and_samples_differ():
 
 @given(st.integers(0, 2**64 - 1), st.integers(0, 10**9))
 def test_a_draw_has_a_seed_that_can_be_typed_and_that_previews_never_take(seed, number):
-    drawn = draw_seed(Batching(SHAPE, seed=seed), number)
-    assert drawn == draw_seed(Batching(SHAPE, batch=3, seed=seed), number) == derived_seed("draw", seed, number)
+    drawn = draw_seed(Batching(shape=SHAPE, seed=seed), number)
+    assert drawn == draw_seed(Batching(shape=SHAPE, batch=3, seed=seed), number) == derived_seed("draw", seed, number)
     assert 0 <= drawn < FIRST_KEPT < NOISES <= 2**53  # a browser rounds whole numbers beyond
 
 
 def test_noise_levels_do_not_follow_from_the_order_in_which_they_are_asked():
     numbers = list(range(50))
     shuffled = sorted(numbers, key=lambda number: derived_seed(number))
-    batching = Batching(SHAPE, seed=4)
+    batching = Batching(shape=SHAPE, seed=4)
     assert sorted(draw_seed(batching, n) for n in shuffled) == sorted(draw_seed(batching, n) for n in numbers)
 
 
@@ -75,14 +76,15 @@ def test_the_log_names_the_noise_of_every_sample(tmp_path, caplog):
     from srpo_core.run.run import Run
 
     with caplog.at_level("INFO", "srpo_core.run.loop"):
-        train(Run(tmp_path, parts["flow"].parameters), 2, Batching(SHAPE, batch=2, seed=8), **parts)
+        training = Training(batching=Batching(shape=SHAPE, batch=2, seed=8), **parts)
+        train(Run(tmp_path, parts["flow"].parameters), training, 2)
     lines = [re.findall(r"\d+", message.partition(":")[2]) for message in caplog.messages if "noise seeds" in message]
     named = [int(seed) for line in lines for seed in line]
     assert torch.equal(torch.cat(rolled), draw_noise(named, SHAPE))
 
 
 def test_a_shared_noise_is_that_of_the_first_sample():
-    batching = Batching(SHAPE, batch=3, shared_noise=True)
+    batching = Batching(shape=SHAPE, batch=3, shared_noise=True)
     draws = draws_of(1, batching, TinyData())
     assert {noise_seed(batching, draw) for draw in draws} == {draw_seed(batching, 3)}
 

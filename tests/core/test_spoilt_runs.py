@@ -15,12 +15,15 @@ from safetensors.torch import save_file
 from tiny_run import go, same, state, world
 from tiny_world import SHAPE
 
+from srpo_core.run.draws import Batching
 from srpo_core.run.folder import fork, saved_updates
-from srpo_core.run.loop import Batching, train
-from srpo_core.run.run import Run, Settings
+from srpo_core.run.loop import train
+from srpo_core.run.run import Run
+from srpo_core.run.settings import Settings
+from srpo_core.run.training import Training
 
 SETTINGS = Settings(learning_rate=1e-2, ema=0.9, save_every=1, snapshot_every=2, keep_snapshots=2)
-REUSE = Batching(SHAPE, batch=2, reuse=2)
+REUSE = Batching(shape=SHAPE, batch=2, reuse=2)
 UPDATES = 5
 
 
@@ -250,7 +253,7 @@ def test_a_header_changed_anywhere_is_refused_in_a_sentence_or_harmless(tmp_path
     else:
         parts = world()
         run = Run(folder, parts["flow"].parameters, SETTINGS)
-        train(run, 1, REUSE, **parts)
+        train(run, Training(batching=REUSE, **parts), 1)
         assert all(tensor.isfinite().all() for tensor in run._state()[0].values())
 
 

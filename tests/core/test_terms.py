@@ -7,11 +7,14 @@ from tiny_world import SHAPE, TinyData, TinyDecoder, TinyFlow, TinyReward, numbe
 from srpo_core.algorithm.noise_levels import Window
 from srpo_core.algorithm.objective import Objective
 from srpo_core.algorithm.terms import Spread, Term, combine
-from srpo_core.run.loop import Batching, sample_scores, train
-from srpo_core.run.run import Run, Settings
+from srpo_core.run.draws import Batching
+from srpo_core.run.loop import sample_scores, train
+from srpo_core.run.run import Run
+from srpo_core.run.settings import Settings
+from srpo_core.run.training import Training
 
 HPS = Objective()
-SCHEDULE = Batching(SHAPE, batch=2, at_once=2)
+SCHEDULE = Batching(shape=SHAPE, batch=2, at_once=2)
 
 
 class Scaled(TinyReward):
@@ -41,7 +44,7 @@ def world(*terms):
 def gradients(folder, *terms):
     """Of the first update, with all its numbers."""
     parts = world(*terms)
-    scores = list(sample_scores(Run(folder, parts["flow"].parameters), batching=SCHEDULE, **parts))
+    scores = list(sample_scores(Run(folder, parts["flow"].parameters), Training(batching=SCHEDULE, **parts)))
     for score in scores:
         score.pull(1.0)
     return torch.cat([p.grad.flatten() for p in parts["flow"].parameters.values()]), scores
@@ -50,16 +53,16 @@ def gradients(folder, *terms):
 def go(folder, updates, *terms):
     parts = world(*terms)
     run = Run(folder, parts["flow"].parameters, Settings(learning_rate=1e-2))
-    train(run, updates, SCHEDULE, **parts)
+    train(run, Training(batching=SCHEDULE, **parts), updates)
     return run
 
 
 def test_weighed_rewards_add_up(tmp_path):
     other = Objective(positive=("Dark",), negative=("Bright",), threshold=0.5)
-    first = Term(TinyReward(), HPS)
-    second = Term(TinyReward(), other, weight=0.3, name="dark")
+    first = Term(reward=TinyReward(), objective=HPS)
+    second = Term(reward=TinyReward(), objective=other, weight=0.3, name="dark")
     together, scores = gradients(tmp_path, first, second)
-    alone = gradients(tmp_path, first)[0], gradients(tmp_path, Term(TinyReward(), other))[0]
+    alone = gradients(tmp_path, first)[0], gradients(tmp_path, Term(reward=TinyReward(), objective=other))[0]
     assert alone[0].norm() > 0 and alone[1].norm() > 0
     torch.testing.assert_close(together, alone[0] + 0.3 * alone[1], rtol=0, atol=1e-12)
     for score in scores:
@@ -68,17 +71,19 @@ def test_weighed_rewards_add_up(tmp_path):
 
 
 def test_a_watching_reward_trains_nothing_and_is_logged(tmp_path):
-    watcher = Term(Silent(), Objective(positive=("Dark",), negative=("Bright",)), weight=0.0, name="watch")
-    watched, _ = gradients(tmp_path / "a", Term(TinyReward(), HPS), watcher)
-    assert torch.equal(watched, gradients(tmp_path / "b", Term(TinyReward(), HPS))[0])
-    metrics = go(tmp_path / "c", 1, *combine([Term(TinyReward(), HPS), watcher])).history[0]
+    watcher = Term(
+        reward=Silent(), objective=Objective(positive=("Dark",), negative=("Bright",)), weight=0.0, name="watch"
+    )
+    watched, _ = gradients(tmp_path / "a", Term(reward=TinyReward(), objective=HPS), watcher)
+    assert torch.equal(watched, gradients(tmp_path / "b", Term(reward=TinyReward(), objective=HPS))[0])
+    metrics = go(tmp_path / "c", 1, *combine([Term(reward=TinyReward(), objective=HPS), watcher])).history[0]
     assert {"words_gap", "words_gap/watch", "reward_positive/watch"} <= metrics.keys()
     assert metrics["words_gap/watch"] != metrics["words_gap"]
 
 
 def test_each_reward_trains_its_own_branches(tmp_path):
-    denoise = Term(TinyReward(), Objective(branches="denoise"))
-    inversion = Term(TinyReward(), Objective(branches="inversion"), name="other")
+    denoise = Term(reward=TinyReward(), objective=Objective(branches="denoise"))
+    inversion = Term(reward=TinyReward(), objective=Objective(branches="inversion"), name="other")
     _, scores = gradients(tmp_path, denoise, inversion)
     assert [(s.branch.name, [a.name for a in s.answers]) for s in scores] == [
         ("denoise", [""]),
@@ -101,7 +106,9 @@ def test_normalised_rewards_weigh_alike_whatever_their_units(tmp_path):
     far = Objective(threshold=1e3)
     runs = []
     for scale in (1.0, 50.0):
-        terms = combine([Term(TinyReward(), far), Term(Scaled(scale), far, name="other")])
+        terms = combine(
+            [Term(reward=TinyReward(), objective=far), Term(reward=Scaled(scale), objective=far, name="other")]
+        )
         runs.append(go(tmp_path / str(scale), 3, *terms))
     assert runs[1].spreads["other"].std == pytest.approx(50 * runs[0].spreads["other"].std)
     for name, parameter in runs[0].parameters.items():
@@ -109,7 +116,7 @@ def test_normalised_rewards_weigh_alike_whatever_their_units(tmp_path):
 
 
 def test_the_spread_is_of_earlier_updates():
-    term = Term(TinyReward(), HPS, weight=2.0, name="a", normalised=True)
+    term = Term(reward=TinyReward(), objective=HPS, weight=2.0, name="a", normalised=True)
     assert term.factor({"a": Spread(4, 0.0, 4 * 0.25)}) == pytest.approx(2 / 0.5)
 
 
@@ -123,7 +130,7 @@ def test_what_is_no_number_leaves_the_spread_as_it_was():
 
 def test_spreads_resume(tmp_path):
     def terms():
-        return combine([Term(TinyReward(), HPS), Term(Scaled(3), HPS, name="other")])
+        return combine([Term(reward=TinyReward(), objective=HPS), Term(reward=Scaled(3), objective=HPS, name="other")])
 
     straight = go(tmp_path / "straight", 4, *terms())
     go(tmp_path / "pieces", 2, *terms())
@@ -134,15 +141,19 @@ def test_spreads_resume(tmp_path):
 
 def test_combine_refuses():
     with pytest.raises(ValueError, match='Two rewards are called "a"'):
-        combine([Term(TinyReward(), HPS, name="a"), Term(TinyReward(), HPS, name="a")])
+        combine(
+            [Term(reward=TinyReward(), objective=HPS, name="a"), Term(reward=TinyReward(), objective=HPS, name="a")]
+        )
     with pytest.raises(ValueError, match="none trains"):
-        combine([Term(TinyReward(), HPS, weight=0.0)])
+        combine([Term(reward=TinyReward(), objective=HPS, weight=0.0)])
 
 
 def test_one_reward_is_not_normalised():
-    watcher = Term(TinyReward(), HPS, weight=0.0, name="watch")
-    assert not combine([Term(TinyReward(), HPS), watcher])[0].normalised
-    assert combine([Term(TinyReward(), HPS), Term(TinyReward(), HPS, name="b")])[0].normalised
+    watcher = Term(reward=TinyReward(), objective=HPS, weight=0.0, name="watch")
+    assert not combine([Term(reward=TinyReward(), objective=HPS), watcher])[0].normalised
+    assert combine([Term(reward=TinyReward(), objective=HPS), Term(reward=TinyReward(), objective=HPS, name="b")])[
+        0
+    ].normalised
 
 
 def test_every_text_of_a_run_is_announced(tmp_path):
@@ -155,5 +166,5 @@ def test_every_text_of_a_run_is_announced(tmp_path):
 
     for order in ("rotate", "random"):
         reward = Announced()
-        go(tmp_path / order, 7, Term(reward, Objective(order=order)))
+        go(tmp_path / order, 7, Term(reward=reward, objective=Objective(order=order)))
         assert {text for texts in reward.asked for row in texts for text in row} == reward.known

@@ -3,11 +3,13 @@
 import pytest
 from tiny_world import SHAPE, TinyData, TinyDecoder, TinyFlow, TinyReward
 
-from srpo_core.algorithm.noise_levels import Window
 from srpo_core.algorithm.objective import Objective
 from srpo_core.algorithm.terms import Spread, Term
-from srpo_core.run.loop import Batching, train
-from srpo_core.run.run import Run, Settings
+from srpo_core.run.draws import Batching
+from srpo_core.run.loop import train
+from srpo_core.run.run import Run
+from srpo_core.run.settings import Settings
+from srpo_core.run.training import Training
 from srpo_core.run.watch import Limits, crossed
 
 
@@ -20,7 +22,9 @@ def test_each_limit_has_its_sentence():
     start = {"words_gap": -0.2, "saturation": 0.5, "reward_positive/aesthetic": 0.6, "velocity_ratio": 1.0}
     end = {"words_gap": -0.05, "saturation": 0.6, "reward_positive/aesthetic": 0.5, "velocity_ratio": 1.09}
     spreads = {"aesthetic": Spread(4, 0.0, 4 * 0.05**2)}
-    found = crossed(history(start, end), Limits(0.1, 0.1, 1.5, 0.05), ["aesthetic"], spreads)
+    found = crossed(
+        history(start, end), Limits(words_gap=0.1, saturation=0.1, watching=1.5, velocity=0.05), ["aesthetic"], spreads
+    )
     assert found == {
         "words_gap": "the words-gap has risen by 0.15 (limit 0.1)",
         "saturation": "saturation has risen by 20% (limit 10%)",
@@ -29,27 +33,29 @@ def test_each_limit_has_its_sentence():
     }
 
 
-@pytest.mark.parametrize("limits", [Limits(), Limits(0.2, 0.3, 2.5)])
+@pytest.mark.parametrize("limits", [Limits(), Limits(words_gap=0.2, saturation=0.3, watching=2.5)])
 def test_within_the_limits_there_is_nothing_to_say(limits):
     start = {"words_gap": -0.2, "saturation": 0.5, "reward_positive/a": 0.6}
     end = {"words_gap": -0.05, "saturation": 0.6, "reward_positive/a": 0.5}
     assert crossed(history(start, end), limits, ["a"], {"a": Spread(4, 0.0, 4 * 0.05**2)}) == {}
-    assert crossed(history(end, start), Limits(0.01, 0.01), [], {}) == {}  # the other way is no hacking
+    assert (
+        crossed(history(end, start), Limits(words_gap=0.01, saturation=0.01), [], {}) == {}
+    )  # the other way is no hacking
 
 
 def test_too_few_or_skipped_updates():
     start = {"words_gap": 0.0, "saturation": 0.5}
     end = {"words_gap": 1.0, "saturation": 0.9}
-    assert crossed(history(start, end)[1:], Limits(0.1, 0.1), [], {}) == {}
-    assert len(crossed(history(start, end, skipped=True), Limits(0.1, 0.1), [], {})) == 2
+    assert crossed(history(start, end)[1:], Limits(words_gap=0.1, saturation=0.1), [], {}) == {}
+    assert len(crossed(history(start, end, skipped=True), Limits(words_gap=0.1, saturation=0.1), [], {})) == 2
     nothing = {"words_gap": float("nan"), "saturation": float("nan")}
-    assert crossed(history(start, nothing), Limits(0.1, 0.1), [], {}) == {}
+    assert crossed(history(start, nothing), Limits(words_gap=0.1, saturation=0.1), [], {}) == {}
 
 
 def test_a_run_ends_where_it_is_told_to(tmp_path):
     flow = TinyFlow()
-    terms = [Term(TinyReward(), Objective())]
+    terms = [Term(reward=TinyReward(), objective=Objective())]
     run = Run(tmp_path, flow.parameters, Settings(save_every=100))
-    parts = dict(flow=flow, decoder=TinyDecoder(), window=Window())
-    train(run, 10, Batching(SHAPE), terms, TinyData(), lambda metrics: metrics["update"] == 3, **parts)
+    parts = dict(flow=flow, decoder=TinyDecoder(), terms=terms, dataset=TinyData())
+    train(run, Training(batching=Batching(shape=SHAPE), **parts), 10, lambda metrics: metrics["update"] == 3)
     assert run.updates == 3 == run.saved

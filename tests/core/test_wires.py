@@ -8,8 +8,10 @@ from tiny_world import SHAPE, TinyFlow, TinyReward
 from srpo_core.algorithm.objective import Objective
 from srpo_core.algorithm.terms import Term
 from srpo_core.run import loop
-from srpo_core.run.loop import Batching, sample_scores
+from srpo_core.run.draws import Batching
+from srpo_core.run.loop import sample_scores
 from srpo_core.run.run import Run
+from srpo_core.run.training import Training
 
 
 def opened(folder, **options):
@@ -18,7 +20,7 @@ def opened(folder, **options):
 
 
 def scores_of(run, parts, batching=TWO):
-    return list(sample_scores(run, batching=batching, **parts))
+    return list(sample_scores(run, Training(batching=batching, **parts)))
 
 
 def gradients(run):
@@ -92,7 +94,7 @@ def with_zeros(run, parts, other, others):
 
 
 def that_only_watch(run, parts, other, others):
-    scores = scores_of(run, dict(parts, terms=[Term(TinyReward(), Objective())]))
+    scores = scores_of(run, dict(parts, terms=[Term(reward=TinyReward(), objective=Objective())]))
     from dataclasses import replace
 
     return [replace(s, trains=False, gradient=torch.zeros_like(s.gradient)) for s in scores]
@@ -173,4 +175,4 @@ def test_scores_of_a_step_that_failed_can_be_used_again(tmp_path):
 def test_an_update_is_of_some_prompts(tmp_path, prompts):
     run, parts = opened(tmp_path)
     with pytest.raises(ValueError, match="prompts is"):
-        run.update(scores_of(run, parts, Batching(SHAPE)), prompts)
+        run.update(scores_of(run, parts, Batching(shape=SHAPE)), prompts)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from oracle import host_model, random_flux, with_adapter
 
-from srpo_core.run.loop import draw_noise
+from srpo_core.run.draws import draw_noise
 
 COND = [[torch.randn(1, 6, 32), {"pooled_output": torch.randn(1, 24)}]]
 X = draw_noise([0], (16, 8, 8))

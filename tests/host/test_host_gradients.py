@@ -4,6 +4,7 @@ from collections import Counter
 
 import pytest
 import torch
+from in_process import new_adapter
 from oracle import Oracle, host_model, host_vae, random_clip, random_flux, random_vae, with_adapter
 
 from srpo_core.algorithm.noise_levels import Window
@@ -12,7 +13,7 @@ from srpo_core.algorithm.step import Noised, one_step_recover, score_recovered
 from srpo_core.algorithm.terms import Term
 from srpo_core.headless.decoder import DiffusersDecoder
 from srpo_core.rewards import clip_reward
-from srpo_core.run.loop import draw_noise
+from srpo_core.run.draws import draw_noise
 from srpo_core.toy.models import load_tokenizer
 
 PROMPTS = ["a red circle on grass", "a blue square"]
@@ -51,7 +52,9 @@ def pull_back(flow, cond, noised, branch, decoder, reward):
         parameter.grad = None
     recovered = one_step_recover(flow, cond, noised, branch)
     prompts = PROMPTS[: len(noised.x0)]
-    score = score_recovered(recovered, branch, decoder, [Term(reward, Objective(threshold=100.0))], prompts, 1)
+    score = score_recovered(
+        recovered, branch, decoder, [Term(reward=reward, objective=Objective(threshold=100.0))], prompts, 1
+    )
     score.pull(1.0)
     return recovered.value, score
 
@@ -102,7 +105,7 @@ def work(pack, monkeypatch):
 
 def trained_step(pack, model, target="all", **memory):
     """One update's forward and backward with an adapter; its gradients."""
-    adapter = pack("nodes.host.adapters.adapter").Adapter(model, target=target)
+    adapter = new_adapter(model, target=target)
     flow = pack("nodes.host.flow_model").HostFlow(adapter.attach(model), **memory)
     _, context, pooled = sample(1, 500)
     x = torch.randn(1, 16, 8, 8, generator=torch.Generator().manual_seed(3))

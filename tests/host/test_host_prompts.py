@@ -243,8 +243,10 @@ def test_a_long_list_takes_no_time_before_it_is_drawn(clip, encoder, pack, tmp_p
     data = pack("nodes.prompts").Prompts(texts, encoder.Encoded(clip, texts, tmp_path))
     loop = pack("srpo_core.run.loop")
     loop.describe_data(data)
-    loop.prepare_data(0, 2, loop.Batching((), batch=2), data)
-    loop.of_one_shape(loop.draws_of(0, loop.Batching((), batch=2), data), loop.Batching((), at_once=2))
+    draws = pack("srpo_core.run.draws")
+    two = draws.Batching(shape=(), batch=2)
+    loop.prepare_data(range(2), two, data)
+    draws.of_one_shape(draws.draws_of(0, two, data), draws.Batching(shape=(), at_once=2))
     assert time.process_time() - begun < 10
     assert 1 <= len(list(tmp_path.rglob("*.safetensors"))) <= 4  # the toy reads few words: some are the same to it
 

@@ -1,6 +1,6 @@
 """API prompts of the toy workflows, small enough for tests."""
 
-from srpo_core.run.loop import Batching, draw_seed
+from srpo_core.run.draws import Batching, draw_seed
 
 OBJECTIVE = {
     "positive": "Natural-lighting\nDetail",
@@ -25,7 +25,7 @@ TRAINER = {
 }
 CAPTION = "a red circle on grass"
 STEPS = 4  # of the sampler
-RUN = Batching((16, 8, 8))  # of a run with the seed 0
+RUN = Batching(shape=(16, 8, 8))  # of a run with the seed 0
 
 
 def noise_seed(number: int) -> int:

@@ -6,16 +6,19 @@ from tiny_world import SHAPE, TinyData, TinyDecoder, TinyFlow, TinyReward
 from srpo_core.algorithm.noise_levels import Window
 from srpo_core.algorithm.objective import Objective
 from srpo_core.algorithm.terms import Term
-from srpo_core.run.loop import Batching, train
-from srpo_core.run.run import Run, Settings
+from srpo_core.run.draws import Batching
+from srpo_core.run.loop import train
+from srpo_core.run.run import Run
+from srpo_core.run.settings import Settings
+from srpo_core.run.training import Training
 
 SETTINGS = Settings(learning_rate=1e-2)
-TWO = Batching(SHAPE, batch=2)
+TWO = Batching(shape=SHAPE, batch=2)
 HPS = Objective()
 
 
 def world(reward=None, dtype=torch.float32, objective=HPS):
-    terms = [Term(reward or TinyReward(), objective)]
+    terms = [Term(reward=reward or TinyReward(), objective=objective)]
     return dict(flow=TinyFlow(dtype), decoder=TinyDecoder(), terms=terms, window=Window(), dataset=TinyData())
 
 
@@ -23,7 +26,7 @@ def go(folder, updates, batching=TWO, settings=SETTINGS, on_update=lambda _: Non
     """Open the run in `folder` with a fresh model, as after a restart, and make `updates` more updates."""
     parts = world(**options)
     run = Run(folder, parts["flow"].parameters, settings)
-    train(run, updates, batching, on_update=on_update, **parts)
+    train(run, Training(batching=batching, **parts), updates, on_update)
     return run
 
 

@@ -1,0 +1,121 @@
+"""What each update of a run draws: prompts and photos, the seeds of their noise, and how they share a forward."""
+
+import math
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..algorithm.protocols import Dataset
+from ..checks import check_number, check_whole
+from ..seeds import derived_seed
+
+
+def draw_noise(seeds: list[int], shape: tuple[int, ...]) -> Tensor:
+    """(B, *shape) float32 standard normal: each sample what ComfyUI's RandomNoise draws for its seed."""
+    return torch.cat([torch.randn((1, *shape), generator=torch.Generator().manual_seed(seed)) for seed in seeds])
+
+
+def prompt_index(seed: int, number: int, prompts: int) -> int:
+    """Which prompt draw `number` (from 0) uses: each once per round, every round in another order."""
+    return round_order(seed, number // prompts, prompts)[number % prompts]
+
+
+@lru_cache(maxsize=4)
+def round_order(seed: int, number: int, prompts: int) -> list[int]:
+    order = list(range(prompts))
+    random.Random(f"{seed} {number}").shuffle(order)
+    return order
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batching:
+    """What one update gathers: `batch` prompts, `at_once` of them in one forward; latents of `shape` (C, H, W).
+
+    sampled_at_once: how many are rolled out together; no fewer than `at_once`.
+    pairs: of branches that one rollout serves, each at a noise level of its own; 1 as published.
+    reuse: updates that the same prompts and their rollouts serve, at ever new noise levels; 1 as published.
+    photo_share: of the prompts, how many are photos instead, where there are both; spread evenly.
+    shared_noise: all prompts of an update take one noise, as published, in place of each its own.
+    Raises ValueError, a sentence, for what is no number in its range.
+    """
+
+    shape: tuple[int, int, int]
+    batch: int = 1
+    at_once: int = 1
+    seed: int = 0
+    pairs: int = 1
+    reuse: int = 1
+    photo_share: float = 0.0
+    shared_noise: bool = False
+    sampled_at_once: int = 1
+
+    def __post_init__(self):
+        for name in ("batch", "at_once", "pairs", "reuse"):
+            check_whole(name, getattr(self, name), 1)
+        for side in self.shape:
+            check_whole("a side of the latent", side, 1)
+        check_whole("sampled_at_once", self.sampled_at_once, 0)
+        check_whole("seed", self.seed, 0, 2**64 - 1)
+        check_number("photo_share", self.photo_share, 0.0, 1.0)
+
+
+class Draw(NamedTuple):
+    """One prompt, or photo, of an update. number: of the draw, from 0 in a run; noise and level follow from it."""
+
+    number: int
+    data: Dataset
+    index: int
+
+    @property
+    def is_photo(self) -> bool:
+        return hasattr(self.data, "latents")
+
+
+def draws_of(update: int, batching: Batching, dataset: Dataset, photos: Dataset | None = None) -> list[Draw]:
+    """What update `update` (from 0) takes: each prompt once per round, and each photo once per round of photos."""
+    first = update // batching.reuse * batching.batch
+    draws = []
+    for number in range(first, first + batching.batch):
+        of_photos, then = (math.floor(n * batching.photo_share) if photos else 0 for n in (number, number + 1))
+        if then > of_photos:
+            index = prompt_index(derived_seed("photos", batching.seed), of_photos, len(photos.prompts))
+            draws.append(Draw(number, photos, index))
+        else:
+            index = prompt_index(batching.seed, number - of_photos, len(dataset.prompts))
+            draws.append(Draw(number, dataset, index))
+    return draws
+
+
+def noise_seed(batching: Batching, draw: Draw) -> int:
+    """Of the draw's noise; where all of an update share one, of its first draw's."""
+    return draw_seed(batching, draw.number - (draw.number % batching.batch if batching.shared_noise else 0))
+
+
+def draw_seed(batching: Batching, number: int) -> int:
+    """Of a draw's own noise and all else that is drawn for it: with the pair's number, its noise level.
+
+    Runs of other seeds share none. As RandomNoise's noise_seed it gives the same noise.
+    """
+    return derived_seed("draw", batching.seed, number)
+
+
+def shape_of(draw: Draw, batching: Batching) -> tuple[int, int, int]:
+    return draw.data.shape(draw.index) if draw.is_photo else batching.shape
+
+
+def of_one_shape(draws: Sequence[Draw], batching: Batching) -> list[list[Draw]]:
+    """The draws of an update in groups that are sampled together: of one dataset and shapes, and not too many.
+
+    Keeps the order within a group; where all are of one shape, the order of all.
+    """
+    alike: dict[Any, list[Draw]] = {}
+    for draw in draws:
+        shapes = shape_of(draw, batching), draw.data.cond_shape(draw.index)
+        alike.setdefault((id(draw.data), *shapes), []).append(draw)
+    most = max(batching.at_once, batching.sampled_at_once)
+    return [same[i : i + most] for same in alike.values() for i in range(0, len(same), most)]
