@@ -15,7 +15,23 @@ from hypothesis import HealthCheck, settings
 ROOT = Path(__file__).resolve().parent.parent
 settings.register_profile("srpo", deadline=None, suppress_health_check=[HealthCheck.too_slow])  # on a busy machine
 settings.load_profile("srpo")
-LONGEST = ("test_bench", "test_demo", "test_host_training")
+# By measure, the longest first: a file is one worker's.
+LONGEST = (
+    "test_demo",
+    "test_host_compile",
+    "test_host_fitting",
+    "test_fuzz",
+    "test_host_failures",
+    "test_host_bases",
+    "test_bench",
+    "test_host_decoder",
+    "test_host_training",
+    "test_host_load_reward",
+    "test_host_photos",
+    "test_host_caches",
+    "test_host_derivative",
+    "test_bench_flux",
+)
 sys.path[:] = [place for place in sys.path if Path(place).resolve() != ROOT]  # `python -m pytest` puts it there
 sys.path += [str(ROOT / "harness"), str(ROOT / "tests/support")]
 
@@ -77,4 +93,4 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if "comfyui" in getattr(item, "fixturenames", ()):
             item.add_marker("host")
-    items.sort(key=lambda item: item.path.stem not in LONGEST)
+    items.sort(key=lambda item: LONGEST.index(item.path.stem) if item.path.stem in LONGEST else len(LONGEST))
