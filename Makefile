@@ -1,5 +1,5 @@
-# `make demo`: see it work on toy models. `make test`: lint and all tests.
-# Both make their own environment in .venv, with what the ComfyUI on this machine asks for, if there is one.
+# `make demo`: see it work on toy models. `make test`: lint and all tests. `make lint`: ruff and mypy. `make clean`.
+# All but the last make their own environment in .venv, with what the ComfyUI on this machine asks for, if there is one.
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 HOST := $(shell $(PYTHON) harness/find_host.py)
