@@ -123,9 +123,8 @@ class Compare(io.ComfyNode):
         texts = dataset.prompts[:prompts]
         numbers = [seed + i for i in range(seeds)]
         indices = [i for i in range(len(texts)) for _ in numbers]
-        if hasattr(dataset, "prepare"):
-            dataset.prepare(indices)
-            texts = dataset.prompts[:prompts]  # a photo that turned out broken has another's
+        dataset.prepare(indices)
+        texts = dataset.prompts[:prompts]  # a photo that turned out broken has another's
         plan = Plan(dataset, sampling, shape, indices, numbers * len(texts), at_once)
         on_progress = Progress(len(indices) * (4 if reward is None else 6))
 

@@ -36,8 +36,7 @@ class Previews:
         from .host.samples import Plan
 
         indices = shown(dataset, count)
-        if hasattr(dataset, "prepare"):
-            dataset.prepare(indices)
+        dataset.prepare(indices)
         seeds = [seeds[i % len(seeds)] if seeds else FIRST_SEED + i for i in range(count)]
         self.plan = Plan(dataset, sampling, batching.shape, indices, seeds, batching.at_once)
         self.trainer = trainer

@@ -13,7 +13,8 @@ from comfy_execution.utils import get_executing_context
 from ..srpo_core.checks import check_number, check_whole
 from ..srpo_core.files import check_writable
 from ..srpo_core.run.folder import FolderLock, fork, newest_state, undo_fork
-from ..srpo_core.run.run import Misfit, Run
+from ..srpo_core.run.opening import Misfit
+from ..srpo_core.run.run import Run
 from ..srpo_core.run.settings import Settings
 from .folders import check_not_taken, check_run_name, lora_folder, model_folder, run_folder
 from .host.progress import show_text
@@ -48,7 +49,7 @@ class AdapterSettings:
         return self.kind == "full"
 
     def identity(self) -> dict[str, str]:
-        """What a run can't change. Older runs name no target and no precision: theirs are the defaults."""
+        """What a run can't change; a target or a precision that is the default has no name in it."""
         chosen = [choice for choice in (self.target, self.precision) if choice not in ("all", "fp32")]
         kind = {"adapter": f"{self.kind} ({', '.join(chosen)})" if chosen else self.kind}
         return kind if self.whole_layers else kind | {"rank": str(self.rank), "alpha": str(self.alpha)}
