@@ -296,7 +296,7 @@ def test_killed_at_any_moment_the_promised_snapshots_are_there(tmp_path, monkeyp
         again = Run(folder, fresh["flow"].parameters, chosen)
         train(again, Training(batching=TWO, **fresh), 5 - again.updates)
         assert everything(again) == everything(straight)
-    assert moment > 8
+    assert moment >= 8
 
 
 @pytest.mark.parametrize("times", [1, 3])
