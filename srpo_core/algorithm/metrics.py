@@ -47,9 +47,15 @@ def summarise(score: Score) -> Summary:
     pulls = (score.gradient != 0).any()
     if recovered.guard is not None:
         pulls = pulls | (recovered.guard > 0).any().to(pulls.device)
-    samples = len(score.loss)
-    answers = score.answers
-    return Summary(samples, score.trains, pulls, numbers, answers, recovered.velocity_ratio, recovered.guard)
+    return Summary(
+        samples=len(score.loss),
+        trains=score.trains,
+        pulls=pulls,
+        numbers=numbers,
+        answers=score.answers,
+        velocity_ratio=recovered.velocity_ratio,
+        guard=recovered.guard,
+    )
 
 
 def describe(summaries: list[Summary]) -> dict[str, float]:

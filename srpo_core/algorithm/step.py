@@ -119,7 +119,7 @@ def one_step_recover(
         velocity.pull(gradient)
 
     ratio = norm_ratio(velocity.value[part], frozen)
-    return Recovered(value, pull, flow.parameters, noised.seeds, ratio, loss)
+    return Recovered(value, pull, flow.parameters, noised.seeds, velocity_ratio=ratio, guard=loss)
 
 
 @torch.inference_mode(False)
@@ -181,7 +181,7 @@ def ask(
     with torch.set_grad_enabled(term.trains):
         seen = image.detach().requires_grad_(term.trains)
         words = term.objective.texts(prompts, update, seeds)
-        scores = score_words(term.reward, seen, *words, update, seeds)
+        scores = score_words(term.reward, seen, *words, update=update, seeds=seeds)
         positive, negative = (s.to(torch.promote_types(s.dtype, torch.float32)) for s in scores)
         loss = term.objective.loss(branch, positive, negative)
         gradient = gradient_of_sum(loss, seen) if term.trains else None

@@ -31,7 +31,7 @@ def open_state(folder: Path, file: Path, now: TrainState, identity: Identity) ->
     try:
         return _read(folder, file, now, identity)
     except SpoiltState as error:
-        raise ValueError(_spoilt(folder, file, error, now, identity)) from error
+        raise ValueError(_spoilt(folder, file, error, now=now, identity=identity)) from error
     except NewerState as error:
         raise ValueError(f'The run "{folder.name}" {error}') from error
 
@@ -62,7 +62,7 @@ def _read(folder: Path, file: Path, now: TrainState, identity: Identity) -> Stat
     return tensors, header
 
 
-def _spoilt(folder: Path, file: Path, error: SpoiltState, now: TrainState, identity: Identity) -> str:
+def _spoilt(folder: Path, file: Path, error: SpoiltState, *, now: TrainState, identity: Identity) -> str:
     """The sentence for a run that can't be opened; what it advises has been tried, up to the new name."""
     there = snapshots_in(folder)
     whole = [update for update in there if _can_begin_at(folder, update, now, identity)]

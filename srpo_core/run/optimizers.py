@@ -108,7 +108,7 @@ def check_optimizer_state(name: str, parameters: dict[str, Parameter], tensors: 
         if kind not in examples:
             examples[kind] = [_after_a_step(name, parameter, value) for value in (0.5, 0.0)]
         for slot, value in held.items():
-            _check_slot(f"the optimiser's {slot} of {parameter_name}", slot, value, examples[kind], held)
+            _check_slot(slot, value, examples[kind], held, what=f"the optimiser's {slot} of {parameter_name}")
     stepped = examples[kind][0].state_dict()["param_groups"]
     if len(groups) != len(stepped):
         raise ValueError(f"has {len(groups)} groups of the optimiser, not {len(stepped)}")
@@ -150,7 +150,7 @@ def _after_a_step(name: str, parameter: Parameter, value: float) -> Optimizer:
     return optimizer
 
 
-def _check_slot(what: str, slot: str, value: Any, examples: list[Optimizer], held: dict[str, Any]):
+def _check_slot(slot: str, value: Any, examples: list[Optimizer], held: dict[str, Any], *, what: str):
     expected = [dict(_slots(next(iter(example.state_dict()["state"].values())))) for example in examples]
     if held.keys() != expected[0].keys():
         raise ValueError(f"has other slots than the optimiser's beside {what}")

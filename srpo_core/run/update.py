@@ -148,7 +148,7 @@ def _gentler(run: Run) -> str:
     return f"Lower the learning rate ({rate:g}), or run the reward and the VAE in fp32 or bf16."
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Forward:
     """One forward of an update: the draws that share it, and the terms that are asked of the branch."""
 
@@ -180,7 +180,7 @@ def forwards(training: Training, terms: Iterable[Term], pairs: range, groups: It
             for branch in branches:
                 asked = [term for term in terms if term.objective.trains(branch)]
                 if any(term.trains for term in asked):
-                    yield Forward(group.draws, cond, noised, branch, asked)
+                    yield Forward(draws=group.draws, cond=cond, noised=noised, branch=branch, terms=asked)
 
 
 def first_spreads(training: Training, asked: Iterable[Forward], update: int) -> dict[str, Spread]:
