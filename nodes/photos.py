@@ -10,8 +10,9 @@ import folder_paths
 import torch
 from comfy_api.latest import io
 
-from ..srpo_core.data.photo_files import Found, holds_a_picture, look, sizes_of_area, walk
+from ..srpo_core.data.photo_files import FolderScan, holds_a_picture, scan_folder, walk
 from ..srpo_core.data.photo_latents import Latents, Photos, Sized, Store, measure_all
+from ..srpo_core.data.photo_pixels import sizes_of_area
 from ..srpo_core.digest import digest
 from .checked import checked
 from .folders import cache_folder
@@ -66,10 +67,10 @@ def photo_folder(name: str) -> Path:
     return folder
 
 
-def summary(photos: list[Sized], left_out: list[str], found: Found, default_caption: str = "") -> str:
+def summary(photos: list[Sized], left_out: list[str], found: FolderScan, default_caption: str = "") -> str:
     """What the dataset is, and what was not understood in its folder, for the node to show."""
     said = [f"{len(photos)} photos in {len({photo.size for photo in photos})} sizes."]
-    said += found.told(default_caption)
+    said += found.notes(default_caption)
     if left_out:
         said.append(f"{len(left_out)} left out, see the log: {left_out[0]}")
     return " ".join(said)
@@ -125,7 +126,7 @@ class PhotosNode(io.ComfyNode):
     def validate_inputs(cls, folder=None):
         try:
             if folder is not None and not holds_a_picture(photo_folder(folder)):
-                look(photo_folder(folder))
+                scan_folder(photo_folder(folder))
         except ValueError as error:
             return str(error)
         return True
@@ -144,7 +145,7 @@ class PhotosNode(io.ComfyNode):
     def execute(cls, clip, vae, folder, width, height, default_caption) -> io.NodeOutput:
         from .host.text_encoder import Encoded
 
-        found = look(photo_folder(folder), default_caption)
+        found = scan_folder(photo_folder(folder), default_caption)
         store = store_of(vae)
         sizes = sizes_of_area(width, height, 2 * vae.spacial_compression_encode())  # a token of the model is 2x2
         photos, left_out = measure_all(found.photos, sizes, Progress(len(found.photos)))
