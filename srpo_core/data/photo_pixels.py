@@ -47,7 +47,7 @@ def nearest_shape(size: Size, sizes: list[Size]) -> Size:
 
 
 def upright_size(file: Path) -> Size:
-    """The size of the picture as it is looked at. Reads the header alone. Raises UnusablePhoto for what is no picture."""
+    """The size of the picture as people see it, from its header alone. Raises UnusablePhoto for what is no picture."""
     with opened(file) as image:
         size = image.size
         if isinstance(image, TiffImageFile):  # Pillow may have turned it already
@@ -59,8 +59,8 @@ def upright_size(file: Path) -> Size:
 def cropped(file: Path, size: Size) -> Tensor:
     """(1, 3, H, W) in [0, 1]: turned upright, made smaller until it just covers `size`, its middle cut out.
 
-    Of an animation, or of several pages, the first; what is transparent lies on white. Raises UnusablePhoto for a broken
-    picture.
+    Of an animation, or of several pages, the first; what is transparent lies on white. Raises UnusablePhoto for a
+    broken picture.
     """
     with opened(file) as image:
         ImageOps.exif_transpose(image, in_place=True)
@@ -130,7 +130,7 @@ def opened(file: Path) -> Iterator[Image.Image]:
 
 
 def check_pixels(size: Size):
-    """Raises UnusablePhoto for more than MOST_PIXELS, which a file of a few kB may ask for and take gigabytes to decode."""
+    """Raises UnusablePhoto for more than MOST_PIXELS: a file of a few kB may ask for them and take gigabytes to decode."""
     if math.prod(size) > MOST_PIXELS:
         raise UnusablePhoto(
             f"is {size[0]}x{size[1]}: more than {MOST_PIXELS // 10**6} megapixels take too much memory; make it "

@@ -73,8 +73,9 @@ def expand(line: str) -> list[str]:
 
 def combine(line: str, row: Row) -> list[str]:
     """The prompts of a line's row; see `expand`."""
-    if all(isinstance(part, str) for part in row):
-        return ["".join(row)]
+    texts = [part for part in row if isinstance(part, str)]
+    if len(texts) == len(row):
+        return ["".join(texts)]
     count = combinations(row)
     chosen = range(count) if count <= LIMIT else draw(line, count)
     prompts = [" ".join(combination(row, number).split()) for number in chosen]
