@@ -130,7 +130,7 @@ def opened(file: Path) -> Iterator[Image.Image]:
 
 
 def check_pixels(size: Size):
-    """Raises UnusablePhoto for more than MOST_PIXELS: a file of a few kB may ask for them and take gigabytes to decode."""
+    """Raises UnusablePhoto for more than MOST_PIXELS: a file of a few kB may take gigabytes to decode."""
     if math.prod(size) > MOST_PIXELS:
         raise UnusablePhoto(
             f"is {size[0]}x{size[1]}: more than {MOST_PIXELS // 10**6} megapixels take too much memory; make it "

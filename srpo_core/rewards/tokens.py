@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .stored import check_file
+from ..files import check_file
 
 log = logging.getLogger(__name__)
 
