@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from comfy_api.latest import io, ui
 
-from ..srpo_core.report.compare import Comparison, draw_comparison, plural, score
+from ..srpo_core.report.compare import Comparison, plural, score
+from ..srpo_core.report.compare_picture import draw_comparison
 from .checked import checked
 from .host.progress import Progress, show_text
 from .inputs import sampler_inputs, size_inputs

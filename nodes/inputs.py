@@ -4,7 +4,7 @@ import comfy.samplers
 from comfy_api.latest import io
 
 from ..srpo_core.algorithm.noise_levels import Window
-from ..srpo_core.report.table_picture import printable
+from ..srpo_core.report.sheet import printable
 
 WINDOW = Window()
 

@@ -200,7 +200,7 @@ def _as_stored(latents: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Photos:
-    """Photos as a dataset (see `loop.Dataset`): their captions are its prompts.
+    """Photos as a dataset (see `protocols.Dataset`): their captions are its prompts.
 
     captions: those of the photos, encoded, as a dataset of their own.
     to_model: from the VAE's latents to the flow model's space.

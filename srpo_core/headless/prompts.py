@@ -2,16 +2,17 @@
 
 import torch
 from torch import Tensor
+from transformers import CLIPModel, PreTrainedTokenizerBase
 
 
 class ClipPrompts:
-    """Prompts encoded by the text tower of a transformers CLIPModel (see `run.Dataset`).
+    """Prompts encoded by the text tower of a transformers CLIPModel (see `protocols.Dataset`).
 
     cond: "context" (B, T, D) is its last hidden state, padding included; "pooled" (B, D) the state at the end of
     the text, not projected. Raises ValueError without a prompt.
     """
 
-    def __init__(self, prompts: list[str], clip, tokenizer):
+    def __init__(self, prompts: list[str], clip: CLIPModel, tokenizer: PreTrainedTokenizerBase):
         if not prompts:
             raise ValueError("There is no prompt to train on: give at least one.")
         self.prompts = list(prompts)

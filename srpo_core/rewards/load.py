@@ -179,7 +179,7 @@ def image_pixels(weights: Weights, family: str) -> Pixels:
     size = TOWER_PAIRS[family].image_size(weights)
     if family != SIGLIP:
         return Pixels(size)
-    return Pixels(size, "squash", "bilinear" if is_siglip2(weights) else "bicubic", HALF, HALF)
+    return Pixels(size, "squash", "bilinear" if is_siglip2(weights) else "bicubic", HALF, std=HALF)
 
 
 def is_siglip2(weights: Weights) -> bool:

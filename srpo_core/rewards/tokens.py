@@ -61,7 +61,7 @@ def clip_tokenizer(context: int, pad: int | None = None) -> Tokenizer:
     """CLIP's. pad: None for the end token, as transformers pads; CLIP itself reads nothing after it."""
     tokenizer = clip_words()
     end = tokenizer.eot_token_id
-    return Tokenizer(tokenizer.encode, context, tokenizer.sot_token_id, end, end if pad is None else pad)
+    return Tokenizer(tokenizer.encode, context, tokenizer.sot_token_id, end, pad=end if pad is None else pad)
 
 
 def siglip_tokenizer(weights: Path, vocabulary: int, context: int) -> Tokenizer:
@@ -85,7 +85,7 @@ def siglip_tokenizer(weights: Path, vocabulary: int, context: int) -> Tokenizer:
             f"{vocabulary}. {where_from(weights, second)}"
         )
     clean = str.lower if second else canonical
-    return Tokenizer(lambda text: encode(clean(text)), context, None, end, pad)
+    return Tokenizer(lambda text: encode(clean(text)), context, None, end, pad=pad)
 
 
 def siglip_tokenizer_file(weights: Path, second: bool) -> Path:

@@ -39,7 +39,7 @@ def clip_image(weights: Weights, activation: str) -> Tower:
         projection_dim=shape(weights, "visual_projection.weight", 2)[0],
         hidden_act=activation,
     )
-    return Tower(weights, lambda: CLIPVisionModelWithProjection(config), "vision_model.", str, ImageTower)
+    return Tower(weights, lambda: CLIPVisionModelWithProjection(config), "vision_model.", str, wrap=ImageTower)
 
 
 def clip_text(weights: Weights, activation: str) -> Tower:
@@ -55,7 +55,7 @@ def clip_text(weights: Weights, activation: str) -> Tower:
         hidden_act=activation,
         eos_token_id=2,  # their sign for "the highest id", which CLIP's end token is
     )
-    return Tower(weights, lambda: CLIPTextModelWithProjection(config), "text_model.", str, TextTower)
+    return Tower(weights, lambda: CLIPTextModelWithProjection(config), "text_model.", str, wrap=TextTower)
 
 
 class Pooled(nn.Module):
@@ -91,7 +91,7 @@ def siglip_image(weights: Weights, activation: str) -> Tower:
         patch_size=shape(weights, "vision_model.embeddings.patch_embedding.weight", 4)[2],
         hidden_act=activation,
     )
-    return Tower(weights, lambda: SiglipVisionModel(config), "vision_model.", prefixed("vision_model."), Pooled)
+    return Tower(weights, lambda: SiglipVisionModel(config), "vision_model.", prefixed("vision_model."), wrap=Pooled)
 
 
 def siglip_text(weights: Weights, activation: str) -> Tower:
@@ -109,4 +109,4 @@ def siglip_text(weights: Weights, activation: str) -> Tower:
         eos_token_id=None,
         pad_token_id=None,
     )
-    return Tower(weights, lambda: SiglipTextModel(config), "text_model.", prefixed("text_model."), Pooled)
+    return Tower(weights, lambda: SiglipTextModel(config), "text_model.", prefixed("text_model."), wrap=Pooled)
