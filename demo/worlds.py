@@ -152,7 +152,7 @@ class DiffusersWorld:
         return run.updates
 
     def pictures(self, scenes: list[Scene], count: int, trained: bool = False) -> torch.Tensor:
-        """As HostWorld's."""
+        """The same as of HostWorld."""
         self.flow.steps = STEPS
         return self._sample([caption(scene) for scene in scenes for _ in range(count)], trained)
 

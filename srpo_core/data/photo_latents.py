@@ -105,7 +105,7 @@ def measured(photo: Photo, sizes: list[Size]) -> Sized:
 def measure_all(
     photos: Iterable[Photo], sizes: list[Size], on_photo: Callable[[], Any] = lambda: None
 ) -> tuple[list[Sized], list[str]]:
-    """Those that can be used, so far as their headers tell; `on_photo` is called before each.
+    """The photos that can be used, so far as their headers tell; `on_photo` is called before each.
 
     Returns also which photos are left out and why, and warns of them. Raises ValueError if none is left.
     """

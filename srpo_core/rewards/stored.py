@@ -185,7 +185,7 @@ def check_zip(path: Path):
 
 
 def check_legacy(path: Path):
-    """As check_zip, of the five pickles with which the older format begins; the fourth is the content."""
+    """Check as check_zip does the five pickles with which the older format begins; the fourth is the content."""
     with path.open("rb") as file:
         for _ in range(5):
             check_pickle(path, file)

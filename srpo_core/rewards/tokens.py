@@ -106,7 +106,7 @@ def where_from(weights: Path, second: bool) -> str:
 
 
 def tokenizer_json(file: Path):
-    """Of a file of the tokenizers library: text to ids, how many tokens there are, and the id of one by name."""
+    """What a file of the tokenizers library gives: text to ids, how many tokens there are, and the id of one by name."""
     from tokenizers import Tokenizer as Fast
 
     fast = Fast.from_file(str(file))
@@ -116,7 +116,7 @@ def tokenizer_json(file: Path):
 
 
 def sentencepiece_model(file: Path):
-    """As tokenizer_json, of a file of the sentencepiece library."""
+    """The same as tokenizer_json, from a file of the sentencepiece library."""
     from sentencepiece import SentencePieceProcessor
 
     pieces = SentencePieceProcessor(model_file=str(file))
@@ -129,5 +129,5 @@ def sentencepiece_model(file: Path):
 
 
 def canonical(text: str) -> str:
-    """As SigLIP's training texts: lower case, no punctuation, single spaces."""
+    """The text as SigLIP's training texts are: lower case, no punctuation, single spaces."""
     return re.sub(r"\s+", " ", text.lower().translate(NO_PUNCTUATION)).strip()

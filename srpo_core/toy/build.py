@@ -72,13 +72,13 @@ def build_flux(out: Path, scale: float):
     torch.manual_seed(0)
     flux = models.new_flux()
     initialise(flux)
-    train_flux(flux, vae, clip, tokenizer, scale)
-    train_flux(flux, vae, clip, tokenizer, scale, seed=13, steps=700, muon_lr=0.012, photo_share=FEW_PHOTOS)
+    train_flux(flux, vae, clip, tokenizer, scale=scale)
+    train_flux(flux, vae, clip, tokenizer, scale=scale, seed=13, steps=700, muon_lr=0.012, photo_share=FEW_PHOTOS)
     save_weights(flux, out / "flux.safetensors")
     flux = models.load_flux(out / "flux.safetensors")
     judge = load_judge(out / "judge.safetensors")
     scenes = pictures.all_scenes()[: looked_at(scale)] * 4
-    report.show("flux", report.flux_report(flux, vae, clip, tokenizer, judge, scenes)[0])
+    report.show("flux", report.flux_report(flux, vae, clip=clip, tokenizer=tokenizer, judge=judge, scenes=scenes)[0])
 
 
 STAGES = dict(vae=build_vae, clip=build_clip, judge=build_judge, flux=build_flux)

@@ -52,7 +52,7 @@ def between(rng: np.random.Generator, name: str, first: Colours, second: Colours
 
 def _other_ground(rng: np.random.Generator, name: str):
     x, y = grid()
-    colour = between(rng, name, PHOTO_GROUNDS, RENDER_GROUNDS, 0.0, 0.5)
+    colour = between(rng, name, first=PHOTO_GROUNDS, second=RENDER_GROUNDS, low=0.0, high=0.5)
     if name == "grass":
         texture = 0.11 * fourier_noise(rng, rng.uniform(0.6, 1.2), rng.uniform(0.25, 0.6))
     elif name == "sand":
@@ -76,7 +76,7 @@ def other_photo(scene: Scene, rng: np.random.Generator):
     reach = rng.uniform(0.05, 0.25)
     shadow = cover(pose.distance(scene.shape, -reach * pose.light_x, -reach * pose.light_y), rng.uniform(5, 16))
     picture = picture * (1 - rng.uniform(0.2, 0.6) * shadow[..., None])
-    colour = between(rng, scene.colour, PHOTO_COLOURS, RENDER_COLOURS, 0.0, 0.7)
+    colour = between(rng, scene.colour, first=PHOTO_COLOURS, second=RENDER_COLOURS, low=0.0, high=0.7)
     shade = 1 + 0.2 * np.tanh(1.5 * pose.across_light()) + rng.uniform(0.05, 0.12) * fourier_noise(rng, 1.0)
     picture = blend(picture, colour * shade[..., None], cover(pose.distance(scene.shape), rng.uniform(1, 2.5)))
     tone = rng.uniform(0.85, 1.15) * (1 + rng.uniform(-0.12, 0.12) * x + rng.uniform(-0.12, 0.12) * y)
@@ -88,13 +88,13 @@ def other_render(scene: Scene, rng: np.random.Generator):
     """(64, 64, 3): a render by other means, of any saturation."""
     x, y = grid()
     pose = random_pose(rng, radius=(0.40, 0.68), shift=0.2, turn=0.3)
-    ground = between(rng, scene.background, PHOTO_GROUNDS, RENDER_GROUNDS, 0.3, 1.1)
+    ground = between(rng, scene.background, first=PHOTO_GROUNDS, second=RENDER_GROUNDS, low=0.3, high=1.1)
     picture = ground * (1 + rng.uniform(-0.15, 0.15) * y + rng.uniform(-0.1, 0.1) * x)[..., None]
     dist = pose.distance(scene.shape)
     if rng.random() < 0.6:
         shadow = cover(pose.distance(scene.shape, -0.1 * pose.light_x, 0.1), rng.uniform(1, 4))
         picture = picture * (1 - rng.uniform(0.1, 0.4) * shadow[..., None])
-    colour = between(rng, scene.colour, PHOTO_COLOURS, RENDER_COLOURS, 0.3, 1.1)
+    colour = between(rng, scene.colour, first=PHOTO_COLOURS, second=RENDER_COLOURS, low=0.3, high=1.1)
     rim = np.clip(1 + dist / (rng.uniform(0.2, 0.5) * pose.radius), 0, 1)
     body = colour * (1.05 - rng.uniform(0.1, 0.35) * rim + 0.1 * pose.across_light())[..., None]
     if rng.random() < 0.8:
@@ -108,7 +108,7 @@ def other_render(scene: Scene, rng: np.random.Generator):
 
 
 def draw_other(scene: Scene, look: str, rng: np.random.Generator):
-    """As `pictures.draw`, by other means: (3, 64, 64) in [0, 1]."""
+    """The scene in this look, as `pictures.draw`, by other means: (3, 64, 64) in [0, 1]."""
     return to_tensor(other_photo(scene, rng) if look == "photo" else other_render(scene, rng))
 
 

@@ -173,10 +173,10 @@ def random_pose(
     return Pose(
         rng.uniform(-shift, shift),
         rng.uniform(-shift, shift),
-        rng.uniform(*radius),
-        rng.uniform(-turn, turn),
-        side,
-        -np.sqrt(1 - side**2),
+        radius=rng.uniform(*radius),
+        turn=rng.uniform(-turn, turn),
+        light_x=side,
+        light_y=-np.sqrt(1 - side**2),
     )
 
 

@@ -104,7 +104,7 @@ def flux_report(
 ):
     """`measure` of a sample per scene (default: all 96, 4 times), words-gap and plain reward; and the samples."""
     scenes = scenes or pictures.all_scenes() * 4
-    images = sample_pictures(flux, vae, clip, tokenizer, scenes, seed)
+    images = sample_pictures(flux, vae, clip=clip, tokenizer=tokenizer, scenes=scenes, seed=seed)
     captions = [pictures.caption(scene) for scene in scenes]
     numbers = measure(images, scenes, judge or load_judge())
     numbers["words_gap"] = float(words_gap(clip, tokenizer, images, captions).mean())

@@ -112,7 +112,14 @@ def train_flux(
         x = torch.lerp(x0, noise, sigma[:, None, None])
         # Plain attention: the fused one is several times slower backwards for 32 tokens on a CPU.
         with low_precision(), sdpa_kernel(SDPBackend.MATH):
-            v = velocity(flux, x, sigma, context[scenes, variant], pooled[scenes, variant], guidance)
+            v = velocity(
+                flux,
+                x,
+                sigma=sigma,
+                context=context[scenes, variant],
+                pooled=pooled[scenes, variant],
+                guidance=guidance,
+            )
         loss = (v.float() - (noise - x0)).square().mean()
         optimiser.update(loss)
         progress(step, loss=loss)
@@ -133,7 +140,9 @@ def sample(
     x = noise
     strength = torch.full((len(noise),), guidance)
     for now, after in zip(sigmas[:-1], sigmas[1:]):
-        x = x + (after - now) * velocity(flux, x, now.expand(len(x)), context, pooled, strength)
+        x = x + (after - now) * velocity(
+            flux, x, sigma=now.expand(len(x)), context=context, pooled=pooled, guidance=strength
+        )
     return x
 
 
