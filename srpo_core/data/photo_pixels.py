@@ -101,7 +101,7 @@ def from_16_bits(image: Image.Image) -> Image.Image:
 
 
 def known_formats(file: Path) -> list[str]:
-    """The formats of FORMATS that this Pillow reads: AVIF if it was built with it, HEIF with a plug-in that is installed."""
+    """The FORMATS that this Pillow reads: AVIF if it was built with it, HEIF with a plug-in that is installed."""
     Image.init()
     if file.suffix.lower() in OF_PLUG_IN and "HEIF" not in Image.OPEN:
         with suppress(ImportError):

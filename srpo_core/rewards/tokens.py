@@ -106,7 +106,7 @@ def where_from(weights: Path, second: bool) -> str:
 
 
 def tokenizer_json(file: Path):
-    """What a file of the tokenizers library gives: text to ids, how many tokens there are, and the id of one by name."""
+    """From a file of the tokenizers library: text to ids, how many tokens there are, and the id of one by name."""
     from tokenizers import Tokenizer as Fast
 
     fast = Fast.from_file(str(file))
