@@ -49,8 +49,7 @@ def plan_of(model: ModelPatcher, seeds: list[int], given: SimpleNamespace) -> Pl
     shape = latent_shape(model, given.width, given.height)
     prompts = len(given.dataset.prompts[: given.prompts])
     indices = [i for i in range(prompts) for _ in seeds]
-    if hasattr(given.dataset, "prepare"):
-        given.dataset.prepare(indices)
+    given.dataset.prepare(indices)
     return Plan(
         dataset=given.dataset,
         sampling=sampling,

@@ -32,7 +32,7 @@ from ...srpo_core.run.memory import (
     over_blocks,
     sampled_together,
 )
-from ...srpo_core.run.run import MOST_IN_PLACE
+from ...srpo_core.run.undo import MOST_IN_PLACE
 from .adapters.adapter import Adapter, adapter_of
 from .decoder import HostDecoder
 from .gradients.attention import with_backward

@@ -22,6 +22,12 @@ class ClipPrompts:
         self.context = encoded.last_hidden_state
         self.pooled = encoded.pooler_output
 
+    def content(self) -> list[str]:
+        return self.prompts
+
+    def prepare(self, indices: list[int]):
+        """All are encoded."""
+
     def cond(self, indices: list[int]) -> dict[str, Tensor]:
         return {"context": self.context[indices], "pooled": self.pooled[indices]}
 

@@ -6,7 +6,7 @@ from .heads import AestheticReward
 from .load import load_reward
 from .mps import MPSReward
 from .pixels import CLIP_MEAN, CLIP_STD, Pixels
-from .protocol import Reward, name_of, score_all, score_words
+from .protocol import PreparedReward, Reward, name_of, score_all, score_words
 from .text_features import TextFeatures
 from .weights import Weights, fingerprint
 
@@ -17,6 +17,7 @@ __all__ = [
     "DotProductReward",
     "MPSReward",
     "Pixels",
+    "PreparedReward",
     "Reward",
     "TextFeatures",
     "Weights",
