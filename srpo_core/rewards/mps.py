@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .pixels import Pixels
+from .placement import OnText, Placement, unheard, where_it_is
 from .towers import Tower, clip_image, clip_text, layers, shape
 from .weights import Weights
 
@@ -153,7 +154,7 @@ class MPSReward:
 
     image_tower: frozen here. text_tower, tokenize, pixels and scale: as of DotProductReward, but text_tower's module
     gives all tokens (N, L, D). Texts are kept in memory alone: about 0.3 MB each in float32, half of it in bfloat16.
-    condition: one of CONDITIONS.
+    condition: one of CONDITIONS. place, on_text: as of DotProductReward.
     """
 
     def __init__(
@@ -173,6 +174,8 @@ class MPSReward:
         self._texts: dict[str, Text] = {}
         self.condition = CONDITIONS[condition]
         self._condition: Tensor | None = None  # its tokens
+        self.place: Placement = where_it_is
+        self.on_text: OnText = unheard
 
     def score(self, images: Tensor, texts: list[str]) -> Tensor:
         """See Reward."""
@@ -209,17 +212,10 @@ class MPSReward:
             ids = self.tokenize([text])
             self._texts[text] = self._text(tower(ids.to(device))[0].cpu(), ids[0])
 
-    def on_text(self, done: int, total: int):
-        """See DotProductReward."""
-
     def _text(self, tokens: Tensor, ids: Tensor) -> Text:
         likeness = (tokens.float() @ self._condition.float().T).amax(-1)  # (L,)
         end = tokens[ids.argmax()].float()  # the end token's id is the highest
         return Text(tokens, F.normalize(end, dim=-1), likeness / likeness.max() > LEAST)
-
-    def place(self, tower: nn.Module) -> torch.device:
-        """See DotProductReward."""
-        return next(tower.parameters()).device
 
 
 def cross_model(weights: Weights) -> Tower:
