@@ -15,7 +15,7 @@ from ...srpo_core.algorithm.protocols import Pullback
 from ...srpo_core.algorithm.scaling import pulled
 from ...srpo_core.run.memory import GB, LiveBytes
 from .fitting import check_model
-from .gradients.differentiable import Differentiable
+from .gradients.differentiable import BlockSettings, Differentiable
 from .gradients.strips import NormSiluConv
 from .patcher.forwards import replaced_forwards
 from .patcher.loading import load
@@ -32,7 +32,7 @@ class HostDecoder:
 
     def __init__(self, vae, model):
         self.vae = vae
-        self._made = {}
+        self._made: dict[bool, tuple[dict[nn.Module, Callable], Differentiable]] = {}
         check_model(model)
         self.latent_format = model.get_model_object("latent_format")
         if vae.latent_dim != 2 or vae.latent_channels != self.latent_format.latent_channels:
@@ -85,7 +85,8 @@ class HostDecoder:
         if checkpointing not in self._made:
             frugal = frugal_forwards(self.vae.first_stage_model, checkpointing)
             model = self.vae.first_stage_model
-            self._made[checkpointing] = frugal, Differentiable(model, checkpointing=checkpointing and not frugal)
+            settings = BlockSettings(checkpointing=checkpointing and not frugal)
+            self._made[checkpointing] = frugal, Differentiable(model, settings=settings)
         return self._made[checkpointing]
 
     @contextlib.contextmanager

@@ -33,10 +33,10 @@ class OneStep(comfy.samplers.Sampler):
             _begin_keyframes(guider.conds["positive"])
             _check_levels(guider.conds["positive"], self.sigma)
             make_constant(guider.conds["positive"])
-            self.velocity = self._velocity(guider, own(noise), options, extra_args["seed"])
+            self.velocity = self.ask_model(guider, own(noise), options, extra_args["seed"])
         return noise
 
-    def _velocity(self, guider, noise: Tensor, options: dict, seed: int) -> Tensor:
+    def ask_model(self, guider, noise: Tensor, options: dict, seed: int) -> Tensor:
         sigma = own(self.sigma).to(noise)
         denoised = guider(noise, sigma, model_options=options, seed=seed)
         if not denoised.detach().flatten(1).any(1).all():
@@ -49,7 +49,7 @@ class AsSampled(OneStep):
 
     def sample(self, guider, sigmas, extra_args, callback, noise, *_, **__):
         _begin_keyframes(guider.conds["positive"])
-        self.velocity = self._velocity(guider, noise, extra_args["model_options"], extra_args["seed"])
+        self.velocity = self.ask_model(guider, noise, extra_args["model_options"], extra_args["seed"])
         return noise
 
 
@@ -63,6 +63,7 @@ class OneDifferentiableStep(OneStep):
         self,
         model: Differentiable,
         trained: Iterable[Tensor],
+        *,
         guests: bool = False,
         pull: Callable[[Tensor], None] | None = None,
     ):
@@ -71,7 +72,7 @@ class OneDifferentiableStep(OneStep):
         self.guests = guests
         self.pull = pull
 
-    def _velocity(self, guider, noise: Tensor, options: dict, seed: int) -> Tensor:
+    def ask_model(self, guider, noise: Tensor, options: dict, seed: int) -> Tensor:
         patcher = guider.model_patcher
         guests = None
         if self.guests:
@@ -80,7 +81,7 @@ class OneDifferentiableStep(OneStep):
         if comfy.samplers.get_total_hook_groups_in_conds(guider.conds) > 1:
             options["model_function_wrapper"] = _under_hooks(patcher, options.get("model_function_wrapper"))
         with self.model.open(patcher, guests):
-            velocity = super()._velocity(guider, noise, options, seed)
+            velocity = super().ask_model(guider, noise, options, seed)
             if self.pull:
                 self.pull(velocity)
             return velocity

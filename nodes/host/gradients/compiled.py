@@ -92,8 +92,8 @@ def or_uncompiled(flow, ask: Callable[[], T], errors: tuple[type[Exception], ...
 
 def _give_up(flow) -> bool:
     """Whether there was something compiled."""
-    if flow.differentiable.compiled:
-        flow.differentiable.compiled = False
+    if flow.differentiable.settings.compiled:
+        flow.differentiable.give_up_compiling()
         return True
     found = is_compiled(flow.patcher)
     flow.patcher.remove_wrappers_with_key(WrappersMP.APPLY_MODEL, COMPILE_KEY)
