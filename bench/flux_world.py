@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from in_process import pack_module
+from in_process import new_adapter, pack_module
 from torch import Tensor, nn
 
 from srpo_core.algorithm.direct_align import euler_step, inject, recover
@@ -129,7 +129,7 @@ def random_reward():
 
 def random_adapter(model, like=None):
     """A LoRA on all Linears of the blocks; zero, as at its start, it would hide half of the gradient."""
-    adapter = pack_module("nodes.host.adapters.adapter").Adapter(model, "LoRA", RANK, ALPHA)
+    adapter = new_adapter(model, rank=RANK, alpha=ALPHA)
     with torch.no_grad():
         for name, parameter in adapter.parameters.items():
             parameter.copy_(like.parameters[name] if like else 0.02 * torch.randn_like(parameter))

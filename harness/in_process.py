@@ -31,3 +31,9 @@ def load_pack(cpu: bool = True):
 def pack_module(name: str):
     """A module of the pack, such as "nodes.host.flow_model"."""
     return importlib.import_module(f"{load_pack().__name__}.{name}")
+
+
+def new_adapter(patcher, **settings):
+    """An adapter of these AdapterSettings for the MODEL."""
+    chosen = pack_module("nodes.host.adapters.settings").AdapterSettings(**settings)
+    return pack_module("nodes.host.adapters.adapter").Adapter(patcher, chosen)

@@ -2,7 +2,9 @@
 
 from comfy_api.latest import io
 
+from ..srpo_core.algorithm.objective import Objective
 from ..srpo_core.algorithm.terms import Term
+from ..srpo_core.rewards import Reward
 from .checked import checked
 from .inputs import reward_name, weighing_inputs
 from .sockets import CATEGORY, ObjectiveType, RewardModelType, RewardsType
@@ -29,7 +31,8 @@ class AddReward(io.ComfyNode):
 
     @classmethod
     @checked
-    def execute(cls, reward, objective, weight=1.0, name="", more_rewards=()) -> io.NodeOutput:
-        return io.NodeOutput(
-            [*more_rewards, Term(reward=reward, objective=objective, weight=weight, name=reward_name(name))]
-        )
+    def execute(
+        cls, reward: Reward, objective: Objective, weight: float, name: str, more_rewards: list[Term] | None
+    ) -> io.NodeOutput:
+        term = Term(reward=reward, objective=objective, weight=weight, name=reward_name(name))
+        return io.NodeOutput([*(more_rewards or ()), term])

@@ -1,9 +1,9 @@
 """What comes in through links: the host checks those values alone that are set on the node itself."""
 
 import functools
-import inspect
 from collections.abc import Callable
 from numbers import Integral, Real
+from typing import Any
 
 from comfy_api.latest import io
 
@@ -13,25 +13,35 @@ SHOWN = 12  # of the options, in a sentence
 
 
 def checked(execute: Callable) -> Callable:
-    """For a node's `execute`: it refuses, in a sentence, what the schema does not allow.
+    """For a node's `execute`, called by the names of inputs: it refuses, in a sentence, what the schema does not allow.
 
     That is a number that is none or not in its range (the host takes NaN for one), and a value that is no option of
-    its combo, and a text that is none. Numbers of other libraries become Python's own.
+    its combo, and a text that is none. Numbers of other libraries become Python's own. Optional inputs that are not
+    given come as the schema's default, which is None for links.
     """
-    signature = inspect.signature(execute)
 
     @functools.wraps(execute)
-    def execute_checked(cls, *args, **kwargs):
-        given = signature.bind(cls, *args, **kwargs)
+    def execute_checked(cls: type[io.ComfyNode], **inputs: Any) -> io.NodeOutput:
         for declared in cls.define_schema().inputs:
-            if declared.id in given.arguments:
-                given.arguments[declared.id] = _checked_value(declared, given.arguments[declared.id])
-        return execute(*given.args, **given.kwargs)
+            if declared.id in inputs:
+                inputs[declared.id] = _checked_value(declared, inputs[declared.id])
+            elif declared.optional:
+                inputs[declared.id] = getattr(declared, "default", None)
+        return execute(cls, **inputs)
 
     return execute_checked
 
 
-def _checked_value(declared, value):
+def answer_of(check: Callable, *values: Any) -> bool | str:
+    """For a node's `validate_inputs`: True, or the sentence of the ValueError with which `check` refuses the values."""
+    try:
+        check(*values)
+    except ValueError as error:
+        return str(error)
+    return True
+
+
+def _checked_value(declared: io.Input, value: Any) -> Any:
     if isinstance(declared, (io.Int.Input, io.Float.Input)):
         return _checked_number(declared, value)
     if isinstance(declared, io.Combo.Input):
@@ -41,7 +51,7 @@ def _checked_value(declared, value):
     return value
 
 
-def _checked_number(declared, value) -> int | float:
+def _checked_number(declared: io.Int.Input | io.Float.Input, value: Any) -> int | float:
     if isinstance(declared, io.Int.Input):
         value = int(value) if isinstance(value, Integral) and not isinstance(value, bool) else value
         check_whole(declared.id, value, declared.min, declared.max)
@@ -51,7 +61,7 @@ def _checked_number(declared, value) -> int | float:
     return float(value)
 
 
-def check_choice(name: str, value, options: list[str]):
+def check_choice(name: str, value: Any, options: list[str]):
     """Raises ValueError unless the value is one of these."""
     if not isinstance(value, str) or value not in options:
         more = f" or {len(options) - SHOWN} others" if len(options) > SHOWN else ""
@@ -59,7 +69,7 @@ def check_choice(name: str, value, options: list[str]):
         raise ValueError(f"{name} is {shown(value)}: {there}.")
 
 
-def check_text(name: str, value):
+def check_text(name: str, value: Any):
     """Raises ValueError unless the value is a text that can be written to a file."""
     if not isinstance(value, str):
         raise ValueError(f"{name} is {shown(value)}: give a text.")

@@ -1,34 +1,71 @@
 """SRPO_Compare: the same pictures by two models."""
 
+from __future__ import annotations
+
 from dataclasses import replace
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
 
 import comfy.model_management
-import comfy.utils
-import numpy as np
-import torch
-from comfy_api.latest import io, ui
+from comfy_api.latest import io
 
 from ..srpo_core.report.compare import Comparison, draw_comparison, plural, score
 from .checked import checked
 from .host.progress import Progress, show_text
-from .inputs import sampler_inputs, size_inputs
+from .inputs import sampler_inputs, settings_of, size_inputs
+from .outputs import image_of, preview
 from .sockets import CATEGORY, DatasetType, ObjectiveType, RewardModelType
 
+if TYPE_CHECKING:
+    from comfy.model_patcher import ModelPatcher
+    from comfy.sd import VAE
 
-def check_models(before, after, vae):
+    from .host.samples import Plan
+
+
+def check_models(before: ModelPatcher, after: ModelPatcher, vae: VAE):
     """Raises ValueError for models of two kinds, whose pictures can't share noise, and for a VAE that isn't theirs."""
     from .host.decoder import HostDecoder
 
-    kinds = [
+    one, other = (
         f"{type(model.model).__name__} with {type(model.get_model_object('latent_format')).__name__} latents"
         for model in (before, after)
-    ]
-    if kinds[0] != kinds[1]:
+    )
+    if one != other:
         raise ValueError(
-            f"The model before is {kinds[0]}, the model after {kinds[1]}: their pictures can't come from the same "
+            f"The model before is {one}, the model after {other}: their pictures can't come from the same "
             "noise. Compare a model with a trained version of itself."
         )
-    HostDecoder(vae, before)  # says so if the VAE is another model's
+    HostDecoder(vae, before)  # raises if the VAE is another model's
+
+
+def plan_of(model: ModelPatcher, seeds: list[int], given: SimpleNamespace) -> Plan:
+    """The pictures of each model: of every prompt one with each of the seeds; their conditionings are there then."""
+    from .host.flow_model import Sampling, latent_shape
+    from .host.samples import Plan
+
+    sampling = settings_of(Sampling, vars(given))
+    shape = latent_shape(model, given.width, given.height)
+    prompts = len(given.dataset.prompts[: given.prompts])
+    indices = [i for i in range(prompts) for _ in seeds]
+    if hasattr(given.dataset, "prepare"):
+        given.dataset.prepare(indices)
+    return Plan(
+        dataset=given.dataset,
+        sampling=sampling,
+        shape=shape,
+        indices=indices,
+        seeds=seeds * prompts,
+        at_once=given.at_once,
+    )
+
+
+def note_of(comparison: Comparison, given: SimpleNamespace) -> str:
+    """How the pictures were made, for their sheet."""
+    prompts = plural(len(comparison.prompts), "prompt")
+    made = f"{prompts} x {plural(len(comparison.seeds), 'seed')}, {given.width}x{given.height}"
+    steps = plural(given.steps, "step")
+    return f"{made}; {given.sampler_name}, {given.scheduler}, {steps}, guidance {given.guidance:g}."
 
 
 class Compare(io.ComfyNode):
@@ -59,7 +96,7 @@ class Compare(io.ComfyNode):
                     min=0,
                     max=2**63,
                     control_after_generate=False,
-                    tooltip="Of the first picture of each prompt; the next one has the next seed.",
+                    tooltip="The seed of each prompt's first picture; the next one has the next seed.",
                 ),
                 *sampler_inputs(),
                 io.Float.Input(
@@ -94,52 +131,27 @@ class Compare(io.ComfyNode):
     @classmethod
     @checked
     def execute(
-        cls,
-        model_before,
-        model_after,
-        dataset,
-        vae,
-        width,
-        height,
-        prompts,
-        seeds,
-        seed,
-        sampler_name,
-        scheduler,
-        steps,
-        guidance,
-        at_once,
-        reward=None,
-        objective=None,
+        cls, model_before: ModelPatcher, model_after: ModelPatcher, vae: VAE, seeds: int, **inputs: Any
     ) -> io.NodeOutput:
-        from .host.flow_model import Sampling, latent_shape
-        from .host.samples import Plan, decode
+        from .host.samples import decode
 
-        if objective is not None and reward is None:
+        given = SimpleNamespace(**inputs)
+        reward = given.reward
+        if given.objective is not None and reward is None:
             raise ValueError("An objective is connected, but no reward to ask: connect a reward too, or neither.")
         check_models(model_before, model_after, vae)
-        sampling = Sampling(sampler_name, scheduler, steps, guidance)
-        shape = latent_shape(model_before, width, height)
-        texts = dataset.prompts[:prompts]
-        numbers = [seed + i for i in range(seeds)]
-        indices = [i for i in range(len(texts)) for _ in numbers]
-        if hasattr(dataset, "prepare"):
-            dataset.prepare(indices)
-            texts = dataset.prompts[:prompts]  # a photo that turned out broken has another's
-        plan = Plan(dataset, sampling, shape, indices, numbers * len(texts), at_once)
-        on_progress = Progress(len(indices) * (4 if reward is None else 6))
-
+        numbers = [given.seed + i for i in range(seeds)]
+        plan = plan_of(model_before, numbers, given)
+        on_progress = Progress(len(plan.indices) * (4 if reward is None else 6))
         latents = [plan.sample(model, on_progress) for model in (model_before, model_after)]
         before, after = (decode(vae, latent, on_progress) for latent in latents)
+        texts = given.dataset.prompts[: given.prompts]  # by now a photo that turned out broken has another's
         comparison = Comparison(texts, numbers, before, after)
         if reward is not None:
             device = comfy.model_management.get_torch_device()
-            comparison = replace(comparison, scores=score(comparison, reward, objective, device, on_progress))
-        made = f"{plural(len(texts), 'prompt')} x {plural(seeds, 'seed')}, {width}x{height}"
-        note = f"{made}; {sampler_name}, {scheduler}, {plural(steps, 'step')}, guidance {guidance:g}."
-        picture = draw_comparison(comparison, note)
-        sheet = torch.from_numpy(np.asarray(picture) / np.float32(255))[None]
+            scores = score(comparison, reward, given.objective, device=device, on_progress=on_progress)
+            comparison = replace(comparison, scores=scores)
+        sheet = image_of(draw_comparison(comparison, note_of(comparison, given)))
         summary = comparison.summary()
         show_text(summary, cls.hidden.unique_id)
-        shown = {**ui.PreviewImage(sheet, cls=cls).as_dict(), **ui.PreviewText(summary).as_dict()}
-        return io.NodeOutput(sheet, before, after, ui=shown)
+        return io.NodeOutput(sheet, comparison.before, comparison.after, ui=preview(sheet, summary, cls))

@@ -1,12 +1,28 @@
-"""Inputs that several nodes have."""
+"""Inputs that several nodes have, and the settings that are made of inputs."""
+
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any, TypeVar
 
 import comfy.samplers
 from comfy_api.latest import io
 
+from ..srpo_core.algorithm.guard import Guard
 from ..srpo_core.algorithm.noise_levels import Window
 from ..srpo_core.report.table_picture import printable
+from ..srpo_core.run.watch import Limits
 
+WARN = "warn"  # at a limit
+STOP = "stop"
 WINDOW = Window()
+
+Kind = TypeVar("Kind")
+
+
+def settings_of(kind: type[Kind], inputs: Mapping[str, Any], /, **others: Any) -> Kind:
+    """Settings of this kind, a dataclass: its fields are the inputs of the same names, but for `others`."""
+    named = {field.name: inputs[field.name] for field in fields(kind) if field.name in inputs}
+    return kind(**named | others)
 
 
 def window_inputs() -> list:
@@ -57,14 +73,10 @@ def reward_name(typed: str) -> str:
     return printable(" ".join(typed.split()))
 
 
-def check_window(sigma_max=None, sigma_min=None):
-    """For `validate_inputs`: True, or the sentence that says what is wrong with the window."""
+def check_window(sigma_max: float | None = None, sigma_min: float | None = None):
+    """Raises ValueError for a window that can't be, if both ends are known."""
     if sigma_max is not None and sigma_min is not None:
-        try:
-            Window(sigma_max, sigma_min)
-        except ValueError as error:
-            return str(error)
-    return True
+        Window(sigma_max=sigma_max, sigma_min=sigma_min)
 
 
 def size_inputs() -> list:
@@ -80,17 +92,68 @@ def sampler_inputs() -> list:
             "sampler_name", options=comfy.samplers.SAMPLER_NAMES, default="euler", tooltip="Samples the pictures."
         ),
         io.Combo.Input(
-            "scheduler", options=comfy.samplers.SCHEDULER_NAMES, default="simple", tooltip="Of the sampler."
+            "scheduler",
+            options=comfy.samplers.SCHEDULER_NAMES,
+            default="simple",
+            tooltip="The scheduler of the sampler.",
         ),
         io.Int.Input("steps", default=25, min=1, max=1000, tooltip="Sampler steps of a picture."),
     ]
 
 
-def limit_input(name: str, tooltip: str):
+def limit_inputs() -> list:
+    return [
+        limit_input(
+            "words_gap_limit",
+            Limits.words_gap,
+            "The words-gap has risen by this much since the run began: far enough.",
+        ),
+        limit_input(
+            "saturation_limit",
+            Limits.saturation,
+            "Saturation has risen by this share, 0.1 being 10 %: a sign of hacking.",
+        ),
+        limit_input(
+            "watching_limit",
+            Limits.watching,
+            "A reward that only watches has fallen by so many of its standard deviations: a sign of hacking.",
+        ),
+        io.Combo.Input(
+            "at_limit",
+            options=[WARN, STOP],
+            default=WARN,
+            optional=True,
+            tooltip="What to do at one of the limits: say so, or end the training there.",
+        ),
+    ]
+
+
+def limit_input(name: str, default: float, tooltip: str) -> io.Float.Input:
     tooltip = f"{tooltip} 0: no limit."
-    return io.Float.Input(name, default=0.0, min=0.0, max=100.0, step=0.01, optional=True, tooltip=tooltip)
+    return io.Float.Input(name, default=default, min=0.0, max=100.0, step=0.01, optional=True, tooltip=tooltip)
 
 
-def guard_input(name: str, tooltip: str):
+def guard_inputs() -> list:
+    return [
+        guard_input(
+            "norm_guard",
+            Guard.norm_weight,
+            "NormGuard: a penalty for velocities of a larger norm than the frozen model's.",
+        ),
+        guard_input(
+            "frozen_pull",
+            Guard.distance_weight,
+            "Pulls the model back: a penalty for the squared distance to the frozen velocity.",
+        ),
+        limit_input(
+            "velocity_limit",
+            Limits.velocity,
+            "The velocity's norm over the frozen model's has risen by this share, 0.1 being 10 %: pictures "
+            "soon get worse.",
+        ),
+    ]
+
+
+def guard_input(name: str, default: float, tooltip: str) -> io.Float.Input:
     tooltip = f"{tooltip} One more forward for each trained step. 0: none."
-    return io.Float.Input(name, default=0.0, min=0.0, max=1000.0, step=0.01, optional=True, tooltip=tooltip)
+    return io.Float.Input(name, default=default, min=0.0, max=1000.0, step=0.01, optional=True, tooltip=tooltip)

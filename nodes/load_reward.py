@@ -1,7 +1,11 @@
 """SRPO_LoadReward: a reward model from a file."""
 
+from __future__ import annotations
+
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import comfy.model_management
 import comfy.utils
@@ -9,9 +13,12 @@ import folder_paths
 import torch
 from comfy_api.latest import io
 
-from .checked import check_choice
+from .checked import answer_of, check_choice
 from .folders import cache_folder
 from .sockets import CATEGORY, RewardModelType
+
+if TYPE_CHECKING:
+    from ..srpo_core.rewards.published import Published
 
 NONE = "none"
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
@@ -56,10 +63,9 @@ def unreadable(name: str) -> str | None:
         for place in folder_paths.get_folder_paths(folder):
             path = Path(place) / os.path.relpath(os.path.join("/", inside), "/")  # no way out of it, as the host does
             if inside and "\0" not in inside and os.path.lexists(path):
-                try:
-                    check_file(path)
-                except ValueError as error:
-                    return str(error)
+                answer = answer_of(check_file, path)
+                if answer is not True:
+                    return answer
     return None
 
 
@@ -67,7 +73,7 @@ def reward_folder(folder: str = "rewards") -> Path:
     return Path(folder_paths.get_folder_paths(folder)[0])
 
 
-def published(name: str):
+def published(name: str) -> Published | None:
     from ..srpo_core.rewards.published import PUBLISHED
 
     return next((p for p in PUBLISHED if p.local == name), None)
@@ -104,7 +110,7 @@ def fetched(name: str) -> Path:
     return path_of(name) or fetch(known, reward_folder(known.folder), progress_of_bytes())
 
 
-def progress_of_bytes():
+def progress_of_bytes() -> Callable[[int, int], None]:
     """A progress bar of a download, to be called with what has arrived; raises where the user pressed Cancel."""
     bar = comfy.utils.ProgressBar(1)
 
@@ -135,7 +141,7 @@ class LoadReward(io.ComfyNode):
                     "dtype",
                     options=["auto", *DTYPES],
                     default="auto",
-                    tooltip="Of the weights. auto: bf16, on a CPU fp32. bf16 halves the memory.",
+                    tooltip="The type of the weights. auto: bf16, on a CPU fp32. bf16 halves the memory.",
                 ),
                 io.Combo.Input(
                     "family",
@@ -163,7 +169,7 @@ class LoadReward(io.ComfyNode):
                 io.Combo.Input(
                     "condition",
                     options=CONDITIONS,
-                    default="overall",
+                    default=CONDITIONS[0],
                     optional=True,
                     tooltip="For MPS alone: what of a picture it judges.",
                 ),
@@ -172,12 +178,23 @@ class LoadReward(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, file=None, backbone=NONE, download=False):
+    def validate_inputs(
+        cls, file: str | None = None, backbone: str | None = NONE, download: bool | None = False
+    ) -> bool | str:
         wanted = [name for name in (file, backbone) if name not in (None, NONE)]
         return next(filter(None, (problem(name, download) for name in wanted)), True)
 
     @classmethod
-    def execute(cls, file, dtype, family, activation, backbone, download, condition="overall") -> io.NodeOutput:
+    def execute(
+        cls,
+        file: str,
+        dtype: str,
+        family: str,
+        activation: str,
+        backbone: str,
+        download: bool,
+        condition: str = CONDITIONS[0],
+    ) -> io.NodeOutput:
         from ..srpo_core.rewards.families import load_reward
         from .host.reward import managed
 

@@ -1,18 +1,22 @@
 """What SRPO Train says on its node, in words."""
 
+from pathlib import Path
+
+from .open_run import Trainer
+
 
 def warning(update: int, reached: dict[str, str]) -> str:
     return f"At update {update} {'; '.join(reached.values())}. Look at the pictures."
 
 
-def summary(trainer, updates: int, seconds: float, lora) -> str:
+def summary(trainer: Trainer, updates: int, seconds: float, lora: Path) -> str:
     """What happened, in one sentence."""
     run = trainer.run
     recent = run.history[-updates:]
     skipped = f", {run.skipped} of them skipped" if run.skipped else ""
     spreads = ", ".join(f"{spread.std:.3g} {name}".strip() for name, spread in run.spreads.items())
     scales = f" Spreads of the rewards: {spreads}." if len(run.spreads) > 1 else ""
-    kind = "Model" if trainer.adapter_settings.whole_layers else "LoRA"
+    kind = "Model" if trainer.settings.adapter.whole_layers else "LoRA"
     written = f"{kind}: {'/'.join(lora.parts[-4:])}" if lora.exists() else f"{kind}: could not be written"
     return (
         f"{updates} updates in {seconds / 60:.1f} minutes ({run.updates} in all{skipped}): words-gap "

@@ -1,17 +1,20 @@
 """SRPO_Objective: what the reward is asked."""
 
+from typing import Any
+
 from comfy_api.latest import io
 
 from ..srpo_core.algorithm.control_words import PRESETS
 from ..srpo_core.algorithm.objective import BRANCHES, ORDERS, Objective, Strength, parse_words
-from .checked import check_choice, checked
+from .checked import answer_of, check_choice, checked
+from .inputs import settings_of
 from .sockets import CATEGORY, ObjectiveType
 
 DEFAULT = Objective()
 TYPED = "as typed"
 
 
-def strength_input(name: str, default: float, tooltip: str):
+def strength_input(name: str, default: float, tooltip: str) -> io.Float.Input:
     return io.Float.Input(name, default=default, min=0.0, max=10.0, step=0.01, tooltip=tooltip)
 
 
@@ -92,44 +95,30 @@ class ObjectiveNode(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, positive=None, negative=None, preset=TYPED):
+    def validate_inputs(
+        cls, positive: str | None = None, negative: str | None = None, preset: str | None = TYPED
+    ) -> bool | str:
         """The preset, or the words where they count, as far as they are chosen on the node itself; links give None."""
-        if preset is None:
-            return True
-        try:
-            check_choice("preset", preset, [TYPED, *PRESETS])
-            if preset != TYPED:
-                return True
-            words = {"positive": positive, "negative": negative}
-            Objective(**{side: parse_words(text) for side, text in words.items() if text is not None})
-        except ValueError as error:
-            return str(error)
-        return True
+        return True if preset is None else answer_of(check_words, positive, negative, preset)
 
     @classmethod
     @checked
-    def execute(
-        cls,
-        positive,
-        negative,
-        reward_low_noise,
-        reward_high_noise,
-        penalty_low_noise,
-        penalty_high_noise,
-        threshold,
-        branches,
-        order=DEFAULT.order,
-        preset=TYPED,
-    ) -> io.NodeOutput:
+    def execute(cls, positive: str, negative: str, preset: str, **inputs: Any) -> io.NodeOutput:
         words = (parse_words(positive), parse_words(negative)) if preset == TYPED else PRESETS[preset]
-        return io.NodeOutput(
-            Objective(
-                positive=words[0],
-                negative=words[1],
-                reward=Strength(reward_low_noise, reward_high_noise),
-                penalty=Strength(penalty_low_noise, penalty_high_noise),
-                threshold=threshold,
-                branches=branches,
-                order=order,
-            )
+        objective = settings_of(
+            Objective,
+            inputs,
+            positive=words[0],
+            negative=words[1],
+            reward=Strength(low_noise=inputs["reward_low_noise"], high_noise=inputs["reward_high_noise"]),
+            penalty=Strength(low_noise=inputs["penalty_low_noise"], high_noise=inputs["penalty_high_noise"]),
         )
+        return io.NodeOutput(objective)
+
+
+def check_words(positive: str | None, negative: str | None, preset: str):
+    """Raises ValueError for a preset that is none and, where words count, for lists of them that can't be."""
+    check_choice("preset", preset, [TYPED, *PRESETS])
+    if preset == TYPED:
+        words = {"positive": positive, "negative": negative}
+        Objective(**{side: parse_words(text) for side, text in words.items() if text is not None})

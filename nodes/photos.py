@@ -1,28 +1,36 @@
 """SRPO_Photos: photos to train on, in place of the model's own pictures."""
 
+from __future__ import annotations
+
 import hashlib
 import logging
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import folder_paths
 import torch
 from comfy_api.latest import io
 
+from ..srpo_core.algorithm.protocols import Dataset
 from ..srpo_core.data.photo_files import Found, holds_a_picture, look, sizes_of_area, walk
 from ..srpo_core.data.photo_latents import Latents, Photos, Sized, Store, measure_all
 from ..srpo_core.digest import digest
-from .checked import checked
+from .checked import answer_of, checked
 from .folders import cache_folder
 from .host.progress import Progress, Steps, show_text
 from .prompts import Prompts
 from .sockets import CATEGORY, DatasetType
 
+if TYPE_CHECKING:
+    from comfy.model_patcher import ModelPatcher
+    from comfy.sd import CLIP, VAE
+
 log = logging.getLogger(__name__)
 
 
-def for_model(dataset, model):
+def for_model(dataset: Dataset | None, model: ModelPatcher) -> Dataset | None:
     """The dataset with its photos' latents, if it has any, in the space of this MODEL, as its rollouts are.
 
     Raises ValueError if they are not for this model.
@@ -36,7 +44,7 @@ def for_model(dataset, model):
     return replace(dataset, to_model=partial(latent_in, model))
 
 
-def store_of(vae) -> Store:
+def store_of(vae: VAE | None) -> Store:
     """Where latents of this VAE are kept. Raises ValueError for none, and for a VAE of anything but pictures."""
     if vae is None:
         raise ValueError("There is no VAE: the file that vae comes from has none. Use Load VAE.")
@@ -66,17 +74,24 @@ def photo_folder(name: str) -> Path:
     return folder
 
 
+def check_photos(name: str):
+    """Raises ValueError for a folder that is not in the input folder, or holds no picture."""
+    folder = photo_folder(name)
+    if not holds_a_picture(folder):
+        look(folder)
+
+
 def summary(photos: list[Sized], left_out: list[str], found: Found, default_caption: str = "") -> str:
     """What the dataset is, and what was not understood in its folder, for the node to show."""
-    said = [f"{len(photos)} photos in {len({photo.size for photo in photos})} sizes."]
-    said += found.told(default_caption)
+    sentences = [f"{len(photos)} photos in {len({photo.size for photo in photos})} sizes."]
+    sentences += found.told(default_caption)
     if left_out:
-        said.append(f"{len(left_out)} left out, see the log: {left_out[0]}")
-    return " ".join(said)
+        sentences.append(f"{len(left_out)} left out, see the log: {left_out[0]}")
+    return " ".join(sentences)
 
 
-def replaced(*datasets) -> str:
-    """What is said of photos that turned out broken when they were drawn; empty if none did."""
+def replaced(*datasets: Dataset | None) -> str:
+    """The sentence about photos that turned out broken when they were drawn; empty if none did."""
     broken = [why for data in datasets if isinstance(data, Photos) for why in data.encoded.left_out.values()]
     if not broken:
         return ""
@@ -115,23 +130,18 @@ class PhotosNode(io.ComfyNode):
                 io.String.Input(
                     "default_caption",
                     default="",
-                    tooltip="Of photos without a caption. Empty: the file's name, with spaces for _ and -.",
+                    tooltip="The caption of photos that have none. Empty: the file's name, with spaces for _ and -.",
                 ),
             ],
             outputs=[DatasetType.Output(display_name="dataset")],
         )
 
     @classmethod
-    def validate_inputs(cls, folder=None):
-        try:
-            if folder is not None and not holds_a_picture(photo_folder(folder)):
-                look(photo_folder(folder))
-        except ValueError as error:
-            return str(error)
-        return True
+    def validate_inputs(cls, folder: str | None = None) -> bool | str:
+        return True if folder is None else answer_of(check_photos, folder)
 
     @classmethod
-    def fingerprint_inputs(cls, folder=None, **_):
+    def fingerprint_inputs(cls, folder: str | None = None, **_: Any) -> str | float:
         """Changes with each file that comes, goes or is written to; always, where the folder is linked."""
         if folder is None:
             return float("nan")  # a new one each time: the host compares what is the same object as equal
@@ -141,7 +151,7 @@ class PhotosNode(io.ComfyNode):
 
     @classmethod
     @checked
-    def execute(cls, clip, vae, folder, width, height, default_caption) -> io.NodeOutput:
+    def execute(cls, clip: CLIP, vae: VAE, folder: str, width: int, height: int, default_caption: str) -> io.NodeOutput:
         from .host.text_encoder import Encoded
 
         found = look(photo_folder(folder), default_caption)

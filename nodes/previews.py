@@ -1,11 +1,23 @@
 """Fixed-seed samples that a run shows of itself."""
 
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
 import torch
 
-from ..srpo_core.run.draws import Batching
+from ..srpo_core.algorithm.protocols import Dataset
 from ..srpo_core.seeds import FIRST_KEPT
 
-FIRST_SEED = FIRST_KEPT  # where none is chosen, previews start from noise that training never draws
+if TYPE_CHECKING:
+    from comfy.model_patcher import ModelPatcher
+    from comfy.sd import VAE
+
+    from .host.flow_model import Sampling
+    from .open_run import Trainer
+
 LARGEST_SEED = 2**64 - 1
 
 
@@ -20,35 +32,63 @@ def parse_seeds(text: str) -> list[int]:
     return [int(word) for word in words]
 
 
-def shown(dataset, count: int) -> list[int]:
-    """Which prompts of the dataset `count` previews show."""
+def previewed(dataset: Dataset, count: int) -> list[int]:
+    """Which prompts of the dataset `count` previews show: the first, taken around again where there are fewer."""
     return [i % len(dataset.prompts) for i in range(count)]
 
 
-class Previews:
-    """Samples of the first `count` prompts, before training and now, each (count, H, W, 3) in [0, 1], on the CPU.
+@dataclass(frozen=True, kw_only=True)
+class PreviewSettings:
+    """Which samples a run shows of itself, and how often.
 
-    Prompts, and the seeds if some are given, are taken around again where there are fewer. Those of now are of the
-    run's moving average, if it has one.
+    dataset: of which the first `count` prompts are shown. vae: decodes them. shape: (C, H, W) of latents, `at_once` in
+    one forward. every: updates between two pictures on the node.
+    seeds: of the samples, taken around again where there are fewer. Where there are none, they begin from noise that
+    training never draws; one that is given may be among training's, and repeats another from 2**32 on (see seeds.py).
     """
 
-    def __init__(self, trainer, dataset, vae, sampling, batching: Batching, count: int, seeds: list[int]):
+    dataset: Dataset
+    vae: VAE
+    sampling: Sampling
+    shape: tuple[int, int, int]
+    at_once: int = 1
+    count: int = 4
+    every: int = 5
+    seeds: Sequence[int] = ()
+
+
+class Previews:
+    """Samples before training, and as the run is now: each (count, H, W, 3) in [0, 1], on the CPU.
+
+    Those of now are of the run's moving average, if it has one.
+    """
+
+    def __init__(self, trainer: Trainer, settings: PreviewSettings):
         from .host.samples import Plan
 
-        indices = shown(dataset, count)
+        dataset = settings.dataset
+        count = settings.count
+        indices = previewed(dataset, count)
         if hasattr(dataset, "prepare"):
             dataset.prepare(indices)
-        seeds = [seeds[i % len(seeds)] if seeds else FIRST_SEED + i for i in range(count)]
-        self.plan = Plan(dataset, sampling, batching.shape, indices, seeds, batching.at_once)
+        seeds = settings.seeds or range(FIRST_KEPT, FIRST_KEPT + count)
+        self.plan = Plan(
+            dataset=dataset,
+            sampling=settings.sampling,
+            shape=settings.shape,
+            indices=indices,
+            seeds=[seeds[i % len(seeds)] for i in range(count)],
+            at_once=settings.at_once,
+        )
         self.trainer = trainer
-        self.vae = vae
+        self.vae = settings.vae
         self.before = self._sample(trainer.base)
 
     def now(self) -> torch.Tensor:
         with self.trainer.run.averaged():
             return self._sample(self.trainer.model)
 
-    def _sample(self, model) -> torch.Tensor:
+    def _sample(self, model: ModelPatcher) -> torch.Tensor:
         from .host.samples import decode
 
         return decode(self.vae, self.plan.sample(model))

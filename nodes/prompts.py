@@ -1,10 +1,13 @@
 """SRPO_Prompts: what the model is to be trained on."""
 
+from __future__ import annotations
+
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import folder_paths
 import torch
@@ -13,9 +16,13 @@ from comfy_api.latest import io
 from ..srpo_core.checks import shown
 from ..srpo_core.data.photo_files import SUFFIXES
 from ..srpo_core.data.prompt_text import check_beginning, check_prompt, check_prompts, parse_prompts, read_prompts
+from .checked import answer_of
 from .folders import cache_folder
 from .host.progress import show_text
 from .sockets import CATEGORY, DatasetType
+
+if TYPE_CHECKING:
+    from comfy.sd import CLIP
 
 NO_FILE = "none"
 CHECKED = 200_000  # characters that are looked at before a workflow is queued, while the server waits; the rest follows
@@ -54,7 +61,7 @@ class Prompts:
 
     @cached_property
     def _shapes(self) -> dict[int, tuple]:
-        """Of those asked for: each is in a file of its own."""
+        """The shapes of those asked for: each is in a file of its own."""
         return {}
 
 
@@ -166,23 +173,23 @@ class PromptsNode(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, text=(None,), file=(NO_FILE,), texts=None):
+    def validate_inputs(
+        cls, text: Sequence[str | None] = (None,), file: Sequence[str] = (NO_FILE,), texts: list | None = None
+    ) -> bool | str:
         if texts or (text[0] is None and file[0] == NO_FILE):  # linked, so not known yet
             return True
-        try:
-            check(text, file[0])
-        except ValueError as error:
-            return str(error)
-        return True
+        return answer_of(check, text, file[0])
 
     @classmethod
-    def fingerprint_inputs(cls, file=(NO_FILE,), **_):
+    def fingerprint_inputs(cls, file: Sequence[str | None] = (NO_FILE,), **_: Any) -> float | None:
         if file[0] is None:  # linked, so not known yet
             return float("nan")  # a new one each time: the host compares what is the same object as equal
         return None if file[0] == NO_FILE else os.path.getmtime(_input_file(file[0]))
 
     @classmethod
-    def execute(cls, clip, text, file, texts=None) -> io.NodeOutput:
+    def execute(
+        cls, clip: list[CLIP], text: list[str], file: list[str], texts: list[str] | None = None
+    ) -> io.NodeOutput:
         from .host.text_encoder import Encoded
 
         prompts = choose(text, file[0], texts)

@@ -3,17 +3,16 @@
 import logging
 
 import comfy.model_management
-import comfy.utils
-import numpy as np
 import torch
-from comfy_api.latest import io, ui
+from comfy_api.latest import io
 
 from ..srpo_core.algorithm.objective import parse_words
 from ..srpo_core.report.reward_table import MAPPED, ask_for, check_words, find_looks, score_table
 from ..srpo_core.report.table_picture import LARGE, ROWS, draw_table, thumbnail_size
-from ..srpo_core.rewards import name_of
-from .checked import checked
+from ..srpo_core.rewards import Reward, name_of
+from .checked import answer_of, checked
 from .host.progress import Progress, show_text
+from .outputs import image_of, preview
 from .sockets import CATEGORY, RewardModelType
 
 log = logging.getLogger(__name__)
@@ -67,40 +66,44 @@ class RewardTable(io.ComfyNode):
                 io.Int.Output(
                     display_name="indices",
                     is_output_list=True,
-                    tooltip="Of the best pictures in the batch, counted from 0.",
+                    tooltip="Places of the best pictures in the batch, counted from 0.",
                 ),
                 io.Float.Output(
-                    display_name="scores", is_output_list=True, tooltip="Of the best pictures: what they are ranked by."
+                    display_name="scores", is_output_list=True, tooltip="What the best pictures are ranked by."
                 ),
             ],
         )
 
     @classmethod
-    def validate_inputs(cls, words=None, negative=None):
+    def validate_inputs(cls, words: str | None = None, negative: str | None = None) -> bool | str:
         """The words, where both lists are typed on the node itself."""
-        if words is not None and negative is not None:
-            try:
-                check_words(parse_words(words), parse_words(negative))
-            except ValueError as error:
-                return str(error)
-        return True
+        return True if words is None or negative is None else answer_of(check_typed_words, words, negative)
 
     @classmethod
     @checked
-    def execute(cls, reward, images, prompt, words, negative, best, show_gradients) -> io.NodeOutput:
+    def execute(
+        cls,
+        reward: Reward,
+        images: torch.Tensor,
+        prompt: str,
+        words: str,
+        negative: str,
+        best: int,
+        show_gradients: bool,
+    ) -> io.NodeOutput:
         device = comfy.model_management.get_torch_device()
         columns = ask_for(reward, prompt, parse_words(words), parse_words(negative))
         maps = min(MAPPED, len(images)) * len(columns) if show_gradients else 0
         on_progress = Progress(len(images) + maps)
 
-        table = score_table(reward, images, columns, device, on_progress)
+        table = score_table(reward, images, columns, device=device, on_progress=on_progress)
         looks = {}
         if show_gradients:
-            looks = find_looks(reward, images, table, thumbnail_size(images, LARGE), device, on_progress)
+            size = thumbnail_size(images, LARGE)
+            looks = find_looks(reward, images, table, size, device=device, on_progress=on_progress)
             if not looks:
                 log.warning("%s has no gradient at the pixels: there are no maps to show.", name_of(reward))
-        picture = draw_table(images, table, looks, prompt, name_of(reward))
-        sheet = torch.from_numpy(np.asarray(picture) / np.float32(255))[None]
+        sheet = image_of(draw_table(images, table, looks, prompt=prompt, reward=name_of(reward)))
         first = table.ranking[:best]
         lines = table.lines()
         shown = "\n".join([*lines[:ROWS], *[f"and {len(lines) - ROWS} more"] * (len(lines) > ROWS)])
@@ -111,5 +114,10 @@ class RewardTable(io.ComfyNode):
             "\n".join(lines),
             first,
             table.merit[first].tolist(),
-            ui={**ui.PreviewImage(sheet, cls=cls).as_dict(), **ui.PreviewText(shown).as_dict()},
+            ui=preview(sheet, shown, cls),
         )
+
+
+def check_typed_words(words: str, negative: str):
+    """Raises ValueError as `parse_words` and `check_words` do."""
+    check_words(parse_words(words), parse_words(negative))

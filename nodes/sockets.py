@@ -1,19 +1,25 @@
 """The types our nodes exchange, and what they carry."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from comfy_api.latest import io
 
 from ..srpo_core.algorithm.step import Noised, Recovered, Score
 
-TrainerType = io.Custom("SRPO_TRAINER")  # trainer.Trainer
-DatasetType = io.Custom("SRPO_DATASET")  # prompts.Prompts or srpo_core.photo_latents.Photos
-ObjectiveType = io.Custom("SRPO_OBJECTIVE")  # srpo_core.objective.Objective
+if TYPE_CHECKING:
+    from comfy.model_patcher import ModelPatcher
+
+TrainerType = io.Custom("SRPO_TRAINER")  # open_run.Trainer
+DatasetType = io.Custom("SRPO_DATASET")  # prompts.Prompts or srpo_core.data.photo_latents.Photos
+ObjectiveType = io.Custom("SRPO_OBJECTIVE")  # srpo_core.algorithm.objective.Objective
 RewardModelType = io.Custom("SRPO_REWARD_MODEL")  # srpo_core.rewards.Reward
-NoisedType = io.Custom("SRPO_NOISED")  # srpo_core.step.Noised
+NoisedType = io.Custom("SRPO_NOISED")  # srpo_core.algorithm.step.Noised
 RecoveredType = io.Custom("SRPO_RECOVERED")  # BothRecovered
 RewardType = io.Custom("SRPO_REWARD")  # Rewarded
-RewardsType = io.Custom("SRPO_REWARDS")  # list of srpo_core.terms.Term
+RewardsType = io.Custom("SRPO_REWARDS")  # list of srpo_core.algorithm.terms.Term
 
 
 @dataclass(frozen=True)
@@ -23,7 +29,7 @@ class BothRecovered:
     update: the number of the update that this will be part of; it picks the control words.
     """
 
-    model: object
+    model: ModelPatcher
     noised: Noised
     branches: dict[str, Recovered]  # by the branch's name
     update: int
@@ -31,7 +37,7 @@ class BothRecovered:
 
 @dataclass(frozen=True)
 class Rewarded:
-    """What one reward said of both branches of these samples.
+    """The scores of both branches of these samples by one reward.
 
     normalised: whether its loss is yet to be divided by the reward's spread, as all rewards of an update know it.
     """

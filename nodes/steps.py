@@ -1,17 +1,24 @@
 """The four stages of one SRPO update as nodes; values and the ways back travel between them."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 import torch
 from comfy_api.latest import io, ui
 
 from ..srpo_core.algorithm.direct_align import at_least_fp32, inject
 from ..srpo_core.algorithm.gradient_check import check_once
 from ..srpo_core.algorithm.noise_levels import GRID, Window, draw_position
+from ..srpo_core.algorithm.objective import Objective
 from ..srpo_core.algorithm.step import Noised, normalise, one_step_recover, score_recovered
 from ..srpo_core.algorithm.terms import Term
+from ..srpo_core.rewards import Reward
 from ..srpo_core.seeds import derived_seed
-from .checked import checked
+from .checked import answer_of, checked
 from .host.progress import show_text
 from .inputs import check_window, reward_name, weighing_inputs, window_inputs
+from .open_run import Trainer
 from .runs import trainer_of
 from .sockets import (
     CATEGORY,
@@ -25,9 +32,14 @@ from .sockets import (
     TrainerType,
 )
 
+if TYPE_CHECKING:
+    from comfy.model_patcher import ModelPatcher
+    from comfy.sd import VAE
+    from comfy_extras.nodes_custom_sampler import Noise_RandomNoise
 
-def sample_seeds(noise, count: int) -> tuple[int, ...]:
-    """Of the samples of a batch: the noise's own, and others derived from it."""
+
+def sample_seeds(noise: Noise_RandomNoise, count: int) -> tuple[int, ...]:
+    """The seeds of the samples of a batch: the noise's own, and others derived from it."""
     seed = getattr(noise, "seed", 0)  # not every custom noise has one
     return seed, *(derived_seed("sample", seed, i) for i in range(1, count))
 
@@ -63,12 +75,20 @@ class NoisePriorInject(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, sigma_max=None, sigma_min=None):
-        return check_window(sigma_max, sigma_min)
+    def validate_inputs(cls, sigma_max: float | None = None, sigma_min: float | None = None) -> bool | str:
+        return answer_of(check_window, sigma_max, sigma_min)
 
     @classmethod
     @checked
-    def execute(cls, model, latent, noise, position, sigma_max, sigma_min) -> io.NodeOutput:
+    def execute(
+        cls,
+        model: ModelPatcher,
+        latent: dict,
+        noise: Noise_RandomNoise,
+        position: int,
+        sigma_max: float,
+        sigma_min: float,
+    ) -> io.NodeOutput:
         from .host.flow_model import check_latent
         from .host.patcher.carried import latent_in, latent_out
 
@@ -78,7 +98,9 @@ class NoisePriorInject(io.ComfyNode):
             x0 = latent_in(model, at_least_fp32(samples.clone()))
             prior = noise.generate_noise(latent).to(x0)
             seeds = sample_seeds(noise, len(x0))
-            branches = Window(sigma_max, sigma_min).branches([position or draw_position(seeds[0])] * len(x0))
+            branches = Window(sigma_max=sigma_max, sigma_min=sigma_min).branches(
+                [position or draw_position(seeds[0])] * len(x0)
+            )
             noised = Noised(x0, prior, branches, seeds)
             start = latent_out(model, inject(x0, prior, branches[0].sigma_in))
         sigmas = torch.stack([s[0] for branch in branches for s in (branch.sigma_in, branch.sigma_out)]).float()
@@ -107,7 +129,7 @@ class OneStepRecover(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, model, positive, noised) -> io.NodeOutput:
+    def execute(cls, model: ModelPatcher, positive: list, noised: Noised) -> io.NodeOutput:
         from .host.flow_model import HostFlow
         from .host.patcher.carried import latent_out
 
@@ -160,7 +182,17 @@ class RewardNode(io.ComfyNode):
 
     @classmethod
     @checked
-    def execute(cls, reward, vae, recovered, objective, prompt, weight=1.0, name="", normalise=False) -> io.NodeOutput:
+    def execute(
+        cls,
+        reward: Reward,
+        vae: VAE,
+        recovered: BothRecovered,
+        objective: Objective,
+        prompt: str,
+        weight: float,
+        name: str,
+        normalise: bool,
+    ) -> io.NodeOutput:
         from .host.decoder import HostDecoder
 
         decoder = HostDecoder(vae, recovered.model)
@@ -207,7 +239,7 @@ class TrainStep(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, trainer, rewards) -> io.NodeOutput:
+    def execute(cls, trainer: Trainer, rewards: dict[str, Rewarded]) -> io.NodeOutput:
         scores = [score for rewarded in rewards.values() if not rewarded.normalised for score in rewarded.scores]
         scaled = [score for rewarded in rewards.values() if rewarded.normalised for score in rewarded.scores]
         scores += normalise(scaled, trainer.run.spreads)

@@ -1,24 +1,31 @@
 """SRPO_Trainer: a named run, its adapter, and the MODEL as it is now."""
 
+from __future__ import annotations
+
 import logging
+from typing import TYPE_CHECKING, Any
 
 import folder_paths
 from comfy_api.latest import io
 
 from ..srpo_core.run.optimizers import OPTIMIZERS
-from ..srpo_core.run.settings import Settings
-from .checked import checked
+from ..srpo_core.run.settings import DEFAULT, Settings
+from .checked import answer_of, checked
 from .folders import check_run_name
+from .host.adapters.settings import KINDS, NO_LORA, PRECISIONS, AdapterSettings
 from .host.adapters.targets import TARGETS
 from .host.progress import show_text
-from .runs import NO_LORA, AdapterSettings, open_trainer, state_of
+from .inputs import settings_of
+from .open_run import TrainerSettings
+from .runs import open_trainer, state_of
 from .sockets import CATEGORY, TrainerType
+
+if TYPE_CHECKING:
+    from comfy.model_patcher import ModelPatcher
 
 log = logging.getLogger(__name__)
 
-KINDS = ["LoRA", "LoKr", "LoHa", "OFT", "full"]
-PRECISIONS = ["fp32", "bf16"]
-DEFAULT = Settings()
+ADAPTER = AdapterSettings()
 
 
 class TrainerNode(io.ComfyNode):
@@ -41,15 +48,17 @@ class TrainerNode(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "adapter",
-                    options=KINDS,
-                    default="LoRA",
+                    options=list(KINDS),
+                    default=ADAPTER.kind,
                     tooltip="What is trained; LoRA fits most. For LoKr the rank is its factor, for OFT its block size; "
                     "full trains the whole layers.",
                 ),
-                io.Int.Input("rank", default=16, min=1, max=1024, tooltip="Size of the adapter; 16 suits SRPO."),
+                io.Int.Input(
+                    "rank", default=ADAPTER.rank, min=1, max=1024, tooltip="Size of the adapter; 16 suits SRPO."
+                ),
                 io.Float.Input(
                     "alpha",
-                    default=16.0,
+                    default=ADAPTER.alpha,
                     min=0.01,
                     max=1024.0,
                     step=0.01,
@@ -57,16 +66,18 @@ class TrainerNode(io.ComfyNode):
                 ),
                 io.Float.Input(
                     "learning_rate",
-                    default=1e-4,
+                    default=DEFAULT.learning_rate,
                     min=0.0,
                     max=1.0,
                     step=1e-7,
                     tooltip="AdamW's step size. Too much turns pictures to mush within some tens of updates.",
                 ),
-                io.Float.Input("weight_decay", default=1e-4, min=0.0, max=1.0, step=1e-6, tooltip="AdamW's decay."),
+                io.Float.Input(
+                    "weight_decay", default=DEFAULT.weight_decay, min=0.0, max=1.0, step=1e-6, tooltip="AdamW's decay."
+                ),
                 io.Float.Input(
                     "max_gradient_norm",
-                    default=0.1,
+                    default=DEFAULT.max_gradient_norm,
                     min=1e-6,
                     max=1000.0,
                     step=0.01,
@@ -74,15 +85,15 @@ class TrainerNode(io.ComfyNode):
                 ),
                 io.Int.Input(
                     "seed",
-                    default=0,
+                    default=ADAPTER.seed,
                     min=0,
                     max=2**32 - 1,
                     control_after_generate=False,
-                    tooltip="Of the adapter's random start.",
+                    tooltip="The seed of the adapter's random start.",
                 ),
                 io.Int.Input(
                     "save_every",
-                    default=5,
+                    default=DEFAULT.save_every,
                     min=1,
                     max=1000,
                     tooltip="Updates between two saves of the run and, with Train Step, of its LoRA.",
@@ -140,30 +151,30 @@ class TrainerNode(io.ComfyNode):
                 ),
                 io.String.Input(
                     "start_from",
-                    default="",
+                    default=TrainerSettings.start_from,
                     optional=True,
                     tooltip='For a new run: another run to begin at, as in "toy", or one of its snapshots, "toy@30".',
                 ),
                 io.Combo.Input(
                     "target",
                     options=list(TARGETS),
-                    default="all",
+                    default=ADAPTER.target,
                     optional=True,
                     tooltip="Which layers of the model are trained.",
                 ),
                 io.Combo.Input(
                     "start_lora",
                     options=[NO_LORA, *folder_paths.get_filename_list("loras")],
-                    default=NO_LORA,
+                    default=ADAPTER.start_lora,
                     optional=True,
                     tooltip="For a new run: a LoRA file to begin at, of this model and of trained layers alone.",
                 ),
                 io.Combo.Input(
                     "precision",
-                    options=PRECISIONS,
-                    default="fp32",
+                    options=list(PRECISIONS),
+                    default=ADAPTER.precision,
                     optional=True,
-                    tooltip="Of what is trained. bf16 takes half the memory, and wants the AdamW with Kahan sums.",
+                    tooltip="The type of what is trained. bf16 halves its memory, and wants the AdamW with Kahan sums.",
                 ),
             ],
             outputs=[
@@ -177,16 +188,11 @@ class TrainerNode(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, run_name=None):
-        if run_name is not None:
-            try:
-                check_run_name(run_name)
-            except ValueError as error:
-                return str(error)
-        return True
+    def validate_inputs(cls, run_name: str | None = None) -> bool | str:
+        return True if run_name is None else answer_of(check_run_name, run_name)
 
     @classmethod
-    def fingerprint_inputs(cls, run_name=None, **_):
+    def fingerprint_inputs(cls, run_name: str | None = None, **_: Any) -> tuple[str, int] | float:
         """Changes with every update, so that queueing again goes on instead of doing nothing.
 
         Always, where the run is not open, or its name is linked and so not known yet.
@@ -198,43 +204,13 @@ class TrainerNode(io.ComfyNode):
 
     @classmethod
     @checked
-    def execute(
-        cls,
-        model,
-        run_name,
-        adapter,
-        rank,
-        alpha,
-        learning_rate,
-        weight_decay,
-        max_gradient_norm,
-        seed,
-        save_every,
-        optimizer=DEFAULT.optimizer,
-        warmup=DEFAULT.warmup,
-        cosine_to=DEFAULT.cosine_to,
-        ema=DEFAULT.ema,
-        snapshot_every=DEFAULT.snapshot_every,
-        keep_snapshots=DEFAULT.keep_snapshots,
-        start_from="",
-        target="all",
-        start_lora=NO_LORA,
-        precision="fp32",
-    ) -> io.NodeOutput:
-        settings = Settings(
-            learning_rate=learning_rate,
-            weight_decay=weight_decay,
-            max_gradient_norm=max_gradient_norm,
-            save_every=save_every,
-            optimizer=optimizer,
-            warmup=warmup,
-            cosine_to=cosine_to,
-            ema=ema,
-            snapshot_every=snapshot_every,
-            keep_snapshots=keep_snapshots,
+    def execute(cls, model: ModelPatcher, run_name: str, adapter: str, start_from: str, **inputs: Any) -> io.NodeOutput:
+        settings = TrainerSettings(
+            run=settings_of(Settings, inputs),
+            adapter=settings_of(AdapterSettings, inputs, kind=adapter),
+            start_from=start_from,
         )
-        trained = AdapterSettings(adapter, rank, alpha, seed, target, start_lora, precision)
-        trainer = open_trainer(run_name, model, trained, settings, start_from)
+        trainer = open_trainer(run_name, model, settings)
         if trainer.run.updates:
             log.info('The run "%s" goes on after update %d.', run_name, trainer.run.updates)
         if trainer.left_out and not trainer.run.updates:

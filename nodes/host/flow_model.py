@@ -198,7 +198,7 @@ class HostFlow:
 
     @contextlib.contextmanager
     def _room(self) -> Iterator[None]:
-        """Inside, the host takes `working` for what the model needs beside its weights: its own estimate is a sampler's."""
+        """Inside, the host takes `working` for what is needed beside weights: its own estimate is a sampler's."""
         model = self.patcher.model
         if self.working is not None:
             model.memory_required = lambda *_, **__: self.working

@@ -62,7 +62,8 @@ def estimate(workload: Workload, at_once: int, settings: BlockSettings = USUAL_B
     """What each stage of an update with AdamW needs of the MODEL's device, by its name.
 
     at_once: pictures in one trained forward. settings: how the MODEL's blocks run in it.
-    A stage that computes on another device is left out, such as the VAE's with --cpu-vae. The branch's activations stay while its pictures are decoded and scored, the decoder's while they are scored.
+    A stage that computes on another device is left out, such as the VAE's with --cpu-vae. The branch's activations stay
+    while its pictures are decoded and scored, the decoder's while they are scored.
     """
     model = workload.model
     vae = workload.vae

@@ -102,7 +102,7 @@ def _remedies(
         tiny = comfy.sd.VAE(sd=TAESD(latent_channels=16).state_dict())
         needs = needs_with(use, replace(workload, vae=tiny, shape=smaller))
         yield "TAEF1 as the VAE of the gradient", needs
-    if adapter.kind == "LoRA" and (rank := next(iter(adapter.modules.values())).rank) >= 4:
+    if adapter.settings.kind == "LoRA" and (rank := next(iter(adapter.modules.values())).rank) >= 4:
         less = 3 * _size(adapter)  # three quarters of what is there four times
         yield f"rank {rank // 4}", {name: StageBytes(need.weights, need.working - less) for name, need in needs.items()}
 

@@ -26,7 +26,8 @@ CARDS = {  # as is fastest on a card of this size
 class LiveBytes(TorchDispatchMode):
     """Counts, while it is open, the bytes of what operations make on a kind of device ("cpu", "cuda").
 
-    held: bytes that are alive now; peak: the most that was so far. What an operation takes for itself while it runs is not seen.
+    held: bytes that are alive now; peak: the most there were so far. What an operation takes for itself while it runs
+    is not seen.
     """
 
     def __init__(self, device_type: str = "cpu"):

@@ -1,7 +1,6 @@
 """Choices that come through links, which the host does not check: an unknown one is a sentence where it enters."""
 
 import asyncio
-import inspect
 import os
 
 import pytest
@@ -26,7 +25,7 @@ def combos(node):
 
 def known(node, **changes):
     """An option for each combo, the other inputs' defaults, and nothing for links: execute comes to choices first."""
-    inputs = {name: None for name in inspect.signature(node.execute).parameters}
+    inputs = {each.id: None for each in node.define_schema().inputs}
     declared = [each for each in node.define_schema().inputs if hasattr(each, "default")]
     inputs |= {each.id: "" if each.io_type == "STRING" else each.default for each in declared}
     return inputs | {each.id: each.options[0] for each in combos(node) if each.options} | changes

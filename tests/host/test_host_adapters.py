@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from in_process import new_adapter
 from oracle import host_model, random_flux
 from safetensors.torch import save_file
 
@@ -35,7 +36,7 @@ def make(pack):
     """An adapter of rank 4; with `seed` its parameters are moved, so that it counts."""
 
     def make(model, kind, seed=None, rank=4, alpha=2.0, **options):
-        adapter = pack("nodes.host.adapters.adapter").Adapter(model, kind, rank, alpha, **options)
+        adapter = new_adapter(model, kind=kind, rank=rank, alpha=alpha, **options)
         if seed is not None:
             move(adapter, seed)
         return adapter
@@ -46,7 +47,7 @@ def make(pack):
 @torch.no_grad()
 def move(adapter, seed, size=0.02):
     """A LoHa's product is of four matrices, three of them drawn large."""
-    size = {"LoHa": size / 10}.get(adapter.kind, size)
+    size = {"LoHa": size / 10}.get(adapter.settings.kind, size)
     for i, parameter in enumerate(adapter.parameters.values()):
         parameter.add_(size * numbers(1000 * seed + i, *parameter.shape).to(parameter))
 
@@ -87,7 +88,8 @@ def test_the_stock_loader_gives_the_velocity_of_the_live_adapter(pack, make, bas
 def test_one_layer_is_the_layer_with_the_weight_changed(pack, kind, bias):
     """By the adapter's own change of a weight, which autograd differentiates on another way."""
     layer = torch.nn.Linear(24, 32, bias=bias).requires_grad_(False)
-    adapter = pack("nodes.host.adapters.kinds").create(kind, layer, 4, 2.0, torch.float32)
+    settings = pack("nodes.host.adapters.settings").AdapterSettings(kind=kind, rank=4, alpha=2.0)
+    adapter = pack("nodes.host.adapters.kinds").create(layer, settings, torch.float32)
     with torch.no_grad():
         for i, parameter in enumerate(p for p in adapter.parameters() if p.requires_grad):
             parameter.add_(0.1 * numbers(i, *parameter.shape))

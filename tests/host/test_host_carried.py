@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from in_process import new_adapter
 from oracle import host_model, random_flux
 from prompts import base as base_of
 from prompts import node, sample, save_latent
@@ -71,21 +72,26 @@ def other_layer(model):
     model.add_object_patch("diffusion_model.single_blocks.0.linear2", other.requires_grad_(False))
 
 
+def settings_of(pack, learning_rate=1e-4, **adapter):
+    """TrainerSettings of a small LoRA."""
+    of = pack("nodes.host.adapters.settings").AdapterSettings(**{"rank": 4, "alpha": 4.0, **adapter})
+    run = pack("srpo_core.run.settings").Settings(learning_rate=learning_rate)
+    return pack("nodes.open_run").TrainerSettings(adapter=of, run=run)
+
+
 @pytest.fixture
 def queue(pack, tmp_path, monkeypatch):
     """SRPO Trainer's part of one queued prompt: the trainer for this MODEL."""
     import folder_paths
 
     runs = pack("nodes.runs")
-    settings = pack("srpo_core.run.settings").Settings()
     monkeypatch.setattr(folder_paths, "output_directory", str(tmp_path))
     prompts = []
 
     def queue(model, name="style", **adapter):
         prompts.append(SimpleNamespace(prompt_id=str(len(prompts)), node_id="1"))
         monkeypatch.setattr(runs, "get_executing_context", lambda: prompts[-1])
-        of = runs.AdapterSettings(**{"kind": "LoRA", "rank": 4, "alpha": 4.0, "seed": 0, **adapter})
-        return runs.open_trainer(name, model, of, settings)
+        return runs.open_trainer(name, model, settings_of(pack, **adapter))
 
     yield queue
     for name in list(runs._open):
@@ -150,16 +156,15 @@ def test_a_list_of_settings_does_not_open_one_run_twice(pack, base, queue, monke
     first = queue(base)
     context = runs.get_executing_context()
     monkeypatch.setattr(runs, "get_executing_context", lambda: context)
-    of = first.adapter_settings
     with pytest.raises(ValueError, match='gets a list, and opens the run "style" again'):
-        runs.open_trainer("style", base, of, pack("srpo_core.run.settings").Settings(learning_rate=0.5))
-    assert runs.open_trainer("style", base, of, first.run.settings) is first and first.usable()
+        runs.open_trainer("style", base, settings_of(pack, learning_rate=0.5))
+    assert runs.open_trainer("style", base, settings_of(pack)) is first and first.usable()
 
 
 @pytest.mark.parametrize("change", CHANGES)
 def test_what_another_model_left_on_the_shared_one_does_not_count(pack, base, change):
     """It stays there while that is loaded; so nothing may be read off the model itself."""
-    adapter = pack("nodes.host.adapters.adapter").Adapter(base, "LoRA", 4, 4.0)
+    adapter = new_adapter(base, rank=4, alpha=4.0)
     move(adapter, 1)
     before = seen(pack, adapter.attach(base))
     other = CHANGES[change](base)
@@ -168,7 +173,7 @@ def test_what_another_model_left_on_the_shared_one_does_not_count(pack, base, ch
         assert_same(seen(pack, adapter.attach(base)), before)
         velocity_of(pack, other)
         assert torch.equal(pack("nodes.host.patcher.carried").latent_in(of, X), before[3])
-        assert pack("nodes.host.adapters.adapter").Adapter(of, "LoRA", 4, 4.0).fits(base)
+        assert new_adapter(of, rank=4, alpha=4.0).fits(base)
 
 
 def test_a_failure_in_the_middle_leaves_nothing(pack, base, queue, monkeypatch):
@@ -221,7 +226,7 @@ def test_the_signature_tells_what_changed(pack, base, change):
 def test_the_signature_compares_by_value_where_it_can(pack, base):
     signature = pack("nodes.host.patcher.carried").signature
     assert signature(shifted(base, 1.1)) == signature(shifted(base, 1.1)) != signature(shifted(base, 1.2))
-    adapter = pack("nodes.host.adapters.adapter").Adapter(base, "LoRA", 4, 4.0)
+    adapter = new_adapter(base, rank=4, alpha=4.0)
     assert signature(adapter.attach(base), ignore="srpo") == signature(adapter.attach(base), ignore="srpo")
     table = torch.zeros(3)
     options = [patched(base, lambda m, x=x: m.model_options.update(table=x)) for x in (table, table + 0, table + 1)]

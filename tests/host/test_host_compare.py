@@ -173,7 +173,9 @@ def test_cancel_is_heard_between_pictures(pack, toy, monkeypatch):
 
     monkeypatch.setattr(flow_model.HostFlow, "rollout", rollout)
     model = toy.load_model()
-    settings = (64, 64, 3, 2, SEED, "euler", "simple", 1, 3.5, 1)
+    inputs = {"model_before": model, "model_after": model, "dataset": Captions(), "vae": toy.load_vae()}
+    inputs |= {"width": 64, "height": 64, "prompts": 3, "seeds": 2, "seed": SEED, "at_once": 1}
+    inputs |= {"sampler_name": "euler", "scheduler": "simple", "steps": 1, "guidance": 3.5}
     with torch.inference_mode(), pytest.raises(comfy.model_management.InterruptProcessingException):
-        pack("nodes.compare").Compare.execute(model, model, Captions(), toy.load_vae(), *settings)
+        pack("nodes.compare").Compare.execute(**inputs)
     assert made == [SEED, SEED + 1]

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from in_process import new_adapter
 from oracle import host_model, random_flux
 from test_host_bases import COND, QUANTISED, SIGMA, STORED, X, loaded
 
@@ -17,7 +18,7 @@ def state(pack):
 
 
 def flow_of(pack, model, kind="LoRA", begun=True, precision="fp32", **options):
-    adapter = pack("nodes.host.adapters.adapter").Adapter(model, kind, KINDS[kind], 4.0, 0, "all", precision)
+    adapter = new_adapter(model, kind=kind, rank=KINDS[kind], alpha=4.0, precision=precision)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in adapter.parameters.values():

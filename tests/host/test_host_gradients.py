@@ -4,6 +4,7 @@ from collections import Counter
 
 import pytest
 import torch
+from in_process import new_adapter
 from oracle import Oracle, host_model, host_vae, random_clip, random_flux, random_vae, with_adapter
 
 from srpo_core.algorithm.noise_levels import Window
@@ -104,7 +105,7 @@ def work(pack, monkeypatch):
 
 def trained_step(pack, model, target="all", **memory):
     """One update's forward and backward with an adapter; its gradients."""
-    adapter = pack("nodes.host.adapters.adapter").Adapter(model, target=target)
+    adapter = new_adapter(model, target=target)
     flow = pack("nodes.host.flow_model").HostFlow(adapter.attach(model), **memory)
     _, context, pooled = sample(1, 500)
     x = torch.randn(1, 16, 8, 8, generator=torch.Generator().manual_seed(3))

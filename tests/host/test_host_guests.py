@@ -8,7 +8,7 @@ import torch
 from differences import FLUX, adapted, compare, small_model, velocity
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from in_process import pack_module
+from in_process import new_adapter
 from torch import nn
 
 CLOSE = 2e-4  # of five-point differences in fp32
@@ -37,7 +37,7 @@ def plain(base):
 
 def lora_file(model, seed):
     """As a loader node reads it: inference tensors."""
-    made = pack_module("nodes.host.adapters.adapter").Adapter(model, rank=4)
+    made = new_adapter(model, rank=4)
     generator = torch.Generator().manual_seed(seed)
     with torch.inference_mode():
         return {name: 0.1 * torch.randn(t.shape, generator=generator) for name, t in made.state_dict().items()}

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from in_process import new_adapter
 from oracle import host_model, host_vae, random_flux, random_vae
 from test_host_bases import COND, SIGMA, X
 
@@ -16,7 +17,7 @@ def relative(a, b):
 def pulled_back(pack, base, kind, compute, incoming):
     """The gradients after two branches, from an adapter of random weights."""
     base.set_model_compute_dtype(compute)
-    adapter = pack("nodes.host.adapters.adapter").Adapter(base, kind, KINDS[kind], 4.0)
+    adapter = new_adapter(base, kind=kind, rank=KINDS[kind], alpha=4.0)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in adapter.parameters.values():

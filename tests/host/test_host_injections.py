@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from in_process import new_adapter
 from oracle import host_model, random_flux
 from test_host_adapters import DIRECTION, LAYER, difference, loaded, move, numbers, velocity_of
 
@@ -19,7 +20,7 @@ def base(pack):
 
 @pytest.fixture(scope="module")
 def adapter(pack, base):
-    made = pack("nodes.host.adapters.adapter").Adapter(base, "LoRA", 4, 2.0)
+    made = new_adapter(base, rank=4, alpha=2.0)
     move(made, 1)
     return made
 

@@ -43,11 +43,11 @@ class Untouched:
 
 def given_to(node, **numbers) -> dict:
     """All inputs of a node: numbers and choices as the schema has them, empty texts, these; nothing behind the rest."""
-    names = inspect.signature(node.execute).parameters
+    names = [declared.id for declared in node.define_schema().inputs]
     defaults = {declared.id: declared.default for declared in numbers_of(node)}
     defaults |= {d.id: d.options[0] for d in node.define_schema().inputs if d.io_type == "COMBO"}
     defaults |= {d.id: "" for d in node.define_schema().inputs if d.io_type == "STRING"}
-    return {name: Untouched() for name in names if name not in ("cls", "self")} | defaults | numbers
+    return {name: Untouched() for name in names} | defaults | numbers
 
 
 def test_every_node_refuses_every_hostile_number(pack, monkeypatch):
@@ -83,7 +83,7 @@ def test_numbers_are_refused_if_and_only_if_they_are_outside_of_the_schema(pack,
 @pytest.mark.parametrize("value", [np.float32(0.5), np.float64(0.5), np.int64(1), 1])
 def test_numbers_of_other_libraries_become_pythons_own(pack, value):
     """They come through links, and are written to the run's files."""
-    (term,) = pack("nodes.add_reward").AddReward.execute(None, None, weight=value).args[0]
+    (term,) = pack("nodes.add_reward").AddReward.execute(reward=None, objective=None, weight=value).args[0]
     assert type(term.weight) is float and term.weight == value
 
 

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from in_process import new_adapter
 from oracle import host_model, host_tiny_vae, host_vae, random_clip, random_flux, random_tiny_vae, random_vae
 
 from srpo_core.algorithm.metrics import saturation
@@ -25,7 +26,7 @@ def reward(pack):
 
 def trainable(pack, rank, dtype=torch.float32):
     base = host_model(random_flux(dtype if dtype.itemsize > 1 else torch.float32), dtype)
-    adapter = pack("nodes.host.adapters.adapter").Adapter(base, "LoRA", rank, float(rank))
+    adapter = new_adapter(base, rank=rank, alpha=float(rank))
     return adapter.attach(base), adapter
 
 
@@ -149,7 +150,7 @@ def test_another_adapter_on_the_same_model_does_not_count(pack):
     shape = (16, 8, 8)
     alone = planning.estimate(model, vae, [], COND, shape, 1)
     base = pack("nodes.host.adapters.adapter").without_adapter(model)
-    other = pack("nodes.host.adapters.adapter").Adapter(base, "LoRA", 64, 64.0).attach(base)
+    other = new_adapter(base, rank=64, alpha=64.0).attach(base)
     x = draw_noise([0], shape)
     pack("nodes.host.flow_model").HostFlow(other).velocity(x, torch.full((1,), 0.9), COND)  # is injected from now on
     assert planning.estimate(model, vae, [], COND, shape, 1) == alone

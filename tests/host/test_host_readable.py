@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from in_process import new_adapter
 from oracle import host_model, random_flux
 from safetensors.torch import load_file
 from test_host_adapters import DIRECTION, KINDS, difference, loaded, move, peft_lora, velocity_of
@@ -24,7 +25,7 @@ def other(pack):
 @pytest.fixture
 def make(pack, base):
     def make(kind="LoRA", model=base):
-        adapter = pack("nodes.host.adapters.adapter").Adapter(model, kind, 4, 2.0)
+        adapter = new_adapter(model, kind=kind, rank=4, alpha=2.0)
         move(adapter, 1)
         return adapter
 

@@ -163,6 +163,7 @@ def test_cancel_is_heard_while_it_scores(pack, monkeypatch, show_gradients):
 
     reward = Cancelled()
     images = torch.rand(3 if show_gradients else 1600, 8, 8, 3)
+    inputs = {"reward": reward, "images": images, "prompt": "a", "words": "", "negative": "", "best": 1}
     with torch.inference_mode(), pytest.raises(comfy.model_management.InterruptProcessingException):
-        pack("nodes.reward_table").RewardTable.execute(reward, images, "a", "", "", 1, show_gradients)
+        pack("nodes.reward_table").RewardTable.execute(**inputs, show_gradients=show_gradients)
     assert reward.asked == 2

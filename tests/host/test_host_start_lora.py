@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from in_process import new_adapter
 from oracle import host_model, random_flux
 from safetensors.torch import save_file
 from test_host_adapters import LAYER, difference, loaded, lora, numbers, peft_lora, velocity_of
@@ -25,7 +26,7 @@ def begin(pack, base, tmp_path_factory):
     """Begin at a file of this content; the adapter, and what is said."""
 
     def begin(state, kind="LoRA", rank=4, alpha=2.0):
-        adapter = pack("nodes.host.adapters.adapter").Adapter(base, kind, rank, alpha)
+        adapter = new_adapter(base, kind=kind, rank=rank, alpha=alpha)
         file = tmp_path_factory.mktemp("lora") / "some.safetensors"
         save_file({name: tensor.contiguous() for name, tensor in state.items()}, file)
         return adapter, pack("nodes.host.adapters.start_lora").start_at(adapter, base.model, file)
@@ -55,7 +56,7 @@ def test_a_number_that_no_training_gives_is_named(begin, data):
 @pytest.mark.parametrize("kind", ["LoRA", "LoKr", "LoHa", "OFT", "full"])
 @pytest.mark.parametrize("wrong", [float("nan"), float("inf")])
 def test_a_broken_file_of_any_kind_is_named(begin, pack, base, kind, wrong):
-    state = pack("nodes.host.adapters.adapter").Adapter(base, kind, 4, 2.0).state_dict()
+    state = new_adapter(base, kind=kind, rank=4, alpha=2.0).state_dict()
     key = next(key for key in reversed(state) if state[key].ndim > 1)
     state[key].view(-1)[7] = wrong
     with pytest.raises(ValueError, match=f"{key} in it holds {wrong:g}"):
@@ -161,7 +162,7 @@ def test_smaller_types_begin_as_the_loader_takes_them(pack, begin, base, dtype):
 
 
 def test_a_refused_file_leaves_the_adapter_fresh(pack, base, tmp_path):
-    adapter = pack("nodes.host.adapters.adapter").Adapter(base, "LoRA", 4, 2.0)
+    adapter = new_adapter(base, rank=4, alpha=2.0)
     before = adapter.state_dict()
     state = peft_lora(1, alpha=1.0)
     state["transformer.transformer_blocks.1.ff.net.2.alpha"] = torch.tensor(9e3)

@@ -11,7 +11,7 @@ losses = st.lists(st.one_of(st.floats(0, 1e30), st.sampled_from([0.0, 0.7, math.
 
 @pytest.fixture(scope="module")
 def plot(pack):
-    pack("nodes.train")
+    pack("nodes.outputs")
     from comfy_extras.nodes_train import LossGraphNode
 
     return lambda loss: LossGraphNode.execute(loss, "loss")
@@ -19,7 +19,7 @@ def plot(pack):
 
 @given(losses)
 def test_every_history_has_a_loss_map_that_the_plot_takes(pack, found):
-    (mapped,) = pack("nodes.train").loss_map([{"loss": loss} for loss in found]).values()
+    (mapped,) = pack("nodes.outputs").loss_map([{"loss": loss} for loss in found]).values()
     finite = [loss for loss in found if math.isfinite(loss)]
     assert all(math.isfinite(loss) for loss in mapped) and min(mapped) < max(mapped)
     assert mapped[: len(finite)] == finite
@@ -31,4 +31,4 @@ def test_every_history_has_a_loss_map_that_the_plot_takes(pack, found):
 
 @pytest.mark.parametrize("found", [[0.4], [0.0] * 3, [math.nan], [], [0.2, math.nan, 0.2], [0.3, 0.1, math.inf]])
 def test_the_cores_plot_draws_it(pack, plot, found):
-    plot(pack("nodes.train").loss_map([{"loss": loss} for loss in found]))
+    plot(pack("nodes.outputs").loss_map([{"loss": loss} for loss in found]))

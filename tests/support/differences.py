@@ -1,7 +1,7 @@
 """Gradients by differences of the host's own samples, and small random models of the host's own classes."""
 
 import torch
-from in_process import pack_module
+from in_process import new_adapter, pack_module
 
 
 def velocity(model, x, sigma, cond):
@@ -26,7 +26,7 @@ def velocity(model, x, sigma, cond):
 
 def adapted(model, kind="LoRA", target="all", scale=0.05):
     """The MODEL with an adapter of random weights, and the adapter."""
-    adapter = pack_module("nodes.host.adapters.adapter").Adapter(model, kind, 4, 4.0, 0, target)
+    adapter = new_adapter(model, kind=kind, rank=4, alpha=4.0, target=target)
     _step(adapter, _direction(adapter, 1), scale)
     return adapter.attach(model), adapter
 

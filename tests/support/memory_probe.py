@@ -40,7 +40,7 @@ def random_model():
 
 
 def main():
-    from in_process import pack_module
+    from in_process import new_adapter, pack_module
 
     host_flow = pack_module("nodes.host.flow_model")
     import torch
@@ -54,7 +54,7 @@ def main():
         host_flow.HostFlow(model, host_flow.Sampling(steps=1)).rollout(x, cond, 0)
     before = resident("VmRSS")
     forget_peak()
-    adapter = pack_module("nodes.host.adapters.adapter").Adapter(model, rank=4)
+    adapter = new_adapter(model, rank=4)
     flow = host_flow.HostFlow(adapter.attach(model), guidance=3.5)
     optimizer = torch.optim.AdamW(adapter.parameters.values())
     for _ in range(2):

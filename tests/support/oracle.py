@@ -2,7 +2,7 @@
 
 import torch
 from diffusers import AutoencoderKL, AutoencoderTiny, FluxTransformer2DModel
-from in_process import pack_module
+from in_process import new_adapter, pack_module
 from transformers import CLIPConfig, CLIPModel
 
 from srpo_core.headless.flux import FluxFlow
@@ -44,7 +44,7 @@ def host_model(flux: FluxTransformer2DModel, dtype=torch.float32):
 
 def with_adapter(model):
     """The MODEL with an adapter of random weights (zero would hide half of the gradient), and the adapter."""
-    adapter = pack_module("nodes.host.adapters.adapter").Adapter(model, "LoRA", RANK, ALPHA)
+    adapter = new_adapter(model, rank=RANK, alpha=ALPHA)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in adapter.parameters.values():

@@ -13,44 +13,32 @@ from ..gradients.frozen import is_linear
 from ..gradients.injection import KEY, Injection
 from ..gradients.readable import adapter_of, answer_with_adapter, without_adapter  # noqa: F401 (for those who know adapters)
 from ..patcher.carried import as_carried
-from .kinds import FULL, create
+from .kinds import create
+from .settings import AdapterSettings
 from .targets import TARGETS, belongs
 
-PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}  # by `precision`
 
 
 class Adapter:
     """One weight adapter of the host for each Linear of a target; zero at the start.
 
-    kind: a key of the host's `adapter_maps`; rank and alpha as there (for LoKr the factor, for OFT the block size and
-    the limit of the rotation); or FULL, which has neither: whole layers, also those beside the model's blocks.
-    target: a key of TARGETS. precision: of the trained parameters, a key of PRECISIONS.
     parameters: the trained tensors by the names they have in a LoRA file. device: that they are on, the MODEL's own.
     Raises ValueError for a rank that does not fit the model's layers, and for a target of which it has none.
     """
 
-    def __init__(
-        self,
-        patcher,
-        kind: str = "LoRA",
-        rank: int = 16,
-        alpha: float = 16.0,
-        seed: int = 0,
-        target: str = "all",
-        precision: str = "fp32",
-    ):
-        self.kind = kind
-        self.target = target
+    def __init__(self, patcher, settings: AdapterSettings):
+        self.settings = settings
         self.device = patcher.load_device
         with as_carried(patcher) as model:
-            layers = target_layers(model, target, whole=kind == FULL)
-        if kind != FULL:
-            _check_rank(rank, layers)
-        dtype = PRECISIONS[precision]
+            layers = target_layers(model, settings.target, whole=settings.whole_layers)
+        if not settings.whole_layers:
+            _check_rank(settings.rank, layers)
+        dtype = DTYPES[settings.precision]
         self._shapes = _shapes(layers)
         with torch.inference_mode(False), torch.random.fork_rng(devices=[]):
-            torch.manual_seed(derived_seed("adapter", seed))
-            made = {name: create(kind, layer, rank, alpha, dtype) for name, layer in layers.items()}
+            torch.manual_seed(derived_seed("adapter", settings.seed))
+            made = {name: create(layer, settings, dtype) for name, layer in layers.items()}
             self.modules = {name: module.to(self.device) for name, module in made.items()}
         self.parameters = {
             f"{name}.{key}": parameter
@@ -74,7 +62,7 @@ class Adapter:
         """Whether it is one for this MODEL: for the same layers, on the device that the MODEL computes on."""
         with as_carried(patcher) as model:
             try:
-                layers = target_layers(model, self.target, whole=self.kind == FULL)
+                layers = target_layers(model, self.settings.target, whole=self.settings.whole_layers)
             except ValueError:
                 return False
         return patcher.load_device == self.device and _shapes(layers) == self._shapes

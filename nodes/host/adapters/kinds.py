@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from ..gradients.frozen import FrozenLinear, weight_of
+from .settings import AdapterSettings
 
-FULL = "full"
 HALF = (torch.bfloat16, torch.float16)
 
 
@@ -84,16 +84,14 @@ def _add_product(y: Tensor, a: Tensor, b: Tensor) -> Tensor:
     return y
 
 
-def create(kind: str, layer: nn.Linear, rank: int, alpha: float, dtype: torch.dtype) -> WeightAdapterTrainBase:
-    """One that changes nothing yet, its trained parameters of this dtype, on the CPU.
-
-    kind: FULL, or a key of the host's `adapter_maps`, where rank and alpha are explained.
-    """
-    if kind == FULL:
+def create(layer: nn.Linear, settings: AdapterSettings, dtype: torch.dtype) -> WeightAdapterTrainBase:
+    """One that changes nothing yet, its trained parameters of this dtype, on the CPU."""
+    if settings.whole_layers:
         return FullDiff(layer, dtype)
+    kind = settings.kind
     # Only shape and device are read of it; the weight itself may be packed or elsewhere.
     weight = torch.empty(1).expand(layer.out_features, layer.in_features)
-    adapter = adapter_maps[kind].create_train(weight, rank=rank, alpha=alpha).train()
+    adapter = adapter_maps[kind].create_train(weight, rank=settings.rank, alpha=settings.alpha).train()
     adapter.requires_grad_(True)
     adapter.alpha.requires_grad_(False)
     for parameter in adapter.parameters():
@@ -101,7 +99,7 @@ def create(kind: str, layer: nn.Linear, rank: int, alpha: float, dtype: torch.dt
             parameter.data = parameter.data.to(dtype)
     if kind == "LoRA":
         adapter.__class__ = Lora  # its parameters are there already
-        adapter.scale = alpha / rank
+        adapter.scale = settings.alpha / settings.rank
         return adapter
     if kind == "OFT":
         adapter.g = _but_for_the_bias(adapter.g, layer)

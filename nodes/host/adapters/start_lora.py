@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ....srpo_core.rewards.stored import check_file
 from .adapter import Adapter
-from .kinds import FULL
+from .settings import FULL
 
 # Of text encoders: lora_te1_text_model..., text_encoders.t5xxl..., text_encoder_2.text_model..., clip_l.transformer...
 TEXT_ENCODER = re.compile(r"^(lora_(prior_)?)?(te\d*|text_encoders?(_\d)?|clip_[lgh]|t5xxl|cond_stage_model)[._]")
@@ -48,7 +48,7 @@ def start_at(adapter: Adapter, model: nn.Module, file: Path) -> str:
         ours = dict(adapter.modules[name].named_parameters())
         for key, value in values.items():
             ours[key].copy_(value)
-    return _said(file, left_out)
+    return _about_left_out(file, left_out)
 
 
 def _read(file: Path) -> dict[str, Tensor]:
@@ -122,7 +122,7 @@ def _check_left_out(keys: list[str], patches: dict, model: nn.Module):
         )
 
 
-def _said(file: Path, left_out: list[str]) -> str:
+def _about_left_out(file: Path, left_out: list[str]) -> str:
     if not left_out:
         return ""
     return (
@@ -149,9 +149,10 @@ def _check_layers(layers: dict[str, list[tuple]], adapter: Adapter):
             f"it changes {len(others)} layers that are not trained here, such as {others[0]}: choose a target that "
             "has them, or another file."
         )
-    if found := {_kind(patch) for parts in layers.values() for _, patch in parts} - {adapter.kind}:
-        raise ValueError(f"it holds {' and '.join(sorted(found))}, at which the adapter {adapter.kind} can't begin.")
-    if adapter.kind == "LoRA":
+    kind = adapter.settings.kind
+    if found := {_kind(patch) for parts in layers.values() for _, patch in parts} - {kind}:
+        raise ValueError(f"it holds {' and '.join(sorted(found))}, at which the adapter {kind} can't begin.")
+    if kind == "LoRA":
         for name, parts in layers.items():
             _check_right_way_round(name, adapter.modules[name], parts)
         needed = max(sum(patch.weights[1].shape[0] for _, patch in parts) for parts in layers.values())
@@ -194,7 +195,7 @@ def _fit(up: tuple[int, int], down: tuple[int, int], layer: tuple[int, int]) -> 
 
 def _begin(name: str, adapter: Adapter, parts: list[tuple]) -> dict[str, Tensor]:
     """What the parameters of this layer begin as, by their names in it."""
-    take = _take_lora if adapter.kind == "LoRA" else _take_same
+    take = _take_lora if adapter.settings.kind == "LoRA" else _take_same
     return take(name, adapter.modules[name], parts)
 
 

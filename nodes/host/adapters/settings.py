@@ -1,0 +1,47 @@
+"""What is trained on a model, as a user chooses it."""
+
+from dataclasses import dataclass
+
+from ....srpo_core.checks import check_number, check_whole
+
+FULL = "full"
+KINDS = ("LoRA", "LoKr", "LoHa", "OFT", FULL)
+PRECISIONS = ("fp32", "bf16")
+NO_LORA = "none"
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdapterSettings:
+    """What is trained, and where it begins.
+
+    kind: LoRA, LoKr, LoHa or OFT, each a key of the host's `adapter_maps`; or FULL: whole layers, also those beside
+    the model's blocks, which have neither rank nor alpha. rank, alpha: as in `adapter_maps`; for LoKr the factor, for
+    OFT the block size and the limit of the rotation. seed: of the random start. target: a key of TARGETS.
+    start_lora: a file of the host's "loras" that a new run begins at, or NO_LORA. precision: of the trained
+    parameters, one of PRECISIONS.
+    Raises ValueError, a sentence, for what is no number in its range.
+    """
+
+    kind: str = "LoRA"
+    rank: int = 16
+    alpha: float = 16.0
+    seed: int = 0
+    target: str = "all"
+    start_lora: str = NO_LORA
+    precision: str = "fp32"
+
+    def __post_init__(self):
+        check_whole("rank", self.rank, 1, 1024)
+        check_number("alpha", self.alpha, 0.01, 1024.0)
+        check_whole("seed", self.seed, 0, 2**64 - 1)
+
+    @property
+    def whole_layers(self) -> bool:
+        return self.kind == FULL
+
+    def identity(self) -> dict[str, str]:
+        """What a run can't change and go on. A target and a precision are named where they are not the usual ones."""
+        usual = (AdapterSettings.target, AdapterSettings.precision)
+        chosen = [choice for choice in (self.target, self.precision) if choice not in usual]
+        kind = {"adapter": f"{self.kind} ({', '.join(chosen)})" if chosen else self.kind}
+        return kind if self.whole_layers else kind | {"rank": str(self.rank), "alpha": str(self.alpha)}

@@ -1,0 +1,29 @@
+"""What nodes hand out and show, as the host takes it."""
+
+import math
+
+import numpy as np
+import torch
+from comfy_api.latest import io, ui
+from PIL.Image import Image
+
+
+def image_of(picture: Image) -> torch.Tensor:
+    """An IMAGE of the host: (1, H, W, 3) float32 in [0, 1]."""
+    return torch.from_numpy(np.asarray(picture) / np.float32(255))[None]  # HWC -> BHWC
+
+
+def preview(image: torch.Tensor, text: str, node: type[io.ComfyNode]) -> dict:
+    """The `ui` of an output that shows an IMAGE and a text on the node."""
+    return {**ui.PreviewImage(image, cls=node).as_dict(), **ui.PreviewText(text).as_dict()}
+
+
+def loss_map(history: list[dict[str, float]]) -> dict[str, list[float]]:
+    """The finite losses of a run, as the core's LOSS_MAP.
+
+    Its plot divides by their range. Where they are all the same, as of one update, the next larger number is added,
+    which its axis shows as that same loss; where none is finite there is nothing but a zero and that.
+    """
+    losses = [metrics["loss"] for metrics in history if math.isfinite(metrics["loss"])] or [0.0]
+    level = min(losses) == max(losses)
+    return {"loss": [*losses, math.nextafter(losses[-1], math.inf)] if level else losses}
