@@ -185,7 +185,7 @@ class Bench:
         step, step_bytes = count(self.forward)
         decode, decode_bytes = count(lambda: world.decoder.decode(latent))
         reward, reward_bytes = count(score)
-        recomputed = world.flow.differentiable.checkpointing
+        recomputed = world.flow.differentiable.settings.checkpointing
         found = {
             "rollout": (steps * sum(step.values()), steps * step_bytes),
             "comparison": (sum(step.values()), step_bytes),

@@ -75,7 +75,7 @@ class World:
 
     def forward(self, x: Tensor, sigma: Tensor, cond: list) -> Tensor:
         """The velocity, as in a step of a rollout: without gradient, with the adapter."""
-        return self.flow._ask(self.flow.patcher, one_step(torch.no_grad), x, sigma, cond)
+        return self.flow.ask(one_step(torch.no_grad), x, sigma, cond)
 
 
 def make_world(toy: bool, base: str, batch: int, steps: int, compute: torch.dtype | None = None) -> World:
@@ -164,7 +164,7 @@ class Naive:
 
     def velocity(self, x: Tensor, sigma: Tensor, cond: list) -> Tensor:
         """With its graph."""
-        return self.flow._ask(self.flow.patcher, one_step(training), x, sigma, cond)
+        return self.flow.ask(one_step(training), x, sigma, cond)
 
     def decode(self, latent: Tensor) -> Tensor:
         vae = self.world.vae
@@ -190,7 +190,7 @@ class Naive:
 
 
 def as_the_host_has_it(adapter):
-    """Its LoRA computed by the host's own class, in place of ours (see nodes/host/adapter_kinds.py)."""
+    """Its LoRA computed by the host's own class, in place of ours (see nodes/host/adapters/kinds.py)."""
     from comfy.weight_adapter.lora import LoraDiff
 
     kinds = pack_module("nodes.host.adapters.kinds")
@@ -216,10 +216,10 @@ def one_step(inside: Callable):
     """One evaluation of the model through the host's sampling, like ours, inside of this context."""
 
     class OneStep(pack_module("nodes.host.one_step").OneStep):
-        def _velocity(self, guider, noise, options, seed):
+        def ask_model(self, guider: Any, noise: Tensor, options: dict, seed: int) -> Tensor:
             options["transformer_options"].pop("patches", None)  # FLUX's positions by the host's own operations
             with inside():
-                return super()._velocity(guider, noise, options, seed)
+                return super().ask_model(guider, noise, options, seed)
 
     return OneStep()
 

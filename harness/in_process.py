@@ -37,3 +37,13 @@ def new_adapter(patcher, **settings):
     """An adapter of these AdapterSettings for the MODEL."""
     chosen = pack_module("nodes.host.adapters.settings").AdapterSettings(**settings)
     return pack_module("nodes.host.adapters.adapter").Adapter(patcher, chosen)
+
+
+def block_settings(**settings):
+    """BlockSettings of the pack."""
+    return pack_module("nodes.host.gradients.differentiable").BlockSettings(**settings)
+
+
+def new_flow(patcher, sampling=None, guidance=None, **blocks):
+    """A HostFlow of the MODEL, its blocks by these BlockSettings."""
+    return pack_module("nodes.host.flow_model").HostFlow(patcher, sampling, guidance, blocks=block_settings(**blocks))
