@@ -4,8 +4,10 @@ ComfyUI is imported by the functions, as it must have been found before.
 """
 
 import json
+from collections.abc import Iterable
 
 import torch
+from torch import Tensor
 
 from srpo_core.toy.models import FLUX_CONFIG
 
@@ -88,7 +90,7 @@ def quantised_flux(sizes: dict, algorithm: str):
     return comfy.sd.load_diffusion_model_state_dict(state, metadata=metadata)
 
 
-def draw_weights(named, device: torch.device):
+def draw_weights(named: Iterable[tuple[str, Tensor]], device: torch.device):
     """Of a size at which signals neither die nor explode: norms as they are made, the rest as wide layers are."""
     for name, weight in named:
         if weight.ndim > 1:

@@ -37,11 +37,11 @@ class MarkedFlow:
     def parameters(self) -> dict[str, Parameter]:
         return self.flow.parameters
 
-    def rollout(self, *args) -> Tensor:
+    def rollout(self, *args: Any) -> Tensor:
         self.mark("rollout")
         return self.flow.rollout(*args)
 
-    def velocity(self, *args) -> Pullback:
+    def velocity(self, *args: Any) -> Pullback:
         self.mark("branch")
         velocity = self.flow.velocity(*args)
 
@@ -52,7 +52,7 @@ class MarkedFlow:
 
         return Pullback(velocity.value, pull)
 
-    def sampled_velocity(self, *args) -> Tensor:
+    def sampled_velocity(self, *args: Any) -> Tensor:
         self.mark("comparison")
         return self.flow.sampled_velocity(*args)
 
@@ -60,10 +60,10 @@ class MarkedFlow:
     def exact(self) -> bool:
         return self.flow.exact
 
-    def signature(self, cond) -> Hashable:
+    def signature(self, cond: Any) -> Hashable:
         return self.flow.signature(cond)
 
-    def frozen_velocity(self, *args) -> Tensor:
+    def frozen_velocity(self, *args: Any) -> Tensor:
         self.mark("comparison")
         return self.flow.frozen_velocity(*args)
 

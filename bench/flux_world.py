@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from in_process import new_adapter, pack_module
@@ -25,6 +25,9 @@ from srpo_core.toy.models import TEXT_LENGTH
 
 from .flux_bases import FLUX_DEV, TOY, draw_weights, random_flux
 from .reward import write_random
+
+if TYPE_CHECKING:
+    from comfy.model_patcher import ModelPatcher
 
 TOKENS = 512  # of FLUX.1-dev's text
 RANK = 16
@@ -127,7 +130,7 @@ def random_reward():
     return pack_module("nodes.host.reward").managed(reward)
 
 
-def random_adapter(model, like=None):
+def random_adapter(model: "ModelPatcher", like: Any = None):
     """A LoRA on all Linears of the blocks; zero, as at its start, it would hide half of the gradient."""
     adapter = new_adapter(model, rank=RANK, alpha=ALPHA)
     with torch.no_grad():
@@ -189,7 +192,7 @@ class Naive:
         self.optimizer.zero_grad()
 
 
-def as_the_host_has_it(adapter):
+def as_the_host_has_it(adapter: Any):
     """Its LoRA computed by the host's own class, in place of ours (see nodes/host/adapters/kinds.py)."""
     from comfy.weight_adapter.lora import LoraDiff
 
@@ -208,7 +211,7 @@ def plain(module: nn.Module) -> nn.Module:
     return copy.deepcopy(module, shared | {id(value): value for value in same})
 
 
-def patcher_of(model: nn.Module, like):
+def patcher_of(model: nn.Module, like: Any):
     return type(like)(model, load_device=like.load_device, offload_device=like.offload_device)
 
 

@@ -24,6 +24,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from find_host import find_host
 
@@ -59,7 +60,7 @@ def child(name: str, first: int, count: int, seed: int, work: Path, keep: Path):
     answers = sys.stdout  # libraries print
     sys.stdout = sys.stderr
 
-    def say(**what):
+    def say(**what: Any):
         print(json.dumps(what), file=answers, flush=True)
 
     shutil.rmtree(work / "host", ignore_errors=True)  # of a child that died
@@ -186,7 +187,7 @@ class Child:
     def __enter__(self) -> "Child":
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, *_: Any):
         self.process.kill()
         self.process.wait()
 

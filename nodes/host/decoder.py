@@ -3,10 +3,13 @@
 import contextlib
 from collections.abc import Callable, Iterator
 from functools import partial
+from typing import Any
 
 import comfy.model_management
 import torch
 from comfy.ldm.modules.diffusionmodules.model import AttnBlock, ResnetBlock, pytorch_attention
+from comfy.model_patcher import ModelPatcher
+from comfy.sd import VAE
 from comfy.taesd.taesd import TAESD
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -30,7 +33,7 @@ class HostDecoder:
     Raises ValueError when the VAE does not belong to the model.
     """
 
-    def __init__(self, vae, model):
+    def __init__(self, vae: VAE, model: ModelPatcher):
         self.vae = vae
         self._made: dict[bool, tuple[dict[nn.Module, Callable], Differentiable]] = {}
         check_model(model)
@@ -138,7 +141,7 @@ def _is_plain_resnet(block: nn.Module) -> bool:
     return plain and isinstance(block.norm1, nn.GroupNorm) and isinstance(block.conv1, nn.Conv2d)
 
 
-def _resnet(block: ResnetBlock, x: Tensor, *_) -> Tensor:
+def _resnet(block: ResnetBlock, x: Tensor, *_: Any) -> Tensor:
     h = NormSiluConv.apply(x, block.norm1, block.conv1)
     h = NormSiluConv.apply(h, block.norm2, block.conv2)
     return h.add_(x if block.in_channels == block.out_channels else block.nin_shortcut(x))
