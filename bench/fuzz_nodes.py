@@ -17,7 +17,8 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from .fuzz import Attempt, Found
-from .fuzz_files import damage_bytes, damage_place, odd_tensor, reward_models
+from .fuzz_files import damage_bytes, damage_place, odd_tensor
+from .fuzz_rewards import reward_models
 
 SMALL = {  # what makes a node quick, where its defaults don't
     "run_name": "fuzz",
