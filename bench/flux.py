@@ -132,7 +132,7 @@ def estimated(world: World, shape: tuple[int, int, int], options: argparse.Names
 
 
 def floors_of(bench: Bench, options: argparse.Namespace) -> dict[str, dict[str, float]]:
-    """Of each stage its FLOPs, bytes moved, and the seconds in which the device could do those FLOPs."""
+    """Each stage's FLOPs, bytes moved, and the seconds in which the device could do those FLOPs."""
     dtype = bench.world.base.model.get_dtype_inference()
     speed, bandwidth = limits(bench.world.device, dtype)
     floors = {

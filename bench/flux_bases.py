@@ -47,7 +47,7 @@ def random_flux(sizes: dict, base: str):
 
 
 def plain_flux(sizes: dict, dtype: torch.dtype):
-    """Without a file: 12 billion weights are drawn where they stay."""
+    """A MODEL of FLUX without a file: 12 billion weights are drawn where they stay."""
     import comfy.model_management
     import comfy.model_patcher
     import comfy.supported_models
@@ -91,7 +91,7 @@ def quantised_flux(sizes: dict, algorithm: str):
 
 
 def draw_weights(named: Iterable[tuple[str, Tensor]], device: torch.device):
-    """Of a size at which signals neither die nor explode: norms as they are made, the rest as wide layers are."""
+    """Draw weights of a size at which signals neither die nor explode: norms as they are made, the rest as wide layers are."""
     for name, weight in named:
         if weight.ndim > 1:
             dtype = weight.dtype if weight.itemsize > 1 else torch.bfloat16

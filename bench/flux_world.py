@@ -166,7 +166,7 @@ class Naive:
         self.optimizer = torch.optim.AdamW(self.parameters, lr=1e-4, weight_decay=1e-4)
 
     def velocity(self, x: Tensor, sigma: Tensor, cond: list) -> Tensor:
-        """With its graph."""
+        """The velocity with its graph."""
         return self.flow.ask(one_step(training), x, sigma, cond)
 
     def decode(self, latent: Tensor) -> Tensor:

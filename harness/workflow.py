@@ -1,10 +1,20 @@
-"""A workflow as people save it (UI format) into a prompt as the host takes it (API format)."""
+"""Workflows as people save them (UI format), and prompts as the host takes them (API format)."""
 
+import json
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
 NOTES = ("Note", "MarkdownNote")
 MUTED = 2
 BYPASSED = 4
 WIDGETS = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")
 AFTER_GENERATE = ("fixed", "increment", "decrement", "randomize")
+
+
+def workflow_1() -> tuple[dict, dict]:
+    """The API prompt of workflow 1, and the inputs in it by node type; a test holds it and the workflow together."""
+    prompt = json.loads((ROOT / "demo/toy_in_one_minute.json").read_text("utf-8"))
+    return prompt, {entry["class_type"]: entry["inputs"] for entry in prompt.values()}
 
 
 def to_prompt(workflow: dict, object_info: dict):

@@ -144,5 +144,5 @@ def in_the_type_of_its_input(h: Callable, dtype: torch.dtype) -> Callable:
 
 
 def _lesser(of_input: torch.dtype, of_parameters: torch.dtype) -> torch.dtype:
-    """In which an adapter computes."""
+    """The type in which an adapter computes."""
     return of_input if of_input in HALF else of_parameters

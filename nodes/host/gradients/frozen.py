@@ -33,7 +33,7 @@ NORMS = {
 
 
 def frozen_forwards(root: nn.Module) -> dict[nn.Module, Callable]:
-    """For each weight-bearing leaf (and each norm), the forward that passes gradients to its input alone."""
+    """The forward of each weight-bearing leaf (and each norm) that passes gradients to its input alone."""
     forwards = {}
     for module in root.modules():
         if forward := _frozen_forward(module, module.forward):

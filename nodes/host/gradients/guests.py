@@ -80,7 +80,7 @@ class Guests:
                 parameter.requires_grad_(True)
 
     def ordinary(self) -> contextlib.AbstractContextManager:
-        """The second half of `constant`; a backward is outside of it, and so is what runs again there."""
+        """The tensors' half of `constant`; a backward is outside of it, and so is what runs again there."""
         return OrdinaryInputs()
 
 
@@ -133,7 +133,7 @@ class ConstantControl:
 
 
 def make_constant(conds: list[dict]):
-    """In conditionings as the host prepared them for one sampling: ordinary tensors, and ControlNets' constants."""
+    """Give conditionings, as the host prepared them for one sampling, ordinary tensors, and ControlNets' constants."""
     controls = {id(cond["control"]): ConstantControl(cond["control"]) for cond in conds if cond.get("control")}
     for cond in conds:
         if cond.get("control"):

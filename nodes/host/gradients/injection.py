@@ -76,7 +76,7 @@ class Injection:
                 attributes.pop("forward", None)
 
     def _layers_of(self, patcher: ModelPatcher) -> list[nn.Module]:
-        """In the order of the adapters; looked up once, unless the MODEL replaces parts of its model."""
+        """The layers, in the order of the adapters; looked up once, unless the MODEL replaces parts of its model."""
         model = patcher.model
         if any(name.startswith("diffusion_model") for name in patcher.object_patches.keys()):
             return [model.get_submodule(name) for name in self._adapters]

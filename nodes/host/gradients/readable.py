@@ -90,6 +90,6 @@ def _strip(patcher: ModelPatcher):
 
 
 def _place(place: str | tuple) -> tuple:
-    """Of a patch: the weight's key, and the part of it or None, and the function on it or None."""
+    """Where a patch goes: the weight's key, and the part of it or None, and the function on it or None."""
     key, *rest = (place,) if isinstance(place, str) else place
     return key, *rest, *[None] * (2 - len(rest))

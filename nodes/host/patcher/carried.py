@@ -40,13 +40,13 @@ def latent_in(patcher: ModelPatcher, latent: Tensor) -> Tensor:
 
 
 def latent_out(patcher: ModelPatcher, latent: Tensor) -> Tensor:
-    """The other way round."""
+    """A latent as this MODEL works with it, in the space of the VAE."""
     with as_carried(patcher) as model:
         return model.process_latent_out(latent)
 
 
 def signature(patcher: ModelPatcher, ignore: str = "") -> tuple:
-    """Of all that a MODEL carries: equal where nothing of it has changed, whatever clones it came through.
+    """A value for all that a MODEL carries: equal where nothing of it has changed, whatever clones it came through.
 
     Plain values, small tensors and small modules (a model_sampling) count by value; all else, such as a function or
     another model, by identity, so that a node that made it anew counts as a change. The weights themselves are not
