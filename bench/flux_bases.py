@@ -91,7 +91,7 @@ def quantised_flux(sizes: dict, algorithm: str):
 
 
 def draw_weights(named: Iterable[tuple[str, Tensor]], device: torch.device):
-    """Draw weights of a size at which signals neither die nor explode: norms as they are made, the rest as wide layers are."""
+    """Draw weights with which signals neither die nor explode: norms as they are made, the rest as wide layers are."""
     for name, weight in named:
         if weight.ndim > 1:
             dtype = weight.dtype if weight.itemsize > 1 else torch.bfloat16

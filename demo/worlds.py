@@ -6,6 +6,7 @@ import shutil
 from importlib.metadata import version
 from pathlib import Path
 
+import import_core  # noqa: F401 (by which srpo_core is found)
 import numpy as np
 import torch
 from host_server import HostServer
