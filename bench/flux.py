@@ -51,7 +51,7 @@ def measure(options: argparse.Namespace, folder: Path) -> dict:
     torch.manual_seed(0)
     with models_streamed() if options.streamed else contextlib.nullcontext():
         compute = COMPUTE.get(options.compute)
-        world = make_world(options.toy, options.base, options.batch, options.steps, compute)
+        world = make_world(options.base, toy=options.toy, batch=options.batch, steps=options.steps, compute=compute)
     if not options.streamed:
         return measure_in(world, options, folder)
     with SmallCard(int(options.streamed * 1e9)) as card:

@@ -60,7 +60,7 @@ class Photos(Prompts):
         return self.x0[indices]
 
 
-@dataclass
+@dataclass(kw_only=True)
 class World:
     """Ours: the host's models as the core trains through them."""
 
@@ -81,7 +81,7 @@ class World:
         return self.flow.ask(one_step(torch.no_grad), x, sigma, cond)
 
 
-def make_world(toy: bool, base: str, batch: int, steps: int, compute: torch.dtype | None = None) -> World:
+def make_world(base: str, *, toy: bool, batch: int, steps: int, compute: torch.dtype | None = None) -> World:
     host_flow = pack_module("nodes.host.flow_model")
     sizes = TOY if toy else FLUX_DEV
     with torch.inference_mode():  # as loader nodes do it
@@ -98,7 +98,8 @@ def make_world(toy: bool, base: str, batch: int, steps: int, compute: torch.dtyp
     prompts = Prompts(texts, context, torch.randn(batch, sizes["vec_in_dim"]))
     decoder = pack_module("nodes.host.decoder").HostDecoder(vae, model)
     # No reward is so high that its loss is nothing.
-    return World(model, vae, adapter, flow, decoder, Term(reward=reward, objective=Objective(threshold=100.0)), prompts)
+    term = Term(reward=reward, objective=Objective(threshold=100.0))
+    return World(base=model, vae=vae, adapter=adapter, flow=flow, decoder=decoder, term=term, prompts=prompts)
 
 
 def random_vae(dtype: torch.dtype | None = None):
