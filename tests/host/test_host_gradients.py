@@ -163,7 +163,8 @@ def test_a_gradient_that_reaches_blocks_inside_of_a_tuple(pack, hidden):
     x = torch.tensor([1.0, 3.0])
     modulation = weight * torch.tensor([5.0, 7.0])
     block = lambda x, modulation: x * (modulation[0] if hidden else modulation)  # noqa: E731
-    block = pack("nodes.host.gradients.differentiable")._checkpointed(block)
+    module = pack("nodes.host.gradients.differentiable")
+    block = module._checkpointed(block, trained=False, offload=False, state=module._OpenState())
     for _ in range(2):
         x = block(x, (modulation,) if hidden else modulation)
     x.sum().backward()
