@@ -1,5 +1,5 @@
-# `make demo`: see it work on toy models. `make test`: lint and all tests.
-# Both make their own environment in .venv, with what the ComfyUI on this machine asks for, if there is one.
+# `make demo`: see it work on toy models. `make test`: lint and all tests. `make lint`: ruff and mypy. `make clean`.
+# All but the last make their own environment in .venv, with what the ComfyUI on this machine asks for, if there is one.
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 HOST := $(shell $(PYTHON) harness/find_host.py)
@@ -11,6 +11,9 @@ READY := .venv/ready-$(shell cat tests/constraints.txt $(LISTS) | cksum | cut -d
 export MALLOC_MMAP_THRESHOLD_ = 2000000000
 export MALLOC_TRIM_THRESHOLD_ = 4000000000
 export MALLOC_TOP_PAD_ = 200000000
+
+# Each of the many processes would compile ComfyUI's modules anew where this is set, as it is in containers.
+export PYTHONDONTWRITEBYTECODE =
 
 .PHONY: demo test lint clean
 

@@ -15,10 +15,10 @@ from srpo_core.algorithm.noise_levels import Window
 from srpo_core.algorithm.protocols import Pullback
 from srpo_core.algorithm.step import Noised, one_step_recover, score_recovered
 from srpo_core.run.draws import Batching, draw_noise
-from srpo_core.run.loop import sample_scores
 from srpo_core.run.run import Run
 from srpo_core.run.settings import Settings
 from srpo_core.run.training import Training
+from srpo_core.run.update import make_update, sample_scores
 
 from .flux_world import Naive, Photos, World
 from .measure import Stages, count, live_bytes
@@ -40,6 +40,10 @@ class MarkedFlow:
     def rollout(self, *args: Any) -> Tensor:
         self.mark("rollout")
         return self.flow.rollout(*args)
+
+    @property
+    def samples_depend_on_batch(self) -> bool:
+        return self.flow.samples_depend_on_batch
 
     def velocity(self, *args: Any) -> Pullback:
         self.mark("branch")
@@ -109,7 +113,7 @@ class Bench:
         flow = MarkedFlow(world.flow, mark)
         decoder = MarkedDecoder(world.decoder, mark)
         training = Training(flow=flow, decoder=decoder, terms=[world.term], dataset=self.data, batching=self.batching)
-        self.run.update(sample_scores(self.run, training), self.batching.batch)
+        make_update(self.run, sample_scores(self.run, training), self.batching.batch)
 
     def naive_update(self, naive: Naive):
         for _ in range(self.batching.batch // self.batching.at_once):
@@ -134,7 +138,7 @@ class Bench:
         """Relative difference of the adapter's gradients of one branch, from the loss on."""
         world = self.world
         recovered = one_step_recover(world.flow, self.cond, self.noised, self.branch)
-        score_recovered(recovered, self.branch, world.decoder, [world.term], self.prompts, 1).pull(1.0)
+        score_recovered(recovered, self.branch, world.decoder, [world.term], prompts=self.prompts, update=1).pull(1.0)
         naive.branch(self.noised, self.branch, self.prompts, self.cond)
         pairs = list(zip(world.flow.parameters.values(), naive.parameters))
         away = sum((ours.grad - theirs.grad).double().square().sum() for ours, theirs in pairs)

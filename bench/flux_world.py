@@ -42,6 +42,12 @@ class Prompts:
     context: Tensor
     pooled: Tensor
 
+    def content(self) -> list[str]:
+        return self.prompts
+
+    def prepare(self, indices: list[int]):
+        """All are there."""
+
     def cond(self, indices: list[int]) -> list:
         return [[self.context[indices], {"pooled_output": self.pooled[indices]}]]
 

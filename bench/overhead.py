@@ -23,8 +23,7 @@ from srpo_core.algorithm.noise_levels import Window
 from srpo_core.algorithm.objective import Objective
 from srpo_core.algorithm.terms import Term
 from srpo_core.report.card import draw_card
-from srpo_core.run import loop
-from srpo_core.run import run as run_module
+from srpo_core.run import loop, undo, update
 from srpo_core.run.draws import Batching, draw_noise
 from srpo_core.run.loop import train
 from srpo_core.run.run import Run
@@ -76,10 +75,10 @@ def previews(parts: dict, at_once: int) -> torch.Tensor:
 @contextmanager
 def watched(clock: Clock, run: Run):
     """Inside, what a run does beside training is timed, each thing once."""
-    run._copy = clock.timed("copy", run._copy)
-    run._not_finite = clock.timed("finite", run._not_finite)
-    run._save_if_due = clock.timed("saves", run._save_if_due)
-    describe = run_module.describe
+    run.not_finite = clock.timed("finite", run.not_finite)
+    copy_of = undo.copy_of
+    save_if_due = update.save_if_due
+    describe = update.describe
     events = loop.events
 
     @contextmanager
@@ -91,12 +90,16 @@ def watched(clock: Clock, run: Run):
         finally:
             clock.timed("events", writer.__exit__)(None, None, None)
 
-    run_module.describe = clock.timed("metrics", describe)
+    undo.copy_of = clock.timed("copy", copy_of)
+    update.save_if_due = clock.timed("saves", save_if_due)
+    update.describe = clock.timed("metrics", describe)
     loop.events = timed_events
     try:
         yield
     finally:
-        run_module.describe = describe
+        undo.copy_of = copy_of
+        update.save_if_due = save_if_due
+        update.describe = describe
         loop.events = events
 
 

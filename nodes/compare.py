@@ -48,8 +48,7 @@ def fixed_samples(model: ModelPatcher, seeds: list[int], given: SimpleNamespace)
     shape = latent_shape(model, given.width, given.height)
     prompts = len(given.dataset.prompts[: given.prompts])
     indices = [i for i in range(prompts) for _ in seeds]
-    if hasattr(given.dataset, "prepare"):
-        given.dataset.prepare(indices)
+    given.dataset.prepare(indices)
     return FixedSamples(
         dataset=given.dataset,
         sampling=sampling,

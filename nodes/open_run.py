@@ -15,7 +15,8 @@ import folder_paths
 
 from ..srpo_core.files import check_writable
 from ..srpo_core.run.folder import FolderLock, fork, newest_state, undo_fork
-from ..srpo_core.run.run import Misfit, Run
+from ..srpo_core.run.opening import Misfit
+from ..srpo_core.run.run import Run
 from ..srpo_core.run.settings import Settings
 from .folders import check_not_taken, check_run_name, lora_folder, model_folder, run_folder
 from .host.adapters.settings import NO_LORA, AdapterSettings

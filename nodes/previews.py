@@ -69,8 +69,7 @@ class Previews:
         dataset = settings.dataset
         count = settings.count
         indices = previewed(dataset, count)
-        if hasattr(dataset, "prepare"):
-            dataset.prepare(indices)
+        dataset.prepare(indices)
         seeds = settings.seeds or range(FIRST_KEPT, FIRST_KEPT + count)
         self.samples = FixedSamples(
             dataset=dataset,

@@ -38,6 +38,9 @@ class Prompts:
     prompts: list[str]
     conditioning: Sequence[list]
 
+    def content(self) -> list[str]:
+        return self.prompts
+
     def prepare(self, indices: list[int]):
         """Encode those that are not yet, all at once."""
         self.conditioning.prepare(indices)

@@ -14,6 +14,7 @@ from ..srpo_core.algorithm.objective import Objective
 from ..srpo_core.algorithm.step import Noised, normalise, one_step_recover, score_recovered
 from ..srpo_core.algorithm.terms import Term
 from ..srpo_core.rewards import Reward
+from ..srpo_core.run.update import make_update
 from ..srpo_core.seeds import derived_seed
 from .checked import answer_of, checked
 from .host.progress import show_text
@@ -138,7 +139,7 @@ class OneStepRecover(io.ComfyNode):
         if trainer:
             branch = noised.branches[0]
             x = inject(noised.x0, noised.noise, branch.sigma_in)
-            check_once(trainer.run.checked, flow, x[:1], branch.sigma_in[:1], positive)
+            check_once(trainer.run.checked, flow, positive, lambda: (x[:1], branch.sigma_in[:1]))
         recovered = {branch.name: one_step_recover(flow, positive, noised, branch) for branch in noised.branches}
         latents = [{"samples": latent_out(model, r.value)} for r in recovered.values()]
         update = trainer.run.updates + 1 if trainer else 1
@@ -199,7 +200,9 @@ class RewardNode(io.ComfyNode):
         terms = [Term(reward=reward, objective=objective, weight=weight, name=reward_name(name))]
         prompts = [prompt] * len(recovered.noised.x0)
         scores = [
-            score_recovered(recovered.branches[branch.name], branch, decoder, terms, prompts, recovered.update)
+            score_recovered(
+                recovered.branches[branch.name], branch, decoder, terms, prompts=prompts, update=recovered.update
+            )
             for branch in filter(objective.trains, recovered.noised.branches)
         ]
         gap = sum((a.positive - a.negative).mean().item() for s in scores for a in s.answers) / len(scores)
@@ -247,7 +250,7 @@ class TrainStep(io.ComfyNode):
         node = cls.hidden.unique_id
         trainer.run.on_trouble = lambda text: show_text(text, node)
         trainer.run.troubles.clear()
-        metrics = trainer.run.update(scores, sum(pictures.values()))
+        metrics = make_update(trainer.run, scores, sum(pictures.values()))
         if metrics["update"] % trainer.run.settings.save_every == 0:
             trainer.save_lora()
         gaps = [f"{name.replace('_', '-')} {gap:+.3f}" for name, gap in metrics.items() if name.startswith("words_gap")]

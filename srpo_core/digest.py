@@ -1,6 +1,7 @@
 """Digests of nested values, for names of what is kept on disk."""
 
 import hashlib
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -9,7 +10,7 @@ WHOLE = 2**16  # values: a larger tensor is sampled
 RUN = 64  # values in each of the three runs of a sample
 
 
-def digest(value) -> str:
+def digest(value: Any) -> str:
     """32 hex digits of None, numbers, strings, dtypes and tensors, and of lists, tuples and dicts of such.
 
     Equal values have equal digests, on every start; a list and a tuple count as equal, the order in a dict does not
@@ -21,7 +22,7 @@ def digest(value) -> str:
     return state.hexdigest()
 
 
-def _feed(state, value):
+def _feed(state: hashlib.blake2b, value: Any):
     if isinstance(value, Tensor):
         _feed(state, ["tensor", value.dtype, list(value.shape)])
         for run in _runs(value.detach().reshape(-1)):

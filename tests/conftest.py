@@ -4,6 +4,7 @@ Tests of the core `import srpo_core` without the project's root on `sys.path`: C
 `tests` and more of our names. Nor is the core installed, so that the host of the tests sees only the pack's folder.
 """
 
+import gc
 import os
 import sys
 from pathlib import Path
@@ -14,7 +15,23 @@ from hypothesis import HealthCheck, settings
 ROOT = Path(__file__).resolve().parent.parent
 settings.register_profile("srpo", deadline=None, suppress_health_check=[HealthCheck.too_slow])  # on a busy machine
 settings.load_profile("srpo")
-LONGEST = ("test_bench", "test_demo", "test_host_training")
+# By measure, the longest first: a file is one worker's.
+LONGEST = (
+    "test_demo",
+    "test_host_compile",
+    "test_host_fitting",
+    "test_fuzz",
+    "test_host_failures",
+    "test_host_bases",
+    "test_bench",
+    "test_host_decoder",
+    "test_host_training",
+    "test_host_load_reward",
+    "test_host_photos",
+    "test_host_caches",
+    "test_host_derivative",
+    "test_bench_flux",
+)
 sys.path[:] = [place for place in sys.path if Path(place).resolve() != ROOT]  # `python -m pytest` puts it there
 sys.path += [str(ROOT / "harness"), str(ROOT / "tests/support")]
 
@@ -47,6 +64,7 @@ def pack(comfyui):
     from in_process import load_pack, pack_module
 
     load_pack()
+    set_aside()
     return pack_module
 
 
@@ -59,10 +77,20 @@ def host(comfyui, tmp_path_factory):
         yield server
 
 
+def set_aside():
+    """Let the garbage collector pass over what was imported: a million objects, and the host collects at each load."""
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_collection_finish():
+    set_aside()
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
     """Mark what needs the host, and begin with what takes longest, so that two workers end together."""
     for item in items:
         if "comfyui" in getattr(item, "fixturenames", ()):
             item.add_marker("host")
-    items.sort(key=lambda item: item.path.stem not in LONGEST)
+    items.sort(key=lambda item: LONGEST.index(item.path.stem) if item.path.stem in LONGEST else len(LONGEST))

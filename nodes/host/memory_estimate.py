@@ -29,7 +29,7 @@ from ...srpo_core.run.memory import (
     StageBytes,
     over_blocks,
 )
-from ...srpo_core.run.run import MOST_IN_PLACE
+from ...srpo_core.run.undo import MOST_IN_PLACE
 from .adapters.adapter import adapter_of
 from .decoder import HostDecoder
 from .gradients.attention import with_backward

@@ -12,7 +12,7 @@ gradient is wrong but not missing, may change the slope by less than the toleran
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -60,9 +60,12 @@ class Slope:
         return abs(self.ratio - 1) <= self.tolerance
 
 
-def check_once(checked: set, flow: FlowModel, x: Tensor, sigma: Tensor, cond: Any):
-    """check_gradient, but for a signature of the flow model that is in `checked`; it is added once that could tell."""
-    if flow.signature(cond) not in checked and check_gradient(flow, x, sigma, cond):
+def check_once(checked: set, flow: FlowModel, cond: Any, at: Callable[[], tuple[Tensor, Tensor]]):
+    """check_gradient, but for a signature of the flow model that is in `checked`; it is added once that could tell.
+
+    at: gives x (1, C, H, W) and sigma (1,), where it is checked.
+    """
+    if flow.signature(cond) not in checked and check_gradient(flow, *at(), cond):
         checked.add(flow.signature(cond))  # as it is by now: what failed to compile is not compiled any more
 
 
@@ -113,12 +116,16 @@ def measure(flow: FlowModel, x: Tensor, sigma: Tensor, cond: Any) -> Slope | Non
     """The slopes along one random direction; None where samples are not finite."""
     devices = {p.device for p in flow.parameters.values() if p.device.type == "cuda"}
     with torch.random.fork_rng(devices=devices), unchanged(flow.parameters):
-        direction = [Part(name, *of) for name, *of in random_parts(flow.parameters)]
+        direction = random_parts(flow.parameters)
 
-        def samples(step: float, parts: Sequence[Part]) -> tuple[Tensor, Tensor]:
-            return tuple(sample(flow, x, sigma, cond, parts, signed) for signed in (step, -step))
+        def samples(step: float, parts: Sequence[Part] = direction) -> tuple[Tensor, Tensor]:
+            def sample(signed: float) -> Tensor:
+                with moved(parts, signed):
+                    return flow.sampled_velocity(x, sigma, cond).cpu().double()
 
-        step, ahead, back = find_step(lambda step: samples(step, direction))
+            return sample(step), sample(-step)
+
+        step, ahead, back = find_step(samples)
         difference = ahead - back
         size = difference.norm().item()
         if not math.isfinite(size):
@@ -127,29 +134,34 @@ def measure(flow: FlowModel, x: Tensor, sigma: Tensor, cond: Any) -> Slope | Non
             return Slope(0.0, 0.0)
         towards = difference / size
         flow.velocity(x, sigma, cond).pull(towards.to(x))
-        slope = None
-        for change in SHORTER:
+
+        def slope_at(change: float) -> Slope:
             short = step * change * (ahead + back).norm().item() / size
-            near, far = samples(short, direction)
+            near, far = samples(short)
             found = ((near - far) * towards).sum().item() / 2
             gradient = sum(part.slope(short) for part in direction) / short
-            slope = closer(slope, Slope(found / short, gradient, EXACT if flow.exact else TOLERANCE))
-            if slope.is_right:
-                break
+            return Slope(found / short, gradient, EXACT if flow.exact else TOLERANCE)
+
+        slope = best_of(map(slope_at, SHORTER))
         silent = [part for part in direction if part.parameter.grad is None or not part.parameter.grad.any()]
-        change = 0.0
-        if silent:
-            alone, other = samples(step, silent)
-            change = (alone - other).norm().item() / size
+        if not silent:
+            return slope
+        alone, other = samples(step, silent)
+        change = (alone - other).norm().item() / size
         return replace(slope, silent=[part.name for part in silent], their_change=change)
 
 
-def closer(first: Slope | None, second: Slope) -> Slope:
-    """The one whose ratio is closer to 1."""
-    return min((slope for slope in (first, second) if slope), key=lambda slope: abs(slope.ratio - 1))
+def best_of(slopes: Iterable[Slope]) -> Slope:
+    """The first one that is right; else the one whose ratio is closest to 1, of several as close the first."""
+    found = []
+    for slope in slopes:
+        found.append(slope)
+        if slope.is_right:
+            break
+    return min(found, key=lambda slope: abs(slope.ratio - 1))
 
 
-def find_step(samples) -> tuple[float, Tensor, Tensor]:
+def find_step(samples: Callable[[float], tuple[Tensor, Tensor]]) -> tuple[float, Tensor, Tensor]:
     """A step, and the samples (ahead, back) that it gives: of those tried, the one that comes closest to CHANGE."""
     step = FIRST_STEP
     found = []
@@ -168,24 +180,27 @@ def away(change: float) -> float:
     return abs(math.log(change / CHANGE)) if change and math.isfinite(change) else math.inf
 
 
-def sample(flow: FlowModel, x: Tensor, sigma: Tensor, cond: Any, parts: Sequence["Part"], step: float) -> Tensor:
-    """The velocity with these parts moved, float64 on the CPU; they are put back."""
+@contextmanager
+def moved(parts: Sequence["Part"], step: float) -> Iterator[None]:
+    """Inside, these parts are moved; they are put back."""
     try:
         for part in parts:
             part.put(part.at(step))
-        return flow.sampled_velocity(x, sigma, cond).cpu().double()
+        yield
     finally:
         for part in parts:
             part.put(part.before)
 
 
-def random_parts(parameters: Mapping[str, Parameter]) -> Iterator[tuple[str, Parameter, int, Tensor]]:
-    """Name, parameter, first element and direction of each."""
+def random_parts(parameters: Mapping[str, Parameter]) -> list["Part"]:
+    """A part of each parameter, each in a random direction; always the same."""
     generator = torch.Generator().manual_seed(0)
+    parts = []
     for name, parameter in parameters.items():
         count = min(parameter.numel(), MOVED)
-        first = torch.randint(parameter.numel() - count + 1, (), generator=generator).item()
-        yield name, parameter, first, torch.randn(count, generator=generator)
+        first = int(torch.randint(parameter.numel() - count + 1, (), generator=generator))
+        parts.append(Part(name, parameter, first, torch.randn(count, generator=generator)))
+    return parts
 
 
 class Part:

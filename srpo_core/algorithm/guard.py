@@ -20,9 +20,9 @@ def norm_ratio(velocity: Tensor, frozen: Tensor) -> Tensor:
 class Guard:
     """Losses that are added to each branch's; 0 switches one off.
 
-    norm_weight: of the hinge `relu(ratio - 1)` on the norm ratio (NormGuard). A smaller velocity costs nothing.
-    distance_weight: of the mean squared distance of the velocities, which the KL divergence of one denoising step is
-    proportional to.
+    norm_weight: the weight of the hinge `relu(ratio - 1)` on the norm ratio (NormGuard); a smaller velocity is free.
+    distance_weight: the weight of the mean squared distance of the velocities, to which the KL divergence of one
+    denoising step is proportional.
     Raises ValueError for what is no finite number of at least 0.
     """
 

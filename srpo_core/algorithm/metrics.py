@@ -47,18 +47,24 @@ def summarise(score: Score) -> Summary:
     pulls = (score.gradient != 0).any()
     if recovered.guard is not None:
         pulls = pulls | (recovered.guard > 0).any().to(pulls.device)
-    samples = len(score.loss)
-    answers = score.answers
-    return Summary(samples, score.trains, pulls, numbers, answers, recovered.velocity_ratio, recovered.guard)
+    return Summary(
+        samples=len(score.loss),
+        trains=score.trains,
+        pulls=pulls,
+        numbers=numbers,
+        answers=score.answers,
+        velocity_ratio=recovered.velocity_ratio,
+        guard=recovered.guard,
+    )
 
 
 def describe(summaries: list[Summary]) -> dict[str, float]:
     """The numbers of one update, averaged over its samples and branches; those of named rewards end in "/name"."""
     samples = [each.samples for each in summaries]
     numbers = {name: mean((each.numbers[name].item() for each in summaries), samples) for name in summaries[0].numbers}
-    if compared := [each for each in summaries if each.velocity_ratio is not None]:
-        numbers["velocity_ratio"] = torch.cat([each.velocity_ratio for each in compared]).mean().item()
-        numbers["guard"] = torch.cat([each.guard for each in compared]).mean().item()
+    for name in ("velocity_ratio", "guard"):
+        if compared := [value for each in summaries if (value := getattr(each, name)) is not None]:
+            numbers[name] = torch.cat(compared).mean().item()
     answers = [answer for each in summaries for answer in each.answers]
     for name in dict.fromkeys(answer.name for answer in answers):
         numbers |= describe_answers([answer for answer in answers if answer.name == name], f"/{name}" if name else "")

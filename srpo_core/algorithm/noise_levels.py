@@ -19,7 +19,7 @@ WIDTH = GRID // 10  # how far a branch reaches, in grid cells
 MARGIN = 5  # positions closer than this to an end of the grid are not drawn
 
 
-def shift(t, a: float = 3.0):
+def shift(t: float, a: float = 3.0) -> float:
     """Sampler time `t` in [0, 1] to sigma, by the resolution shift `a` of FLUX."""
     return a * t / (1 + (a - 1) * t)
 

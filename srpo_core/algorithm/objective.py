@@ -77,7 +77,7 @@ class Objective:
     def texts(self, prompts: list[str], update: int, seeds: Sequence[int] = ()) -> tuple[list[str], list[str]]:
         """What the reward reads in update `update` (the first is 1): positive and negative texts.
 
-        seeds: of the samples, for words that are drawn; without them all draw the same.
+        seeds: those of the samples, for words that are drawn; without them all draw the same.
         """
         words = [self.words(update, seed) for seed in seeds or [0] * len(prompts)]
         positive, negative = ([f"{pair[side]}. {p}" for pair, p in zip(words, prompts)] for side in (0, 1))

@@ -1,11 +1,11 @@
-"""What the core asks of the two models it trains through: a flow model and a decoder.
+"""What the core asks of the two models it trains through, a flow model and a decoder, and of a dataset.
 
-Implemented by `nodes/host/` for the models ComfyUI loaded, and by `headless/` for diffusers'.
+Implemented by `nodes/` for what ComfyUI loaded, and by `headless/` for diffusers' models.
 """
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
 from torch.nn import Parameter
@@ -22,17 +22,20 @@ class Pullback:
     """
 
     value: Tensor
-    pull: Callable[[Tensor], Tensor | None]
+    pull: Callable[[Tensor], Any]
 
 
 class FlowModel(Protocol):
-    """A frozen flow-matching model with a trainable adapter.
-
-    It may have `samples_depend_on_batch`, which says that a rollout depends on those it shares a batch with, as where
-    the sampler draws noise of its own: it is then asked for one sample at a time.
-    """
+    """A frozen flow-matching model with a trainable adapter."""
 
     parameters: dict[str, Parameter]
+
+    @property
+    def samples_depend_on_batch(self) -> bool:
+        """Whether a rollout depends on those it shares a batch with, as where the sampler draws noise of its own.
+
+        Then it is asked for one sample at a time.
+        """
 
     def velocity(self, x: Tensor, sigma: Tensor, cond: Any) -> Pullback:
         """The model's estimate of `noise - x0`; x (B, C, H, W), sigma (B,) in (0, 1], cond of B prompts."""
@@ -60,16 +63,30 @@ class Decoder(Protocol):
 
 
 class Dataset(Protocol):
-    """Prompts and what the flow model needs of each.
+    """Prompts and what the flow model needs of each."""
 
-    One of photos also has `shape(index)`, (C, H, W), and `latents(indices)`, (B, C, H, W), the photos as x0.
-    It may have `prepare(indices)`: hears, many at once, which of them will be asked soon, so that it can encode them.
-    """
+    @property
+    def prompts(self) -> list[str]: ...
 
-    prompts: list[str]
+    def content(self) -> Sequence[Any]:
+        """What makes it another dataset, for `digest`; nothing that is encoded."""
+
+    def prepare(self, indices: list[int]) -> Any:
+        """Hears, many at once, which of them will be asked for soon, so that it can encode them."""
 
     def cond(self, indices: list[int]) -> Any:
         """The conditioning of these prompts as one batch; they have the same `cond_shape`."""
 
     def cond_shape(self, index: int) -> Hashable:
         """What conditionings have in common that can be one batch: for most models, the number of tokens."""
+
+
+@runtime_checkable
+class PhotoDataset(Dataset, Protocol):
+    """A dataset of photos, whose prompts are their captions."""
+
+    def shape(self, index: int) -> tuple[int, int, int]:
+        """(C, H, W) of its latent."""
+
+    def latents(self, indices: list[int]) -> Tensor:
+        """(B, C, H, W): photos of one shape, as x0."""

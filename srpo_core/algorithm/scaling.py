@@ -56,7 +56,7 @@ def _better_scales(largest: float, loss: Tensor) -> Sequence[float]:
         return [OF_A_LOSS / 2**i for i in range(4, 24, 4)]
     if largest >= SMALLEST or not loss.any():  # at its end a hinge has no gradient
         return []
-    room = MOST_OF_A_LOSS if not largest else unit_scale(torch.tensor(largest)).log2().int().item()
+    room = MOST_OF_A_LOSS if not largest else int(unit_scale(torch.tensor(largest)).log2())
     return [OF_A_LOSS * 2.0**i for i in range(room, 0, -4)]
 
 

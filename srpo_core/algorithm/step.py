@@ -1,6 +1,6 @@
 """One training step, stage by stage: recover the clean latent, score it, bring the gradient back.
 
-The ComfyUI nodes call these one by one; `run.py` strings them together.
+The ComfyUI nodes call these one by one; `run/update.py` strings them together.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -64,11 +64,11 @@ class Recovered:
 
 @dataclass(frozen=True)
 class Score:
-    """What the rewards said of one recovered batch, and the way back to the adapter.
+    """What the rewards answered to one recovered batch, and the way back to the adapter.
 
     answers: one for each reward; loss: (B,), theirs weighed and added; image: (B, 3, H, W) in [0, 1].
     clipped: (), share of pixels outside [0, 1], which carry no gradient.
-    gradient: of the summed loss at the recovered latent.
+    gradient: that of the summed loss, at the recovered latent.
     update: the number of the update that it was made for, and so with which weights.
     trains: whether one of the rewards has a weight; else they only watch.
     pull(weight): adds `weight` times the gradient to the `.grad` of the adapter's parameters.
@@ -94,6 +94,7 @@ def one_step_recover(
     cond: Any,
     noised: Noised,
     branch: Branch,
+    *,
     compared: Compared | None = None,
     guard: Guard = NO_GUARD,
 ) -> Recovered:
@@ -118,7 +119,7 @@ def one_step_recover(
         velocity.pull(gradient)
 
     ratio = norm_ratio(velocity.value[part], frozen)
-    return Recovered(value, pull, flow.parameters, noised.seeds, ratio, loss)
+    return Recovered(value, pull, flow.parameters, noised.seeds, velocity_ratio=ratio, guard=loss)
 
 
 @torch.inference_mode(False)
@@ -127,13 +128,14 @@ def score_recovered(
     branch: Branch,
     decoder: Decoder,
     terms: Sequence[Term],
+    *,
     prompts: list[str],
     update: int,
     spreads: Mapping[str, Spread] = MappingProxyType({}),
 ) -> Score:
     """Stage 4: decode, ask the rewards with both words, and bring the gradient back to the latent.
 
-    spreads: of the normalised rewards so far, by name.
+    spreads: those of the normalised rewards so far, by name.
     """
     decoded = decoder.decode(recovered.value)
     pixels = decoded.value.clone()
@@ -142,9 +144,10 @@ def score_recovered(
     loss = pixels.new_zeros(len(pixels))
     gradient = torch.zeros_like(image)
     for term in terms:
-        answer, image_gradient = ask(term, branch, image, prompts, update, recovered.seeds)
+        answer, image_gradient = ask(term, branch, image, prompts=prompts, update=update, seeds=recovered.seeds)
         answers.append(answer)
-        if factor := term.factor(spreads):
+        if image_gradient is not None:
+            factor = term.factor(spreads)
             loss = loss + factor * answer.loss.to(loss)
             gradient += factor * image_gradient
     latent_gradient = decoded.pull(gradient * (pixels == image))  # a clipped pixel passes nothing on
@@ -163,22 +166,22 @@ def score_recovered(
 
 @torch.inference_mode(False)
 def first_answers(
-    recovered: Recovered, branch: Branch, decoder: Decoder, terms: Sequence[Term], prompts: list[str], update: int
+    recovered: Recovered, branch: Branch, decoder: Decoder, terms: Sequence[Term], *, prompts: list[str], update: int
 ) -> list[Answer]:
-    """What `score_recovered` will hear, without a gradient: for the spread of an update that has no past."""
+    """The answers that `score_recovered` will get, without a gradient: for the spread of an update that has no past."""
     image = decoder.decode(recovered.value).value.clamp(0, 1)
     watching = [replace(term, weight=0.0) for term in terms]
-    return [ask(term, branch, image, prompts, update, recovered.seeds)[0] for term in watching]
+    return [ask(term, branch, image, prompts=prompts, update=update, seeds=recovered.seeds)[0] for term in watching]
 
 
 def ask(
-    term: Term, branch: Branch, image: Tensor, prompts: list[str], update: int, seeds: Sequence[int] = ()
+    term: Term, branch: Branch, image: Tensor, *, prompts: list[str], update: int, seeds: Sequence[int] = ()
 ) -> tuple[Answer, Tensor | None]:
-    """What one reward says of images (B, 3, H, W) in [0, 1], and its loss's gradient there; None if it watches."""
+    """A reward's answer to images (B, 3, H, W) in [0, 1], and its loss's gradient there; None if it watches."""
     with torch.set_grad_enabled(term.trains):
         seen = image.detach().requires_grad_(term.trains)
         words = term.objective.texts(prompts, update, seeds)
-        scores = score_words(term.reward, seen, *words, update, seeds)
+        scores = score_words(term.reward, seen, *words, update=update, seeds=seeds)
         positive, negative = (s.to(torch.promote_types(s.dtype, torch.float32)) for s in scores)
         loss = term.objective.loss(branch, positive, negative)
         gradient = gradient_of_sum(loss, seen) if term.trains else None
@@ -186,9 +189,9 @@ def ask(
 
 
 def normalise(scores: Sequence[Score], spreads: Mapping[str, Spread]) -> list[Score]:
-    """Scores of one reward each, divided by the spread of what that has said in the run.
+    """Scores of one reward each, divided by the spread of its answers in the run.
 
-    A reward of which the run knows nothing yet has the spread of all that it says in these scores, so give those of
+    A reward of which the run knows nothing yet has the spread of all its answers in these scores, so give those of
     the whole update.
     """
     here: dict[str, Spread] = {}

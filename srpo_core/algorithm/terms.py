@@ -15,9 +15,9 @@ NONE_TRAINS = "Every reward has the weight 0, so all watch and none trains: give
 
 @dataclass
 class Spread:
-    """Running mean and standard deviation (Welford) of all finite numbers that a reward has said in a run.
+    """Running mean and standard deviation (Welford) of all finite numbers that a reward has answered in a run.
 
-    A reward that only watches may say what is no number: with that in it the spread were none for ever.
+    A reward that only watches may answer what is no number: with that in it the spread were none for ever.
     """
 
     count: int = 0
@@ -43,8 +43,8 @@ class Term:
 
     weight: factor of its loss; at 0 it only watches: it is asked and logged, and trains nothing.
     name: tells its metrics from those of the others; the first has none.
-    normalised: its loss is divided by the spread of what it has said in the run so far, both words together, so
-    that equal weights mean equal say whatever the rewards' units.
+    normalised: its loss is divided by the spread of its answers in the run so far, to both words, so that equal
+    weights mean equal influence, whatever the rewards' units.
     Raises ValueError for a weight that is no finite number of at least 0.
     """
 
@@ -62,13 +62,13 @@ class Term:
         return self.weight != 0
 
     def factor(self, spreads: Mapping[str, Spread]) -> float:
-        """Of its loss, given what the rewards have said so far."""
+        """The factor of its loss, given what the rewards have answered so far."""
         return self.weight / spreads[self.name].std if self.normalised and self.trains else self.weight
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What one reward said of a batch: (B,) rewards with either word, and its loss before weighing, (B,)."""
+    """The answer of one reward to a batch: (B,) rewards with either word, and its loss before weighing, (B,)."""
 
     name: str
     positive: Tensor

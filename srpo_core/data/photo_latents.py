@@ -195,7 +195,7 @@ def _as_stored(latents: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Photos:
-    """Photos as a dataset (see `loop.Dataset`): their captions are its prompts.
+    """Photos as a dataset (see `protocols.PhotoDataset`): their captions are its prompts.
 
     captions: those of the photos, encoded, as a dataset of their own.
     to_model: from the VAE's latents to the flow model's space.
@@ -209,7 +209,6 @@ class Photos:
     def prompts(self) -> list[str]:
         return self.encoded.captions
 
-    @property
     def content(self) -> list[tuple[str, str, Size]]:
         """What makes this dataset another: captions, pictures and their sizes; whatever is encoded so far."""
         return [(sized.photo.caption, sized.content, sized.size) for sized in self.encoded.photos]

@@ -77,6 +77,10 @@ class FluxFlow:
         else:
             transformer.disable_gradient_checkpointing()
 
+    @property
+    def samples_depend_on_batch(self) -> bool:
+        return False
+
     def velocity(self, x: Tensor, sigma: Tensor, cond: dict[str, Tensor]) -> Pullback:
         """The estimate of `noise - x0`. `pull` works again after the first time, at the price of a forward pass."""
         x = x.detach()

@@ -5,7 +5,7 @@ from torch import Tensor
 
 
 class ClipPrompts:
-    """Prompts encoded by the text tower of a transformers CLIPModel (see `run.Dataset`).
+    """Prompts encoded by the text tower of a transformers CLIPModel (see `protocols.Dataset`).
 
     cond: "context" (B, T, D) is its last hidden state, padding included; "pooled" (B, D) the state at the end of
     the text, not projected. Raises ValueError without a prompt.
@@ -20,6 +20,12 @@ class ClipPrompts:
             encoded = clip.text_model(input_ids=tokens.to(clip.device))
         self.context = encoded.last_hidden_state
         self.pooled = encoded.pooler_output
+
+    def content(self) -> list[str]:
+        return self.prompts
+
+    def prepare(self, indices: list[int]):
+        """All are encoded."""
 
     def cond(self, indices: list[int]) -> dict[str, Tensor]:
         return {"context": self.context[indices], "pooled": self.pooled[indices]}

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..algorithm.metrics import saturation
 from ..algorithm.objective import Objective
-from ..rewards import Reward, name_of
+from ..rewards import PreparedReward, Reward, name_of
 from .reward_table import ask_for, digits_for, number, score_table
 from .table_picture import FAINT, INK, MARGIN, SIDES, TRACK, Sheet, thumbnail, thumbnail_size, wrap
 
@@ -93,7 +93,7 @@ def score(
     """
     words = (objective.positive, objective.negative) if objective else ()
     asked = [ask_for(reward, prompt, *words) for prompt in comparison.prompts]
-    if hasattr(reward, "prepare"):  # all texts at once: the table below finds them known
+    if isinstance(reward, PreparedReward):  # all texts at once: the table below finds them known
         reward.prepare(list(dict.fromkeys(column.text for columns in asked for column in columns)))
     rows = zip(*(images.tensor_split(len(asked)) for images in (comparison.before, comparison.after)))
     tables = [score_table(reward, torch.cat(row), columns, device, on_progress) for row, columns in zip(rows, asked)]

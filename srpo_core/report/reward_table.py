@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..rewards import Reward, name_of, score_all
+from ..rewards import PreparedReward, Reward, name_of, score_all
 from ..rewards.pixels import as_rgb
 
 MOST_COLUMNS = 100
@@ -152,7 +152,7 @@ def score_table(
     if not images.numel():
         raise ValueError(f"There are no pictures to score: images has the shape {tuple(images.shape)}.")
     texts = [column.text for column in columns]
-    if hasattr(reward, "prepare"):
+    if isinstance(reward, PreparedReward):
         reward.prepare(texts)
     at_once = max(1, min(PICTURES_AT_ONCE, PIXELS_AT_ONCE // images[0, ..., 0].numel()))
     parts = []

@@ -5,7 +5,7 @@ from .families import detect, load_reward
 from .heads import AestheticReward
 from .mps import MPSReward
 from .pixels import CLIP_MEAN, CLIP_STD, Pixels
-from .protocol import Reward, name_of, score_all, score_words
+from .protocol import PreparedReward, Reward, name_of, score_all, score_words
 from .text_features import TextFeatures
 from .weights import Weights, fingerprint
 
@@ -16,6 +16,7 @@ __all__ = [
     "DotProductReward",
     "MPSReward",
     "Pixels",
+    "PreparedReward",
     "Reward",
     "TextFeatures",
     "Weights",

@@ -1,7 +1,7 @@
 """What a reward must have, and how SRPO asks it with both words."""
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -15,13 +15,20 @@ class Reward(Protocol):
     """Anything with this one method is a reward.
 
     It may have more: `reads_text = False` says that it looks at the image alone; `score_many(images, *texts)`,
-    (len(texts), B), asks with several lists of texts in one pass over the images; `prepare(texts)` hears before
-    they are needed which texts will be asked, many at once, so that it can encode them together;
-    `name` is what people call it.
+    (len(texts), B), asks with several lists of texts in one pass over the images; `name` is what people call it. One
+    that can encode texts beforehand is a PreparedReward.
     """
 
     def score(self, images: Tensor, texts: list[str]) -> Tensor:
         """(B,): each image (B, 3, H, W in [0, 1], any size) against its text. Differentiable in the images."""
+
+
+@runtime_checkable
+class PreparedReward(Reward, Protocol):
+    """A reward that encodes its texts beforehand, many at once."""
+
+    def prepare(self, texts: list[str]) -> Any:
+        """Hears which texts will be asked, before they are needed."""
 
 
 def score_words(

@@ -5,12 +5,12 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..algorithm.protocols import Dataset
+from ..algorithm.protocols import Dataset, PhotoDataset
 from ..checks import check_number, check_whole
 from ..seeds import derived_seed
 
@@ -37,7 +37,7 @@ class Batching:
     """What one update gathers: `batch` prompts, `at_once` of them in one forward; latents of `shape` (C, H, W).
 
     sampled_at_once: how many are rolled out together; no fewer than `at_once`.
-    pairs: of branches that one rollout serves, each at a noise level of its own; 1 as published.
+    pairs: how many pairs of branches one rollout serves, each at a noise level of its own; 1 as published.
     reuse: updates that the same prompts and their rollouts serve, at ever new noise levels; 1 as published.
     photo_share: of the prompts, how many are photos instead, where there are both; spread evenly.
     shared_noise: all prompts of an update take one noise, as published, in place of each its own.
@@ -64,48 +64,58 @@ class Batching:
         check_number("photo_share", self.photo_share, 0.0, 1.0)
 
 
-class Draw(NamedTuple):
-    """One prompt, or photo, of an update. number: of the draw, from 0 in a run; noise and level follow from it."""
+@dataclass(frozen=True)
+class Draw:
+    """One prompt, or photo, of an update: entry `index` of its dataset.
+
+    number: which draw of the run it is, from 0; noise and noise level follow from it.
+    """
 
     number: int
     data: Dataset
     index: int
 
     @property
-    def is_photo(self) -> bool:
-        return hasattr(self.data, "latents")
+    def prompt(self) -> str:
+        return self.data.prompts[self.index]
 
 
-def draws_of(update: int, batching: Batching, dataset: Dataset, photos: Dataset | None = None) -> list[Draw]:
+def draws_of(update: int, batching: Batching, dataset: Dataset, photos: PhotoDataset | None = None) -> list[Draw]:
     """What update `update` (from 0) takes: each prompt once per round, and each photo once per round of photos."""
     first = update // batching.reuse * batching.batch
     draws = []
     for number in range(first, first + batching.batch):
-        of_photos, then = (math.floor(n * batching.photo_share) if photos else 0 for n in (number, number + 1))
-        if then > of_photos:
-            index = prompt_index(derived_seed("photos", batching.seed), of_photos, len(photos.prompts))
+        photos_before = math.floor(number * batching.photo_share) if photos else 0
+        if photos and math.floor((number + 1) * batching.photo_share) > photos_before:
+            index = prompt_index(derived_seed("photos", batching.seed), photos_before, len(photos.prompts))
             draws.append(Draw(number, photos, index))
         else:
-            index = prompt_index(batching.seed, number - of_photos, len(dataset.prompts))
+            index = prompt_index(batching.seed, number - photos_before, len(dataset.prompts))
             draws.append(Draw(number, dataset, index))
     return draws
 
 
 def noise_seed(batching: Batching, draw: Draw) -> int:
-    """Of the draw's noise; where all of an update share one, of its first draw's."""
+    """The seed of the draw's noise; where all of an update share one noise, of its first draw's."""
     return draw_seed(batching, draw.number - (draw.number % batching.batch if batching.shared_noise else 0))
 
 
 def draw_seed(batching: Batching, number: int) -> int:
-    """Of a draw's own noise and all else that is drawn for it: with the pair's number, its noise level.
+    """The seed of a draw's own noise and all else that is drawn for it: with the pair's number, its noise level.
 
     Runs of other seeds share none. As RandomNoise's noise_seed it gives the same noise.
     """
     return derived_seed("draw", batching.seed, number)
 
 
+def cond_of(draws: list[Draw]) -> Any:
+    """The conditioning of draws of one dataset and shape, as one batch."""
+    return draws[0].data.cond([draw.index for draw in draws])
+
+
 def shape_of(draw: Draw, batching: Batching) -> tuple[int, int, int]:
-    return draw.data.shape(draw.index) if draw.is_photo else batching.shape
+    """(C, H, W) of its latent."""
+    return draw.data.shape(draw.index) if isinstance(draw.data, PhotoDataset) else batching.shape
 
 
 def of_one_shape(draws: Sequence[Draw], batching: Batching) -> list[list[Draw]]:

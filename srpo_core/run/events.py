@@ -40,7 +40,7 @@ def events(
             _close(writer, folder, on_trouble)
 
 
-def _writer(folder: Path, updates: int, on_trouble: Callable[[str], Any]):
+def _writer(folder: Path, updates: int, on_trouble: Callable[[str], Any]) -> Any:
     """A SummaryWriter, or None."""
     try:
         from torch.utils.tensorboard import SummaryWriter
@@ -54,7 +54,7 @@ def _writer(folder: Path, updates: int, on_trouble: Callable[[str], Any]):
         return None
 
 
-def _close(writer, folder: Path, on_trouble: Callable[[str], Any]):
+def _close(writer: Any, folder: Path, on_trouble: Callable[[str], Any]):
     try:
         writer.close()
     except Exception as error:

@@ -29,7 +29,7 @@ def snapshots_in(folder: Path) -> list[int]:
 
 
 def whole_snapshots(folder: Path) -> list[int]:
-    """Those of the snapshots that can be read."""
+    """The updates of those snapshots that can be read."""
     return [update for update in snapshots_in(folder) if is_whole(snapshot_file(folder, update))]
 
 

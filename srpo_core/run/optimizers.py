@@ -15,7 +15,9 @@ from ..checks import is_number
 from ..files import parse_json
 
 BETAS = (0.9, 0.999)
-OPTIONAL = {  # module, class, the package to install, what else it is told
+OPTIONAL: dict[
+    str, tuple[str, str, str, dict[str, Any]]
+] = {  # module, class, the package to install, what else it is told
     "AdamW 8-bit": ("bitsandbytes.optim", "AdamW8bit", "bitsandbytes", {}),
     "Prodigy": ("prodigyopt", "Prodigy", "prodigyopt", {"use_bias_correction": True, "safeguard_warmup": True}),
     "schedule-free AdamW": ("schedulefree", "AdamWScheduleFree", "schedulefree", {}),
@@ -29,7 +31,7 @@ CHOSEN = ("params", "lr", "weight_decay", "betas", "eps", "fused")  # of an opti
 
 def make_optimizer(name: str, parameters: Iterable[Parameter], learning_rate: float, weight_decay: float) -> Optimizer:
     """One of OPTIMIZERS. Raises ValueError for another, and ImportError, a sentence, where its package is missing."""
-    options = {"lr": learning_rate, "weight_decay": weight_decay, "betas": BETAS}
+    options: dict[str, Any] = {"lr": learning_rate, "weight_decay": weight_decay, "betas": BETAS}
     if name == "AdamW":
         parameters = list(parameters)
         # On a GPU by one kernel, which takes no memory.
@@ -48,7 +50,7 @@ def make_optimizer(name: str, parameters: Iterable[Parameter], learning_rate: fl
 
 
 def learning_rate_factor(update: int, warmup: int, cosine_to: int) -> float:
-    """Of the learning rate in `update` (the first is 1): a line up over `warmup` updates, then half a cosine down.
+    """The factor of the learning rate in `update` (the first is 1): a line up over `warmup`, then half a cosine down.
 
     It reaches 0 after update `cosine_to`; 0 for that keeps the learning rate constant.
     """
@@ -79,13 +81,13 @@ def optimizer_state(optimizer: Optimizer, names: list[str]) -> tuple[dict[str, T
 
 
 def _slots(held: dict[str, Any]) -> Iterator[tuple[str, Any]]:
-    """Of one parameter; bitsandbytes puts its own into a dict within, and takes them without it."""
+    """The slots of one parameter; bitsandbytes puts its own into a dict within, and takes them without it."""
     for slot, value in held.items():
         yield from value.items() if isinstance(value, dict) else [(slot, value)]
 
 
 def restore_optimizer(optimizer: Optimizer, names: list[str], tensors: dict[str, Tensor], numbers: str):
-    """The other way; what is CHOSEN stays as it is."""
+    """Put back what `optimizer_state` gave; what is CHOSEN stays as it is."""
     slots, groups = _parse(names, tensors, numbers)
     state = {names.index(name): held for name, held in slots.items() if held}
     now = optimizer.state_dict()["param_groups"]
@@ -106,7 +108,7 @@ def check_optimizer_state(name: str, parameters: dict[str, Parameter], tensors: 
         if kind not in examples:
             examples[kind] = [_after_a_step(name, parameter, value) for value in (0.5, 0.0)]
         for slot, value in held.items():
-            _check_slot(f"the optimiser's {slot} of {parameter_name}", slot, value, examples[kind], held)
+            _check_slot(slot, value, examples[kind], held, what=f"the optimiser's {slot} of {parameter_name}")
     stepped = examples[kind][0].state_dict()["param_groups"]
     if len(groups) != len(stepped):
         raise ValueError(f"has {len(groups)} groups of the optimiser, not {len(stepped)}")
@@ -148,7 +150,7 @@ def _after_a_step(name: str, parameter: Parameter, value: float) -> Optimizer:
     return optimizer
 
 
-def _check_slot(what: str, slot: str, value: Any, examples: list[Optimizer], held: dict[str, Any]):
+def _check_slot(slot: str, value: Any, examples: list[Optimizer], held: dict[str, Any], *, what: str):
     expected = [dict(_slots(next(iter(example.state_dict()["state"].values())))) for example in examples]
     if held.keys() != expected[0].keys():
         raise ValueError(f"has other slots than the optimiser's beside {what}")

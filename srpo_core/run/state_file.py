@@ -37,7 +37,7 @@ class NewerState(ValueError):
 
 
 def described(tensors: dict[str, Tensor]) -> str:
-    """For the header: which tensors there are, so that none can be missing or added later."""
+    """A digest of which tensors there are, for the header: none can be missing or added later."""
     return digest(sorted(tensors))
 
 
@@ -136,7 +136,7 @@ def _is_spread(spread: Any) -> bool:
 
 
 def _check_names(shapes: dict[str, tuple[int, ...]]):
-    """That what belongs to a parameter names one, and has its shape where it must."""
+    """Raises SpoiltState unless what belongs to a parameter names one, and has its shape where it must."""
     trained = {name.partition(".")[2]: shape for name, shape in shapes.items() if name.startswith("adapter.")}
     averaged = {name.partition(".")[2]: shape for name, shape in shapes.items() if name.startswith("ema.")}
     if not trained:

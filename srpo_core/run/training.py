@@ -1,13 +1,14 @@
 """What a run trains on and with."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 from ..algorithm.guard import NO_GUARD, Guard
 from ..algorithm.noise_levels import Window
-from ..algorithm.protocols import Dataset, Decoder, FlowModel
+from ..algorithm.protocols import Dataset, Decoder, FlowModel, PhotoDataset
 from ..algorithm.terms import Term
-from .draws import Batching
+from .draws import Batching, Draw, cond_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,5 +26,13 @@ class Training:
     dataset: Dataset
     batching: Batching
     window: Window = Window()
-    photos: Dataset | None = None
+    photos: PhotoDataset | None = None
     guard: Guard = NO_GUARD
+    _examples: dict[Hashable, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    def example_of(self, draw: Draw) -> Any:
+        """The conditioning of a draw like this one, of the same dataset and shape: the first of each is read."""
+        kind = (id(draw.data), draw.data.cond_shape(draw.index))
+        if kind not in self._examples:
+            self._examples[kind] = cond_of([draw])
+        return self._examples[kind]

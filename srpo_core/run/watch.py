@@ -15,7 +15,7 @@ class Limits:
     """How far is too far; 0 sets no limit.
 
     words_gap: its rise, in the reward's units. saturation: its rise, as a share of what it was, so 0.1 is 10 %.
-    watching: the fall of what a watching reward says of the positive texts, in its standard deviations.
+    watching: the fall of a watching reward's answers to the positive texts, in its standard deviations.
     velocity: the rise of the velocity's norm over the frozen model's, as a share.
     Raises ValueError for what is no finite number of at least 0.
     """

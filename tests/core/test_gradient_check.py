@@ -22,6 +22,10 @@ SIGMA = torch.tensor([0.8])
 COND = torch.tensor([0.3])
 
 
+def at():
+    return X, SIGMA
+
+
 class LoraFlow(TinyFlow):
     """velocity = tanh((base + up down) x) for each of three layers, one after the other, up beginning at zero."""
 
@@ -258,10 +262,10 @@ def test_samples_that_are_not_finite_are_the_runs_to_tell():
     sampled = flow.sampled_velocity
     checked = set()
     flow.sampled_velocity = lambda x, sigma, cond: x * math.nan
-    check_once(checked, flow, X, SIGMA, COND)
+    check_once(checked, flow, COND, at)
     assert not checked  # for when they are
     flow.sampled_velocity = sampled
-    check_once(checked, flow, X, SIGMA, COND)
+    check_once(checked, flow, COND, at)
     assert checked
 
 
@@ -272,11 +276,11 @@ def test_the_check_is_made_once_for_each_signature():
     sampled = flow.sampled_velocity
     flow.sampled_velocity = lambda *args: asked.append(1) or sampled(*args)
     flow.signature = lambda cond: ("plain" if cond is COND else "hooked",)
-    check_once(checked, flow, X, SIGMA, COND)
+    check_once(checked, flow, COND, at)
     first = len(asked)
-    check_once(checked, flow, X, SIGMA, COND)
+    check_once(checked, flow, COND, at)
     assert 0 < first == len(asked) <= 12
-    check_once(checked, flow, X, SIGMA, COND.clone())
+    check_once(checked, flow, COND.clone(), at)
     assert len(asked) == 2 * first
 
 
@@ -285,7 +289,7 @@ def test_one_that_failed_is_made_again():
     checked = set()
     for _ in range(2):
         with pytest.raises(RuntimeError):
-            check_once(checked, flow, X, SIGMA, COND)
+            check_once(checked, flow, COND, at)
 
 
 @pytest.mark.parametrize("spoilt", [math.nan, math.inf])
@@ -295,10 +299,10 @@ def test_one_whose_samples_were_not_finite_is_made_again(spoilt):
     checked = set()
     sampled = flow.sampled_velocity
     flow.sampled_velocity = lambda x, sigma, cond: x * spoilt
-    check_once(checked, flow, X, SIGMA, COND)
+    check_once(checked, flow, COND, at)
     flow.sampled_velocity = sampled
     with pytest.raises(RuntimeError, match="gradient of this model is wrong"):
-        check_once(checked, flow, X, SIGMA, COND)
+        check_once(checked, flow, COND, at)
 
 
 # In a run
@@ -306,7 +310,7 @@ def test_one_whose_samples_were_not_finite_is_made_again(spoilt):
 
 def test_training_is_the_same_with_the_check(tmp_path, monkeypatch):
     whole = go(tmp_path / "checked", 3, TWO)
-    monkeypatch.setattr("srpo_core.run.loop.check_once", lambda *_: None)
+    monkeypatch.setattr("srpo_core.run.update.check_once", lambda *_: None)
     assert same(state(whole), state(go(tmp_path / "unchecked", 3, TWO)))
 
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 from tiny_run import world
-from tiny_world import SHAPE, TinyReward, numbers
+from tiny_world import SHAPE, TinyData, TinyReward, numbers
 
 from srpo_core.algorithm.direct_align import euler_step, inject, recover
 from srpo_core.algorithm.guard import NO_GUARD, Guard
@@ -14,10 +14,11 @@ from srpo_core.algorithm.objective import Objective
 from srpo_core.algorithm.step import Noised, normalise, one_step_recover, score_recovered
 from srpo_core.algorithm.terms import Term, combine
 from srpo_core.run.draws import Batching
-from srpo_core.run.loop import sample_scores, train
+from srpo_core.run.loop import train
 from srpo_core.run.run import Run
 from srpo_core.run.settings import Settings
 from srpo_core.run.training import Training
+from srpo_core.run.update import make_update, sample_scores
 
 FAR = Objective(threshold=9.0)  # the hinge stays open
 EXACT = Settings(learning_rate=1e-2, max_gradient_norm=1e9)
@@ -48,7 +49,7 @@ TERMS = {
 }
 
 
-class Photos:
+class Photos(TinyData):
     """Photos of two shapes."""
 
     def __init__(self, count=5):
@@ -56,9 +57,6 @@ class Photos:
 
     def cond(self, indices):
         return torch.tensor(indices, dtype=torch.float64) / 7
-
-    def cond_shape(self, index):
-        return ()
 
     def shape(self, index):
         return SHAPE if index % 2 else (2, 6, 4)
@@ -100,7 +98,7 @@ def test_the_order_of_the_samples_changes_nothing(tmp_path, terms):
         parts = world(dtype=torch.float64) | {"terms": combine(terms)}
         run = Run(tmp_path / str(order), parts["flow"].parameters, EXACT)
         scores = list(sample_scores(run, Training(batching=Batching(shape=SHAPE, batch=4), **parts)))
-        found.append(run.update(scores[::order], 4))
+        found.append(make_update(run, scores[::order], 4))
     assert found[0] == pytest.approx(found[1], rel=1e-9)
 
 
@@ -109,7 +107,7 @@ def test_no_sample_of_a_first_update_outweighs_the_others(tmp_path):
     parts = world(dtype=torch.float64) | {"terms": combine(TERMS["several"])}
     run = Run(tmp_path, parts["flow"].parameters, EXACT)
     scores = list(sample_scores(run, Training(batching=Batching(shape=SHAPE, batch=8), **parts)))
-    run.update(scores, 8)
+    make_update(run, scores, 8)
     std = {name: spread.std for name, spread in run.spreads.items()}
     weights = {term.name: term.weight for term in parts["terms"]}
     for score in scores:
@@ -131,7 +129,9 @@ def test_scores_of_the_graph_are_scaled_as_those_of_the_loop(parts_of):
             recovered = one_step_recover(parts["flow"], torch.tensor(part) / 3, here, branch)
             for term in TERMS["several"][:2]:
                 texts = [f"picture {i}" for i in part]
-                scores.append(score_recovered(recovered, branch, parts["decoder"], [term], texts, update))
+                scores.append(
+                    score_recovered(recovered, branch, parts["decoder"], [term], prompts=texts, update=update)
+                )
     for before, after in zip(scores, normalise(scores, {})):
         factors.setdefault(before.answers[0].name, []).append((after.gradient.norm() / before.gradient.norm()).item())
     said = {name: [a for s in scores for a in s.answers if a.name == name] for name in factors}

@@ -12,10 +12,11 @@ from srpo_core.algorithm.objective import Objective
 from srpo_core.algorithm.step import Compared, Noised, one_step_recover, score_recovered
 from srpo_core.algorithm.terms import Term
 from srpo_core.run.draws import Batching
-from srpo_core.run.loop import sample_scores, train
+from srpo_core.run.loop import train
 from srpo_core.run.run import Run
 from srpo_core.run.settings import Settings
 from srpo_core.run.training import Training
+from srpo_core.run.update import sample_scores
 
 
 def test_the_loss_is_the_hinge_and_the_distance():
@@ -62,13 +63,15 @@ def test_the_gradient_is_that_of_the_whole_loss(guard):
         at_latent = numbers(9, batch, *SHAPE)
         straight = straight + (slope * velocity * at_latent).sum()
         expected = torch.autograd.grad(straight / 4, list(flow.parameters.values()))
-        recovered = one_step_recover(flow, cond, noised, branch, Compared(batch, cond), guard)
+        recovered = one_step_recover(flow, cond, noised, branch, compared=Compared(batch, cond), guard=guard)
         recovered.pull(at_latent, 1 / 4)
         for parameter, gradient in zip(flow.parameters.values(), expected):
             torch.testing.assert_close(parameter.grad, gradient, rtol=0, atol=1e-12)
             parameter.grad = None
         terms = [Term(reward=TinyReward(), objective=Objective())]
-        found = describe([summarise(score_recovered(recovered, branch, TinyDecoder(), terms, prompts, 1))])
+        found = describe(
+            [summarise(score_recovered(recovered, branch, TinyDecoder(), terms, prompts=prompts, update=1))]
+        )
         assert found["velocity_ratio"] == pytest.approx(recovered.velocity_ratio.mean().item()) != 1
         assert (found["guard"] > 0) == bool(guard)
 

@@ -9,10 +9,11 @@ from tiny_world import SHAPE, TinyData, TinyReward, numbers
 
 from srpo_core.algorithm.objective import Objective
 from srpo_core.run.draws import Batching, draw_noise, draw_seed, draws_of, prompt_index
-from srpo_core.run.loop import prepare_data, sample_scores, train
+from srpo_core.run.loop import prepare_data, train
 from srpo_core.run.run import Run
 from srpo_core.run.settings import Settings
 from srpo_core.run.training import Training
+from srpo_core.run.update import sample_scores
 
 
 @pytest.mark.parametrize("at_once, sampled_at_once", [(8, 1), (3, 1), (1, 8), (2, 5), (3, 8)])
@@ -237,7 +238,7 @@ def test_photos_take_their_share(share):
     batching = Batching(shape=SHAPE, batch=5, photo_share=share)
     draws = [draw for update in range(20) for draw in draws_of(update, batching, data, photos)]
     assert [draw.number for draw in draws] == list(range(100))
-    of_photos = [draw.is_photo for draw in draws]
+    of_photos = [draw.data is photos for draw in draws]
     assert sum(of_photos) == round(100 * share)
     for start in range(0, 100, 20):  # evenly
         assert sum(of_photos[start : start + 20]) == round(20 * share)

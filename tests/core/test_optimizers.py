@@ -201,7 +201,7 @@ def test_a_moving_average_of_bf16_parameters_is_exact(tmp_path):
     run = Run(tmp_path, parameters, settings("AdamW", ema=0.99))
     parameters["p"].data.fill_(1.125)
     for _ in range(100):
-        run._average()
+        run.average()
     torch.testing.assert_close(run.ema["p"], torch.full((4,), 1.125 - 0.125 * 0.99**100))
 
 

@@ -589,7 +589,7 @@ def test_what_was_encoded_before_a_cancel_is_kept(tmp_path, store, encoder):
 def test_groups_share_their_shapes_and_lose_nobody(tokens, expected):
     """Of the picture, and of what its caption was encoded to."""
     shapes = ["square", "wide", "square", "tall", "square", "wide"]
-    encoded = SimpleNamespace(shape=shapes.__getitem__, stand_in=lambda index: index)
+    encoded = SimpleNamespace(captions=shapes, shape=shapes.__getitem__, stand_in=lambda index: index)
     photos = Photos(encoded, SimpleNamespace(cond_shape=tokens.__getitem__))
     draws = [Draw(100 + i, photos, i) for i in range(6)]
     groups = of_one_shape(draws, Batching(shape=(), at_once=2))

@@ -8,11 +8,12 @@ from tiny_run import TWO, go, state, world
 from tiny_world import SHAPE, TinyFlow
 
 from srpo_core.algorithm.objective import Objective
+from srpo_core.run import undo
 from srpo_core.run.draws import Batching
-from srpo_core.run.loop import sample_scores
 from srpo_core.run.run import Run
 from srpo_core.run.settings import Settings
 from srpo_core.run.training import Training
+from srpo_core.run.update import make_update, sample_scores
 
 
 def test_first_step_is_adamws_on_the_clipped_mean_gradient(tmp_path):
@@ -47,11 +48,11 @@ def test_an_update_keeps_no_pictures_of_what_it_has_pulled(tmp_path):
             del score
             alive.append(sum(picture() is not None for picture in pictures))
 
-    run.update(scores(), 4)
+    make_update(run, scores(), 4)
     assert len(alive) == 8 and max(alive) <= 2
 
 
-def test_the_state_is_copied_for_the_step_alone(tmp_path):
+def test_the_state_is_copied_for_the_step_alone(tmp_path, monkeypatch):
     """While scores take what memory there is, no copy does."""
     run = Run(tmp_path, (parts := world())["flow"].parameters, Settings(save_every=1))
     order = []
@@ -61,9 +62,9 @@ def test_the_state_is_copied_for_the_step_alone(tmp_path):
             order.append("score")
             yield score
 
-    run._copy = noted(run._copy, "copy", order)
-    run._step = noted(run._step, "step", order)
-    run.update(scores(), 2)
+    monkeypatch.setattr(undo, "copy_of", noted(undo.copy_of, "copy", order))
+    run.step = noted(run.step, "step", order)
+    make_update(run, scores(), 2)
     assert order == ["score"] * 4 + ["copy", "step"]
 
 
@@ -77,9 +78,9 @@ def noted(function, name, order):
 
 def test_a_state_that_does_not_fit_beside_itself_is_copied_to_the_cpu(tmp_path):
     run = go(tmp_path, 1)
-    tensors, header = run._state()
-    run._state = lambda: ({name: OnAFullDevice(tensor) for name, tensor in tensors.items()}, header)
-    copied, _ = run._copy()
+    tensors, header = run.contents()
+    run.contents = lambda: ({name: OnAFullDevice(tensor) for name, tensor in tensors.items()}, header)
+    copied, _ = undo.copy_of(run)
     assert all(torch.equal(copied[name], tensor) for name, tensor in tensors.items())
 
 

@@ -10,11 +10,14 @@ from tiny_run import SETTINGS, TWO, go, opened, same, state, world
 from tiny_world import TinyData
 from torch.nn import Parameter
 
+from srpo_core.run import saving
 from srpo_core.run.folder import fork, saved_updates
-from srpo_core.run.loop import sample_scores, train
+from srpo_core.run.history import recent_words_gap
+from srpo_core.run.loop import train
 from srpo_core.run.run import Run
 from srpo_core.run.settings import Settings
 from srpo_core.run.training import Training
+from srpo_core.run.update import make_update, sample_scores
 
 # What it leaves on disk
 
@@ -37,7 +40,7 @@ def test_resumed_from_a_kill_equals_uninterrupted(tmp_path):
     parts = world()
     run = Run(tmp_path / "killed", parts["flow"].parameters, Settings(learning_rate=1e-2, save_every=2))
     for _ in range(3):
-        run.update(sample_scores(run, Training(batching=TWO, **parts)), 2)
+        make_update(run, sample_scores(run, Training(batching=TWO, **parts)), 2)
     assert saved_updates(tmp_path / "killed") == 2
     resumed = go(tmp_path / "killed", 3)
     assert same(state(resumed), state(straight)) and resumed.history == straight.history
@@ -102,7 +105,7 @@ def snapshots(folder):
 
 def test_snapshots_keep_the_last_and_the_best(tmp_path, monkeypatch):
     merits = {2: 0.1, 4: 0.9, 6: 0.2, 8: 0.3, 10: 0.4}
-    monkeypatch.setattr(Run, "recent_words_gap", lambda self, update: merits[update])
+    monkeypatch.setattr(saving, "recent_words_gap", lambda history, update: merits[update])
     go(tmp_path, 10, settings=Settings(snapshot_every=2, keep_snapshots=2, save_every=100))
     assert snapshots(tmp_path) == [4, 8, 10]
 
@@ -110,8 +113,8 @@ def test_snapshots_keep_the_last_and_the_best(tmp_path, monkeypatch):
 def test_a_snapshot_s_merit_is_the_mean_of_the_updates_before_it(tmp_path):
     run = go(tmp_path, 12)
     gaps = [metrics["words_gap"] for metrics in run.history]
-    assert run.recent_words_gap(10) == pytest.approx(sum(gaps[2:10]) / 8)
-    assert run.recent_words_gap(3) == pytest.approx(sum(gaps[:3]) / 3)
+    assert recent_words_gap(run.history, 10) == pytest.approx(sum(gaps[2:10]) / 8)
+    assert recent_words_gap(run.history, 3) == pytest.approx(sum(gaps[:3]) / 3)
 
 
 @pytest.mark.parametrize("update", [4, None])

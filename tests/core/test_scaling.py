@@ -134,7 +134,13 @@ def test_reward(slope):
     image = torch.rand(1, 3, 720, 720, generator=torch.Generator().manual_seed(4))
     branch = Window().branches([500])[0]
     found, right = (
-        ask(Term(reward=reward_of(slope, dtype), objective=Objective(threshold=9.0)), branch, image, ["a"], 1)
+        ask(
+            Term(reward=reward_of(slope, dtype), objective=Objective(threshold=9.0)),
+            branch,
+            image,
+            prompts=["a"],
+            update=1,
+        )
         for dtype in (torch.float16, torch.float32)
     )
     assert relative(found[1], right[1]) < 0.02

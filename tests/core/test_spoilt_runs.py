@@ -254,7 +254,7 @@ def test_a_header_changed_anywhere_is_refused_in_a_sentence_or_harmless(tmp_path
         parts = world()
         run = Run(folder, parts["flow"].parameters, SETTINGS)
         train(run, Training(batching=REUSE, **parts), 1)
-        assert all(tensor.isfinite().all() for tensor in run._state()[0].values())
+        assert all(tensor.isfinite().all() for tensor in run.contents()[0].values())
 
 
 FOR_PEOPLE = {

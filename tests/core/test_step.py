@@ -28,7 +28,7 @@ def world(batch):
 def score(flow, cond, noised, branch, prompts, decoder=None, reward=None):
     recovered = one_step_recover(flow, cond, noised, branch)
     terms = [Term(reward=reward or TinyReward(), objective=Objective())]
-    return score_recovered(recovered, branch, decoder or TinyDecoder(), terms, prompts, UPDATE)
+    return score_recovered(recovered, branch, decoder or TinyDecoder(), terms, prompts=prompts, update=UPDATE)
 
 
 def straight_loss(flow, cond, noised, branch, prompts, i):
@@ -201,7 +201,7 @@ def test_stages_work_inside_inference_mode():
     recovered = one_step_recover(flow, cond, noised, noised.branches[0])
     with torch.inference_mode():
         terms = [Term(reward=TinyReward(), objective=Objective())]
-        found = score_recovered(recovered, noised.branches[0], PlainDecoder(), terms, prompts, UPDATE)
+        found = score_recovered(recovered, noised.branches[0], PlainDecoder(), terms, prompts=prompts, update=UPDATE)
     expected = score(flow, cond, noised, noised.branches[0], prompts)
     torch.testing.assert_close(found.gradient, expected.gradient, rtol=0, atol=1e-12)
 

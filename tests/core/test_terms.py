@@ -8,10 +8,11 @@ from srpo_core.algorithm.noise_levels import Window
 from srpo_core.algorithm.objective import Objective
 from srpo_core.algorithm.terms import Spread, Term, combine
 from srpo_core.run.draws import Batching
-from srpo_core.run.loop import sample_scores, train
+from srpo_core.run.loop import train
 from srpo_core.run.run import Run
 from srpo_core.run.settings import Settings
 from srpo_core.run.training import Training
+from srpo_core.run.update import sample_scores
 
 HPS = Objective()
 SCHEDULE = Batching(shape=SHAPE, batch=2, at_once=2)

@@ -7,11 +7,11 @@ from tiny_world import SHAPE, TinyFlow, TinyReward
 
 from srpo_core.algorithm.objective import Objective
 from srpo_core.algorithm.terms import Term
-from srpo_core.run import loop
+from srpo_core.run import update
 from srpo_core.run.draws import Batching
-from srpo_core.run.loop import sample_scores
 from srpo_core.run.run import Run
 from srpo_core.run.training import Training
+from srpo_core.run.update import make_update, sample_scores
 
 
 def opened(folder, **options):
@@ -79,7 +79,7 @@ def of_no_run(run, parts, other, others):
 
 def of_older_weights(run, parts, other, others):
     scores = scores_of(run, parts)
-    run.update(scores_of(run, parts), 2)
+    make_update(run, scores_of(run, parts), 2)
     return scores
 
 
@@ -119,7 +119,7 @@ WRONG = {
 @pytest.mark.parametrize("wrong, sentence", WRONG.items(), ids=lambda value: getattr(value, "__name__", ""))
 def test_a_wrong_wire_is_refused_and_spoils_nothing(tmp_path, monkeypatch, wrong, sentence):
     # Scores that other nodes made come without what the loop checks of a model first.
-    monkeypatch.setattr(loop, "check_gradients", lambda *_: None)
+    monkeypatch.setattr(update, "check_gradients", lambda *_: None)
     (a, parts) = opened(tmp_path / "a")
     (b, others) = opened(tmp_path / "b")
     scores = wrong(a, parts, b, others)
@@ -127,16 +127,16 @@ def test_a_wrong_wire_is_refused_and_spoils_nothing(tmp_path, monkeypatch, wrong
     updates = a.updates
     history = list(a.history)
     with pytest.raises(ValueError, match=sentence):
-        a.update(scores, 2)
+        make_update(a, scores, 2)
     assert all(torch.equal(value, before[name]) for name, value in state(a).items())
     assert (a.updates, a.history) == (updates, history)
     assert gradients(a) == gradients(b) == [None, None]
     # Both go on as if nothing had been.
     for run, its, name in ((a, parts, "a"), (b, others, "b")):
-        run.update(scores_of(run, its), 2)
+        make_update(run, scores_of(run, its), 2)
         straight, straight_parts = opened(tmp_path / f"straight {name}")
         for _ in range(run.updates):
-            straight.update(scores_of(straight, straight_parts), 2)
+            make_update(straight, scores_of(straight, straight_parts), 2)
         assert everything_of(run) == everything_of(straight)
 
 
@@ -145,14 +145,14 @@ def test_gradients_that_others_left_do_not_count(tmp_path):
     (spoilt, others) = opened(tmp_path / "spoilt")
     for parameter in spoilt.parameters.values():
         parameter.grad = torch.full_like(parameter, 1e3)
-    clean.update(scores_of(clean, parts), 2), spoilt.update(scores_of(spoilt, others), 2)
+    make_update(clean, scores_of(clean, parts), 2), make_update(spoilt, scores_of(spoilt, others), 2)
     assert everything_of(clean) == everything_of(spoilt)
 
 
 def test_an_update_whose_hinges_are_all_met_is_one(tmp_path):
     """Nothing is left to learn: no gradient, no fault. Weight decay and the average go on."""
     run, parts = opened(tmp_path, objective=Objective(threshold=-100.0))
-    metrics = run.update(scores_of(run, parts), 2)
+    metrics = make_update(run, scores_of(run, parts), 2)
     assert metrics["loss"] == metrics["gradient_norm"] == 0 and run.updates == 1
 
 
@@ -163,11 +163,11 @@ def test_scores_of_a_step_that_failed_can_be_used_again(tmp_path):
     step = run.optimizer.step
     run.optimizer.step = lambda: (_ for _ in ()).throw(torch.OutOfMemoryError("CUDA out of memory"))
     with pytest.raises(torch.OutOfMemoryError):
-        run.update(scores_of(run, parts), 2)
+        make_update(run, scores_of(run, parts), 2)
     run.optimizer.step = step
-    run.update(rescored, 2)
+    make_update(run, rescored, 2)
     straight, others = opened(tmp_path / "straight")
-    straight.update(scores_of(straight, others), 2)
+    make_update(straight, scores_of(straight, others), 2)
     assert everything_of(run) == everything_of(straight)
 
 
@@ -175,4 +175,4 @@ def test_scores_of_a_step_that_failed_can_be_used_again(tmp_path):
 def test_an_update_is_of_some_prompts(tmp_path, prompts):
     run, parts = opened(tmp_path)
     with pytest.raises(ValueError, match="prompts is"):
-        run.update(scores_of(run, parts, Batching(shape=SHAPE)), prompts)
+        make_update(run, scores_of(run, parts, Batching(shape=SHAPE)), prompts)

@@ -1,20 +1,66 @@
-"""The benchmark at the toy's size: it says what its readers look for, and the loose truths hold on any machine."""
+"""The benchmark at the toy's size: it says what its readers look for, and the loose truths hold on any machine.
 
+All command lines run in one process, as most of each one's time goes to its imports.
+"""
+
+import json
 import subprocess
 import sys
 
 import pytest
-from test_bench import ROOT, last_line
+from test_bench import ROOT
 
-TOY = ("--toy", "--device", "cpu", "--size", "64x64", "--base", "fp32", "--steps", "2", "--repeats", "3")
+TOY = ("--toy", "--device", "cpu", "--size", "64x64")
+TIMED = (*TOY, "--base", "fp32", "--steps", "2", "--repeats", "3")
+COUNTED = (*TOY, "--mode", "offline", "--no-naive", "--repeats", "0")
+BASES = ("fp8", "int8", "nvfp4")
+REFUSED = {
+    ("--streamed", "8", "--device", "cpu", "--no-naive"): "--streamed needs --device cuda",
+    ("--streamed", "8"): "add --no-naive",
+    ("--base", "int8"): "add --no-naive",
+    ("--picture", "seconds.png", "--repeats", "0"): "it needs --repeats",
+}
+EACH = """
+import contextlib, io, json, sys
+from bench import flux
+
+for arguments in json.loads(sys.argv[1]):
+    sys.argv[1:] = arguments
+    code = 0
+    out = io.StringIO()
+    error = io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(error):
+        try:
+            flux.main()
+        except SystemExit as end:
+            code = end.code
+    print(json.dumps([code, out.getvalue(), error.getvalue()]))
+"""
+
+
+def each(*commands: tuple[str, ...]) -> list[tuple[int, str, str]]:
+    """What `python -m bench.flux` leaves of each command line: its code, and what it printed and complained of."""
+    process = [sys.executable, "-c", EACH, json.dumps(commands)]
+    done = subprocess.run(process, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return [tuple(json.loads(line)) for line in done.stdout.splitlines()]
 
 
 @pytest.fixture(scope="module")
-def measured(comfyui, tmp_path_factory) -> dict:
+def numbers(comfyui, tmp_path_factory) -> dict[str, dict]:
+    """The last line of a measurement with all there is, and of those of small bases; by the base."""
     picture = tmp_path_factory.mktemp("bench") / "roofline.png"
-    numbers = last_line("flux", *TOY, "--picture", str(picture))
+    commands = [(*TIMED, "--picture", str(picture)), *((*COUNTED, "--base", base) for base in BASES)]
+    found = each(*commands)
+    assert [code for code, _, _ in found] == [0] * len(commands)
     assert picture.read_bytes().startswith(b"\x89PNG")
-    return numbers
+    lines = [json.loads(out.splitlines()[-1]) for _, out, _ in found]
+    return {line["base"]: line for line in lines}
+
+
+@pytest.fixture(scope="module")
+def measured(numbers) -> dict:
+    return numbers["fp32"]
 
 
 def test_what_is_compared_computes_the_same(measured):
@@ -49,22 +95,17 @@ def test_operations_of_a_stage(measured):
     assert all(0 < floor["seconds"] < 10 for name, floor in floors.items() if name != "device")
 
 
-@pytest.mark.parametrize(
-    "options, said",
-    [
-        (("--streamed", "8", "--device", "cpu", "--no-naive"), "--streamed needs --device cuda"),
-        (("--streamed", "8"), "add --no-naive"),
-        (("--base", "int8"), "add --no-naive"),
-        (("--picture", "seconds.png", "--repeats", "0"), "it needs --repeats"),
-    ],
-)
-def test_what_cannot_be_measured_together(options, said):
-    result = subprocess.run([sys.executable, "-m", "bench.flux", *options], cwd=ROOT, capture_output=True, text=True)
-    assert result.returncode == 2 and said in result.stderr
+@pytest.fixture(scope="module")
+def refusals() -> dict[tuple[str, ...], tuple[int, str, str]]:
+    return dict(zip(REFUSED, each(*REFUSED)))
 
 
-@pytest.mark.parametrize("base", ["fp8", "int8", "nvfp4"])
-def test_a_small_base_takes_what_is_estimated(comfyui, base):
-    options = ("--base", base, "--mode", "offline", "--no-naive", "--repeats", "1")
-    numbers = last_line("flux", "--toy", "--device", "cpu", "--size", "64x64", *options)
-    assert numbers["base"] == base and numbers["estimate_error"] < 0.1
+@pytest.mark.parametrize("options", REFUSED, ids=map(" ".join, REFUSED))
+def test_what_cannot_be_measured_together(refusals, options):
+    code, _, error = refusals[options]
+    assert code == 2 and REFUSED[options] in error
+
+
+@pytest.mark.parametrize("base", BASES)
+def test_a_small_base_takes_what_is_estimated(numbers, base):
+    assert numbers[base]["base"] == base and numbers[base]["estimate_error"] < 0.1

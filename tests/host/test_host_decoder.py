@@ -1,5 +1,7 @@
 """Decoding with gradient: exact, by strips and recomputed, in the memory it says, and plain about what is too much."""
 
+from functools import cache
+
 import pytest
 import torch
 from oracle import host_model, host_tiny_vae, host_vae, random_flux, random_tiny_vae, random_vae
@@ -126,6 +128,7 @@ def test_out_of_memory_names_a_size_that_fits(pack, flux_decoder, monkeypatch):
     import comfy.model_management
 
     decoder = flux_decoder
+    monkeypatch.setattr(decoder, "memory", cache(decoder.memory))  # each takes seconds
     latent = torch.randn(1, 16, 96, 64)
     free = int(0.7 * decoder.memory(latent.shape)[0])
     monkeypatch.setattr(comfy.model_management, "get_free_memory", lambda *_: free)

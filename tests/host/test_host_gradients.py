@@ -53,7 +53,12 @@ def pull_back(flow, cond, noised, branch, decoder, reward):
     recovered = one_step_recover(flow, cond, noised, branch)
     prompts = PROMPTS[: len(noised.x0)]
     score = score_recovered(
-        recovered, branch, decoder, [Term(reward=reward, objective=Objective(threshold=100.0))], prompts, 1
+        recovered,
+        branch,
+        decoder,
+        [Term(reward=reward, objective=Objective(threshold=100.0))],
+        prompts=prompts,
+        update=1,
     )
     score.pull(1.0)
     return recovered.value, score

@@ -23,11 +23,11 @@ RANK = 16
 ALPHA = 16.0
 
 
-def random_flux(dtype=torch.float32) -> FluxTransformer2DModel:
+def random_flux(dtype=torch.float32, **config) -> FluxTransformer2DModel:
     """A FLUX with weights of a size that makes every part of it count."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        flux = FluxTransformer2DModel(**CONFIG)
+        flux = FluxTransformer2DModel(**CONFIG | config)
         for parameter in flux.parameters():
             parameter.data.add_(0.02 * torch.randn_like(parameter))
     return flux.to(dtype).eval().requires_grad_(False)

@@ -40,6 +40,7 @@ class TinyFlow:
         return self.forward(x, sigma, cond)
 
     exact = True
+    samples_depend_on_batch = False
 
     def signature(self, cond):
         return ()
@@ -91,6 +92,12 @@ class TinyReward:
 class TinyData:
     def __init__(self, count=5):
         self.prompts = [f"picture {i}" for i in range(count)]
+
+    def content(self):
+        return self.prompts
+
+    def prepare(self, indices):
+        pass
 
     def cond(self, indices):
         return torch.tensor(indices, dtype=torch.float64) / 3

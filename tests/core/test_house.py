@@ -1,0 +1,252 @@
+"""The order of the house, as CONTRIBUTING.md draws it: who imports whom, how long things are, how they are called."""
+
+import ast
+import re
+import statistics
+from functools import cache
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text("utf-8")
+SHIPPED = ("srpo_core", "nodes")
+TOOLS = ("harness", "bench", "demo")
+# What a node may use of the host outside nodes/host: its node API, its folders, its sampler names, bars and Cancel,
+# and the types of what comes in.
+FOR_NODES = {
+    "comfy_api.latest",
+    "comfy_execution.utils",
+    "comfy_extras.nodes_custom_sampler.Noise_RandomNoise",
+    "comfy.model_management",
+    "comfy.model_patcher.ModelPatcher",
+    "comfy.samplers",
+    "comfy.sd.CLIP",
+    "comfy.sd.VAE",
+    "comfy.utils",
+    "folder_paths",
+}
+OF_THE_HOST = ("comfy", "comfy_api", "comfy_execution", "comfy_extras", "folder_paths", "node_helpers", "server")
+MOST_POSITIONAL = 4
+# Of a sheet that is drawn on: places, sizes and colours in the order of every drawing library.
+DRAWING = ("text", "box")
+HOME_MADE = ("said", "told", "handed", "parked", "listed", "schedule")
+
+
+@cache
+def trees(*folders: str) -> dict[str, ast.Module]:
+    """The modules in these folders, by path from the root."""
+    files = sorted(file for folder in folders for file in (ROOT / folder).rglob("*.py"))
+    return {file.relative_to(ROOT).as_posix(): ast.parse(file.read_text("utf-8")) for file in files}
+
+
+def module_of(path: str) -> str:
+    return path.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+
+
+def absolute(path: str, node: ast.ImportFrom) -> str:
+    """The module that a `from` names, seen from the root."""
+    if not node.level:
+        return node.module
+    package = path.split("/")[: -node.level]
+    return ".".join([*package, *filter(None, [node.module])])
+
+
+def imported(path: str, tree: ast.Module) -> set[str]:
+    """Every name that is imported anywhere in it, with its module: `srpo_core.run.run.Run`, `torch`."""
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {name.name for name in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found |= {f"{absolute(path, node)}.{name.name}" for name in node.names}
+    return found
+
+
+@cache
+def links() -> dict[str, set[str]]:
+    """The project's modules that each of them imports."""
+    all_trees = trees(*SHIPPED, *TOOLS, "tests")
+    modules = {module_of(path) for path in all_trees}
+    by_stem = {name.rsplit(".", 1)[-1]: name for name in modules if name.startswith(("harness", "tests", "demo"))}
+    found = {}
+    for path, tree in all_trees.items():
+        names = imported(path, tree)
+        names |= {by_stem[name.split(".")[0]] + "." for name in names if name.split(".")[0] in by_stem}
+        owned = (max((m for m in modules if f"{name}.".startswith(f"{m}.")), key=len, default=None) for name in names)
+        found[module_of(path)] = {name for name in owned if name and name != module_of(path)}
+    return found
+
+
+def wing_of(module: str) -> str:
+    """The wing that the drawing has a row for."""
+    parts = module.split(".")
+    if parts[0] == "srpo_core":
+        is_folder = (ROOT / "srpo_core" / parts[1]).is_dir() if len(parts) > 1 else False
+        return f"srpo_core/{parts[1]}" if is_folder else "srpo_core/*.py"
+    if parts[:2] == ["nodes", "host"]:
+        is_folder = (ROOT / "nodes/host" / parts[2]).is_dir() if len(parts) > 2 else False
+        return f"nodes/host/{parts[2]}" if is_folder else "nodes/host/*.py"
+    return "nodes/*.py" if parts[0] == "nodes" else parts[0]
+
+
+def wings() -> dict[str, set[str]]:
+    """What each wing imports of the others."""
+    found = {}
+    for module, targets in links().items():
+        wing = wing_of(module)
+        found.setdefault(wing, set()).update(wing_of(target) for target in targets if wing_of(target) != wing)
+    return found
+
+
+def drawn() -> dict[str, set[str]]:
+    """The rows of the drawing, from top to bottom: a wing, and after the arrow what it imports."""
+    picture = re.search(r"```text\n(.+?)```", CONTRIBUTING, re.DOTALL)[1]
+    rows = re.findall(r"^(\S+) +(.*?) *-> *(.*)$", picture, re.MULTILINE)
+    return {wing: set(targets.replace(",", " ").split()) - {"-"} for wing, _, targets in rows}
+
+
+def short(wing: str) -> str:
+    """As the drawing calls a wing that is imported."""
+    return wing if wing == "srpo_core/*.py" else wing.removeprefix("srpo_core/").removeprefix("nodes/")
+
+
+def test_the_drawing_is_what_the_code_imports():
+    assert drawn() == {wing: set(map(short, targets)) for wing, targets in wings().items()}
+
+
+def test_imports_run_one_way_down_the_drawing():
+    above = []
+    for wing, targets in drawn().items():
+        above.append(short(wing))
+        assert targets.isdisjoint(above), f"{wing} imports what stands above it"
+
+
+def circle(module: str, path: tuple[str, ...], done: set[str]) -> tuple[str, ...]:
+    """The first way from `module` back to itself, or nothing."""
+    if module in path:
+        return (*path[path.index(module) :], module)
+    if module not in done:
+        for target in sorted(links()[module]):
+            if found := circle(target, (*path, module), done):
+                return found
+        done.add(module)
+    return ()
+
+
+def test_no_modules_of_the_pack_import_each_other():
+    done = set()
+    shipped = sorted(module for module in links() if module.split(".")[0] in SHIPPED)
+    assert [found for module in shipped if (found := circle(module, (), done))] == []
+
+
+def of_the_host(names: set[str]) -> set[str]:
+    return {name for name in names if name.split(".")[0] in OF_THE_HOST}
+
+
+def test_the_core_knows_no_host():
+    known = {path: of_the_host(imported(path, tree)) for path, tree in trees("srpo_core").items()}
+    assert {path: names for path, names in known.items() if names} == {}
+
+
+def test_the_hosts_internals_are_known_in_one_place():
+    inside = {path: imported(path, tree) for path, tree in trees("nodes").items() if "/host/" not in path}
+    found = {
+        path: sorted(
+            name for name in of_the_host(names) if not f"{name}.".startswith(tuple(f"{m}." for m in FOR_NODES))
+        )
+        for path, names in inside.items()
+    }
+    assert {path: names for path, names in found.items() if names} == {}
+
+
+def functions(*folders: str) -> dict[str, ast.FunctionDef]:
+    return {
+        f"{path}:{node.lineno} {node.name}": node
+        for path, tree in trees(*folders).items()
+        for node in ast.walk(tree)
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))
+    }
+
+
+def length(function: ast.FunctionDef) -> int:
+    """Its lines without its docstring."""
+    documented = ast.get_docstring(function) is not None
+    docstring = function.body[0].end_lineno - function.body[0].lineno + 1 if documented else 0
+    return function.end_lineno - function.lineno + 1 - docstring
+
+
+def test_functions_are_short():
+    lengths = {name: length(f) for name, f in functions(*SHIPPED).items() if f.name != "define_schema"}
+    tools = {name: length(f) for name, f in functions(*TOOLS).items()}
+    assert statistics.median(lengths.values()) <= 8
+    assert statistics.quantiles(lengths.values(), n=10)[-1] <= 20
+    assert {name: lines for name, lines in (lengths | tools).items() if lines > 60} == {}
+
+
+def names_in(node: ast.AST) -> set[str]:
+    return {ast.unparse(part) for part in ast.walk(node) if isinstance(part, (ast.Name, ast.Attribute, ast.Subscript))}
+
+
+def packed(node: ast.AST) -> bool:
+    """Whether an assignment is several in one line; an exchange, which reads what it sets, is one thing."""
+    if not isinstance(node, ast.Assign) or not isinstance(node.value, ast.Tuple):
+        return False
+    target = node.targets[0]
+    return isinstance(target, ast.Tuple) and names_in(target).isdisjoint(names_in(node.value))
+
+
+def test_one_statement_a_line():
+    everywhere = trees(*SHIPPED, *TOOLS, "tests").items()
+    found = [f"{path}:{node.lineno}" for path, tree in everywhere for node in ast.walk(tree) if packed(node)]
+    assert found == []
+
+
+DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+
+
+def everything(*folders: str) -> list[ast.AST]:
+    return [node for tree in trees(*folders).values() for node in ast.walk(tree)]
+
+
+def defined() -> set[str]:
+    """Names of the project's functions and classes; a library's of the same name are not told apart."""
+    kinds = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+    return {
+        node.name for tree in trees(*SHIPPED, *TOOLS).values() for node in ast.walk(tree) if isinstance(node, kinds)
+    }
+
+
+def called(node: ast.Call) -> str:
+    return node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+
+
+def names_given(node: ast.AST) -> list[str]:
+    """What a definition, a parameter or an assignment calls something, without the underscore of what is private."""
+    if isinstance(node, DEFINITIONS):
+        return [node.name.strip("_")]
+    if isinstance(node, ast.arg):
+        return [node.arg.strip("_")]
+    return [node.id.strip("_")] if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store) else []
+
+
+def identifiers() -> dict[str, str]:
+    """Names that the project gives, each with a file that does."""
+    shipped = trees(*SHIPPED, *TOOLS).items()
+    return {name: path for path, tree in shipped for node in ast.walk(tree) for name in names_given(node)}
+
+
+def vocabulary() -> list[str]:
+    table = CONTRIBUTING.split("## Vocabulary")[1]
+    return re.findall(r"^\| (\w+) \|", table, re.MULTILINE)[1:]
+
+
+def test_the_vocabulary_is_used():
+    used = {part for name in identifiers() for part in re.findall(r"[A-Z]?[a-z0-9]+", name)}
+    used = {part.lower() for part in used}
+    assert len(vocabulary()) == 30
+    assert [word for word in vocabulary() if word not in used and f"{word}s" not in used] == []
+
+
+def test_the_guide_names_files_that_there_are():
+    named = re.findall(r"`([\w./-]+\.(?:py|md|json|yaml|toml))`", CONTRIBUTING)
+    folders = (ROOT, *(path for path in ROOT.rglob("*") if path.is_dir() and ".venv" not in path.parts))
+    assert [name for name in named if not any((folder / name).is_file() for folder in folders)] == []
