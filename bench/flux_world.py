@@ -20,7 +20,7 @@ from srpo_core.algorithm.objective import Objective
 from srpo_core.algorithm.step import Noised
 from srpo_core.algorithm.terms import Term
 from srpo_core.rewards import score_words
-from srpo_core.rewards.families import load_reward
+from srpo_core.rewards.load import load_reward
 from srpo_core.toy.models import TEXT_LENGTH
 
 from .flux_bases import FLUX_DEV, TOY, draw_weights, random_flux

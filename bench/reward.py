@@ -23,7 +23,7 @@ import psutil
 import torch
 from safetensors.torch import save_file
 
-from srpo_core.rewards.families import load_reward
+from srpo_core.rewards.load import load_reward
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 TOY = {

@@ -24,6 +24,7 @@ from find_host import find_host
 from import_core import ROOT
 from worlds import DiffusersWorld, HostWorld
 
+from srpo_core.pictures import to_picture
 from srpo_core.report.card import tile
 from srpo_core.toy.judge import measure
 from srpo_core.toy.models import load_clip, load_tokenizer
@@ -54,7 +55,7 @@ def before_after(before: torch.Tensor, after: torch.Tensor) -> Image.Image:
     sheets = [tile(images[:SHOWN].movedim(1, -1), 6) for images in (before, after)]
     gap = torch.ones(sheets[0].shape[0], 12, 3).numpy()
     sheet = torch.cat([torch.from_numpy(part) for part in (sheets[0], gap, sheets[1])], 1)
-    picture = Image.fromarray((sheet * 255).round().byte().numpy())
+    picture = to_picture(sheet)
     return picture.resize((picture.width * 2, picture.height * 2), Image.Resampling.NEAREST)
 
 

@@ -7,7 +7,6 @@ from importlib.metadata import version
 from pathlib import Path
 
 import import_core  # noqa: F401 (by which srpo_core is found)
-import numpy as np
 import torch
 from host_server import HostServer
 from PIL import Image
@@ -17,6 +16,7 @@ from srpo_core.algorithm.noise_levels import Window
 from srpo_core.algorithm.objective import Objective, Strength, parse_words
 from srpo_core.algorithm.terms import Term
 from srpo_core.headless.prompts import ClipPrompts
+from srpo_core.pictures import to_tensor
 from srpo_core.report.card import draw_card
 from srpo_core.run.draws import Batching, draw_noise
 from srpo_core.run.loop import train
@@ -68,8 +68,7 @@ class HostWorld(HostServer):
         lora = f"srpo/{self.run_name}/{self._lora().name}" if trained else None
         self.run(sampling(scenes, count, folder, lora), seconds=900)
         files = sorted((self.base / "output" / folder).iterdir())
-        pixels = np.stack([np.asarray(Image.open(file).convert("RGB")) for file in files])
-        return torch.from_numpy(pixels).movedim(-1, 1).float() / 255
+        return torch.cat([to_tensor(Image.open(file).convert("RGB")) for file in files]).movedim(-1, 1)
 
     def _lora(self) -> Path:
         return max((self.base / "output/loras/srpo" / self.run_name).iterdir())
@@ -151,7 +150,7 @@ class DiffusersWorld:
         return run.updates
 
     def pictures(self, scenes: list[Scene], count: int, trained: bool = False) -> torch.Tensor:
-        """As HostWorld's."""
+        """The same as of HostWorld."""
         self.flow.steps = STEPS
         return self._sample([caption(scene) for scene in scenes for _ in range(count)], trained)
 

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import comfy.model_management
 from comfy_api.latest import io
 
-from ..srpo_core.report.compare import Comparison, draw_comparison, plural, score
+from ..srpo_core.report.compare import Comparison, plural, score
+from ..srpo_core.report.compare_picture import draw_comparison
 from .checked import checked
 from .host.progress import Progress, show_text
 from .inputs import sampler_inputs, settings_of, size_inputs

@@ -9,7 +9,7 @@ from comfy_api.latest import io
 
 from ..srpo_core.algorithm.guard import Guard
 from ..srpo_core.algorithm.noise_levels import Window
-from ..srpo_core.report.table_picture import printable
+from ..srpo_core.report.sheet import printable
 from ..srpo_core.run.watch import Limits
 
 WARN = "warn"  # at a limit

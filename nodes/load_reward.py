@@ -55,7 +55,7 @@ def path_of(name: str) -> Path | None:
 
 def unreadable(name: str) -> str | None:
     """What is wrong with a file that is listed and that path_of does not find, such as a link that leads nowhere."""
-    from ..srpo_core.rewards.stored import check_file
+    from ..srpo_core.files import check_file
 
     folder, _, rest = name.partition("/")
     folders = [(folder, rest)] if folder in ALSO else [(each, name) for each in ("rewards", *ALSO)]
@@ -195,7 +195,7 @@ class LoadReward(io.ComfyNode):
         download: bool,
         condition: str = CONDITIONS[0],
     ) -> io.NodeOutput:
-        from ..srpo_core.rewards.families import load_reward
+        from ..srpo_core.rewards.load import load_reward
         from .host.reward import managed
 
         check_choice("dtype", dtype, ["auto", *DTYPES])

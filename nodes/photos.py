@@ -14,8 +14,9 @@ import torch
 from comfy_api.latest import io
 
 from ..srpo_core.algorithm.protocols import Dataset
-from ..srpo_core.data.photo_files import Found, holds_a_picture, look, sizes_of_area, walk
+from ..srpo_core.data.photo_files import FolderScan, holds_a_picture, scan_folder, walk
 from ..srpo_core.data.photo_latents import Latents, Photos, Sized, Store, measure_all
+from ..srpo_core.data.photo_pixels import sizes_of_area
 from ..srpo_core.digest import digest
 from .checked import answer_of, checked
 from .folders import cache_folder
@@ -78,13 +79,13 @@ def check_photos(name: str):
     """Raises ValueError for a folder that is not in the input folder, or holds no picture."""
     folder = photo_folder(name)
     if not holds_a_picture(folder):
-        look(folder)
+        scan_folder(folder)
 
 
-def summary(photos: list[Sized], left_out: list[str], found: Found, default_caption: str = "") -> str:
+def summary(photos: list[Sized], left_out: list[str], found: FolderScan, default_caption: str = "") -> str:
     """What the dataset is, and what was not understood in its folder, for the node to show."""
     sentences = [f"{len(photos)} photos in {len({photo.size for photo in photos})} sizes."]
-    sentences += found.told(default_caption)
+    sentences += found.notes(default_caption)
     if left_out:
         sentences.append(f"{len(left_out)} left out, see the log: {left_out[0]}")
     return " ".join(sentences)
@@ -154,7 +155,7 @@ class PhotosNode(io.ComfyNode):
     def execute(cls, clip: CLIP, vae: VAE, folder: str, width: int, height: int, default_caption: str) -> io.NodeOutput:
         from .host.text_encoder import Encoded
 
-        found = look(photo_folder(folder), default_caption)
+        found = scan_folder(photo_folder(folder), default_caption)
         store = store_of(vae)
         sizes = sizes_of_area(width, height, 2 * vae.spacial_compression_encode())  # a token of the model is 2x2
         photos, left_out = measure_all(found.photos, sizes, Progress(len(found.photos)))

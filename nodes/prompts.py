@@ -15,7 +15,8 @@ from comfy_api.latest import io
 
 from ..srpo_core.checks import shown
 from ..srpo_core.data.photo_files import SUFFIXES
-from ..srpo_core.data.prompt_text import check_beginning, check_prompt, check_prompts, parse_prompts, read_prompts
+from ..srpo_core.data.prompt_text import check_beginning, check_prompts, parse_prompts, read_prompts
+from ..srpo_core.data.wildcards import check_prompt
 from .checked import answer_of
 from .folders import cache_folder
 from .host.progress import show_text

@@ -8,7 +8,8 @@ from comfy_api.latest import io
 
 from ..srpo_core.algorithm.objective import parse_words
 from ..srpo_core.report.reward_table import MAPPED, ask_for, check_words, find_looks, score_table
-from ..srpo_core.report.table_picture import LARGE, ROWS, draw_table, thumbnail_size
+from ..srpo_core.report.sheet import thumbnail_size
+from ..srpo_core.report.table_picture import LARGE, ROWS, draw_table
 from ..srpo_core.rewards import Reward, name_of
 from .checked import answer_of, checked
 from .host.progress import Progress, show_text

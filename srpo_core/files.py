@@ -1,9 +1,10 @@
-"""Writing files so that a crash leaves the old one or the new one, never half of one; and reading such files."""
+"""Writing files so that a crash leaves the old one or the new one, never half of one; checking and reading files."""
 
 import hashlib
 import json
 import os
 import shutil
+import stat
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -83,6 +84,28 @@ def check_writable(folder: Path, room: int = 0):
         tempfile.TemporaryFile(dir=folder).close()
         if (free := shutil.disk_usage(folder).free) < room:
             raise OSError(f"{free / 1e6:.0f} MB free, {room / 1e6:.0f} MB needed")
+
+
+def check_file(path: Path):
+    """Raises ValueError, a sentence, for what is no file that can be read; it is not opened before that is known."""
+    name = path.name.encode("utf-8", "replace").decode()
+    if name != path.name:
+        raise ValueError(f"The name {name} holds what is no UTF-8: give the file another name.")
+    try:
+        mode = path.stat().st_mode
+        if stat.S_ISREG(mode):
+            path.open("rb").close()
+    except FileNotFoundError:
+        if path.is_symlink():
+            gone = f"{name} is a link to {os.readlink(path)}, where nothing is: put the file there, or a new link here."
+            raise ValueError(gone) from None
+        raise ValueError(f"There is no file {path}.") from None
+    except OSError as error:
+        raise ValueError(f"{name} can't be opened ({error.strerror}): let ComfyUI read it.") from error
+    if stat.S_ISDIR(mode):
+        raise ValueError(f"{name} is a folder: choose a file of weights, such as the model.safetensors in it.")
+    if not stat.S_ISREG(mode):
+        raise ValueError(f"{name} is a pipe, a socket or a device: choose a file of weights.")
 
 
 def file_digest(path: Path, algorithm: str) -> str:

@@ -6,15 +6,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..pictures import pixel_saturation
 from .step import Score
 from .terms import Answer
 
 
 def saturation(images: Tensor) -> Tensor:
     """(), mean HSV saturation of images (B, 3, H, W) in [0, 1]; over-optimised rewards drive it up."""
-    high = images.amax(1)
-    low = images.amin(1)
-    return ((high - low) / high.clamp(min=1e-6)).mean()
+    return pixel_saturation(images).mean()
 
 
 @dataclass(frozen=True)

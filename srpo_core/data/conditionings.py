@@ -30,7 +30,7 @@ class Conditionings:
         self._kept: dict[str, Conditioning] = {}
 
     def missing(self, keys: Iterable[str]) -> list[str]:
-        """Those of the keys that are not known, each once; a file that can't be read is not known."""
+        """The keys that are not known, each once; a file that can't be read is not known."""
         return [key for key in dict.fromkeys(keys) if key not in self._kept and not self._readable(key)]
 
     def add(self, key: str, conditioning: Conditioning):
@@ -55,6 +55,7 @@ class Conditionings:
             ) from error
 
     def _file(self, key: str) -> Path:
+        assert self.folder, "a conditioning that is not in memory is in a folder"
         return self.folder / f"{key}.safetensors"
 
     def _readable(self, key: str) -> bool:

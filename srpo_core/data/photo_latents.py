@@ -14,7 +14,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ..files import file_digest, read_safetensors, write_whole
-from .photo_files import Photo, Size, Unusable, check_covers, cropped, nearest_shape, readable, upright_size
+from .captions import readable
+from .photo_files import Photo
+from .photo_pixels import Size, UnusablePhoto, check_covers, cropped, nearest_shape, upright_size
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +37,7 @@ class Sized:
 
 @dataclass(frozen=True)
 class Store:
-    """Latents on disk, named after what they were made of: the picture's bytes, its size, the VAE.
+    """Latents on disk, caption_from_name after what they were made of: the picture's bytes, its size, the VAE.
 
     encode: images (1, 3, H, W) in [0, 1] to latents (1, C, h, w). identity: of the VAE; another one, other files.
     """
@@ -49,23 +51,26 @@ class Store:
         return self.folder / f"{hashlib.blake2b(' '.join(parts).encode(), digest_size=16).hexdigest()}.safetensors"
 
     def encoded(self, sized: Sized) -> tuple[Path, Shape]:
-        """The file of a photo's latent, and its shape; made if it is not there. Raises Unusable."""
+        """The file of a photo's latent, and its shape; made if it is not there. Raises UnusablePhoto."""
         try:
             file = self.file(sized.photo.file, sized.size)
         except OSError as error:
-            raise Unusable(f"can't be read ({error})") from error
+            raise UnusablePhoto(f"can't be read ({error})") from error
         shape = stored_shape(file)
         if shape is None:
             latent = self.encode(cropped(sized.photo.file, sized.size))[0].float().cpu().contiguous()
             if not latent.isfinite().all():
-                raise Unusable("comes out of the VAE with numbers that are not finite; try the VAE in fp32 or bf16")
+                raise UnusablePhoto(
+                    "comes out of the VAE with numbers that are not finite; try the VAE in fp32 or bf16"
+                )
             write_whole(file, lambda path: save_file({"latent": latent}, path))
-            shape = tuple(latent.shape)
+            channels, height, width = latent.shape
+            shape = (channels, height, width)
         return file, shape
 
 
 def stored_shape(file: Path) -> Shape | None:
-    """Of the latent in this file; None without a file, or if it is not a whole one."""
+    """The shape of the latent in this file; None without a file, or if it is not a whole one."""
     try:
         with safe_open(file, "pt") as stored:
             return tuple(stored.get_slice("latent").get_shape())
@@ -74,7 +79,7 @@ def stored_shape(file: Path) -> Shape | None:
 
 
 def sample_digest(picture: Path) -> str:
-    """Of a picture's length and of some of its bytes, so that a folder of large ones takes a moment."""
+    """A digest of a picture's length and of some of its bytes, so that a folder of large ones takes a moment."""
     with picture.open("rb") as file:
         length = file.seek(0, os.SEEK_END)
         state = hashlib.blake2b(str(length).encode(), digest_size=16)
@@ -85,22 +90,22 @@ def sample_digest(picture: Path) -> str:
 
 
 def measured(photo: Photo, sizes: list[Size]) -> Sized:
-    """The photo at the one of `sizes` that fits its shape; reads its header. Raises Unusable."""
+    """The photo at the one of `sizes` that fits its shape; reads its header. Raises UnusablePhoto."""
     if photo.unusable:
-        raise Unusable(photo.unusable)
+        raise UnusablePhoto(photo.unusable)
     actual = upright_size(photo.file)
     size = nearest_shape(actual, sizes)
     check_covers(actual, size)
     try:
         return Sized(photo, size, sample_digest(photo.file))
     except OSError as error:
-        raise Unusable(f"can't be read ({error})") from error
+        raise UnusablePhoto(f"can't be read ({error})") from error
 
 
 def measure_all(
     photos: Iterable[Photo], sizes: list[Size], on_photo: Callable[[], Any] = lambda: None
 ) -> tuple[list[Sized], list[str]]:
-    """Those that can be used, so far as their headers tell; `on_photo` is called before each.
+    """The photos that can be used, so far as their headers tell; `on_photo` is called before each.
 
     Returns also which photos are left out and why, and warns of them. Raises ValueError if none is left.
     """
@@ -110,7 +115,7 @@ def measure_all(
         on_photo()
         try:
             usable.append(measured(photo, sizes))
-        except Unusable as why:
+        except UnusablePhoto as why:
             left_out.append(f"{readable(photo.file)} {why}.")
     if not usable:
         raise ValueError("None of the photos can be used:\n" + shortened(left_out))
@@ -183,7 +188,7 @@ class Latents:
         if index not in self._known and index not in self.left_out:
             try:
                 self._known[index] = self.store.encoded(self.photos[index])
-            except Unusable as why:
+            except UnusablePhoto as why:
                 self.left_out[index] = f"{readable(self.photos[index].photo.file)} {why}."
                 log.warning("%s The next photo is taken in its place.", self.left_out[index])
         return index in self._known

@@ -9,7 +9,7 @@ from ..algorithm.scaling import pulled
 
 
 class DiffusersDecoder:
-    """A frozen AutoencoderKL or AutoencoderTiny (see `models.Decoder`).
+    """A frozen AutoencoderKL or AutoencoderTiny (see `protocols.Decoder`).
 
     Takes latents as the flow model makes them, and scales and shifts them back by the VAE's own factors (FLUX:
     divided by 0.3611, plus 0.1159; AutoencoderTiny, which was trained on them as they are: by 1, plus 0).

@@ -2,6 +2,7 @@
 
 import torch
 from torch import Tensor
+from transformers import CLIPModel, PreTrainedTokenizerBase
 
 
 class ClipPrompts:
@@ -11,7 +12,7 @@ class ClipPrompts:
     the text, not projected. Raises ValueError without a prompt.
     """
 
-    def __init__(self, prompts: list[str], clip, tokenizer):
+    def __init__(self, prompts: list[str], clip: CLIPModel, tokenizer: PreTrainedTokenizerBase):
         if not prompts:
             raise ValueError("There is no prompt to train on: give at least one.")
         self.prompts = list(prompts)

@@ -1,10 +1,15 @@
 """The picture that a run shows of itself: fixed-seed samples before and now, and its curves."""
 
+from typing import TYPE_CHECKING, Any
+
 import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from .table_picture import fonts, printable
+from .sheet import fonts, printable
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 CURVES = (  # title, the metrics in it
     ("rewards", ("reward_positive", "reward_negative")),
@@ -43,7 +48,8 @@ def draw_card(before: Tensor, now: Tensor, history: list[dict], title: str) -> I
     height = WIDTH / 2 * sheets[0].shape[0] / sheets[0].shape[1]
     figure = Figure((WIDTH, height + 2.4), dpi=DPI, layout="constrained")
     figure.suptitle(printable(title), parse_math=False, family=fonts())
-    pictures, curves = figure.subfigures(2, height_ratios=(height, 2.0))
+    halves: Any = figure.subfigures(2, height_ratios=(height, 2.0))  # matplotlib's types say one; it is an array of two
+    pictures, curves = halves
     for axes, sheet, name in zip(pictures.subplots(1, 2), sheets, ("before", "now")):
         axes.imshow(sheet, interpolation="nearest" if sheet.shape[0] < 500 else "antialiased")
         axes.set_title(name, fontsize=10)
@@ -55,7 +61,7 @@ def draw_card(before: Tensor, now: Tensor, history: list[dict], title: str) -> I
     return Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
 
 
-def _draw_curves(axes, name: str, keys: tuple[str, ...], history: list[dict]):
+def _draw_curves(axes: "Axes", name: str, keys: tuple[str, ...], history: list[dict]):
     updates = [metrics["update"] for metrics in history]
     named = {key: None for metrics in history for key in metrics if key.partition("/")[0] in keys and "/" in key}
     keys = (*keys, *named)  # those of other rewards end in "/name"
@@ -72,8 +78,8 @@ def _draw_curves(axes, name: str, keys: tuple[str, ...], history: list[dict]):
         _draw_legend(axes, keys)
 
 
-def _draw_legend(axes, keys: tuple[str, ...]):
-    """With what the user called a reward as it is, which matplotlib takes for mathematics at a "$"."""
+def _draw_legend(axes: "Axes", keys: tuple[str, ...]):
+    """The legend, with what the user called a reward as it is, which matplotlib takes for mathematics at a "$"."""
     for text, key in zip(axes.legend(fontsize=6).get_texts(), keys):
         label = printable(key.removeprefix("reward_").removeprefix("words_gap/"))
         text.set(text=shorten(label, LONGEST_LABEL), parse_math=False, family=fonts())

@@ -163,7 +163,7 @@ def score_table(
     return Table(columns, torch.cat(parts, 1).T)
 
 
-def _for_reward(images: Tensor, device) -> Tensor:
+def _for_reward(images: Tensor, device: torch.device | str) -> Tensor:
     """(B, 3, H, W) float32 from (B, H, W, C); a copy, for the host's own is no tensor that autograd takes."""
     return as_rgb(images.movedim(-1, 1)).to(device, torch.float32, copy=True).contiguous()
 
@@ -186,7 +186,7 @@ def find_looks(
     for i in table.ranking[:MAPPED]:
         image = _for_reward(images[i : i + 1], device)
         maps = []
-        gap = 0.0
+        gap = torch.zeros_like(image[0])
         for column, weight in zip(table.columns, table.weights.tolist()):
             gradient = pixel_gradient(reward, image, column.text)
             if gradient is None:

@@ -1,8 +1,5 @@
 """The picture of a reward table: one row for each picture, best first, one column for each word."""
 
-import io
-import textwrap
-import unicodedata
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,12 +7,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..rewards.pixels import as_rgb
 from .reward_table import MAPPED, Column, Table, digits_for, number
+from .sheet import FAINT, INK, MARGIN, SIDES, TRACK, Sheet, thumbnail, thumbnail_size, wrap
 
 ROWS = 16  # more pictures than these are left to the ranking
-DPI = 100
-MARGIN = 20  # pixels, as all of these
 LABEL = 88
 LARGE = 128  # longest side of a thumbnail with maps
 SMALL = 84  # and of one without
@@ -23,16 +18,10 @@ SPACE = 14
 CELL = LARGE + SPACE
 NUMBERS = 34  # height of a score and its bar
 LEAST_WIDTH = 600
-INK = "#1d2330"
-FAINT = "#717987"
-TRACK = "#e6e9ee"
 STRIPE = "#f6f7f9"
 GOLD = "#fff3cf"
 STAR = "#c98a00"
-SIDES = {"plain": "#5b6577", "positive": "#3b7dd8", "negative": "#d8703b"}
 GROUPS = {"plain": "", "positive": "words", "negative": "negative words"}
-CJK = ("Noto Sans CJK SC", "Noto Sans SC", "Source Han Sans SC", "Microsoft YaHei", "PingFang SC", "Hiragino Sans GB",
-       "WenQuanYi Micro Hei", "SimHei")  # fmt: skip
 
 
 def draw_table(images: Tensor, table: Table, looks: dict[int, Tensor], prompt: str, reward: str) -> Image.Image:
@@ -44,7 +33,7 @@ def draw_table(images: Tensor, table: Table, looks: dict[int, Tensor], prompt: s
     shown = table.ranking[:ROWS]
     columns = len(table.columns) + table.has_gap
     width = max(LEAST_WIDTH, 2 * MARGIN + LABEL + (1 + columns) * CELL - SPACE)
-    heading = _heading(table, prompt, reward, width)
+    heading = _heading(table, prompt=prompt, reward=reward, width=width)
     notes = _notes(table, looks, reward, width)
     titles = [wrap(column.title, 17, 3) for column in table.columns] + [["words-gap"]] * table.has_gap
     top = MARGIN + 24 * len(heading[0]) + 20 * len(heading[1]) + 30 + 17 * max(map(len, titles)) + 8
@@ -56,28 +45,12 @@ def draw_table(images: Tensor, table: Table, looks: dict[int, Tensor], prompt: s
     y = top
     for rank, (i, height) in enumerate(zip(shown, heights)):
         if rank % 2 == 0:
-            sheet.box(MARGIN / 2, y, width - MARGIN, height, STRIPE)
-        _draw_row(sheet, y, height, rank, i, images[i], table, looks.get(i))
+            sheet.box(MARGIN / 2, y, width - MARGIN, height, colour=STRIPE)
+        _draw_row(sheet, y, height, rank=rank, i=i, image=images[i], table=table, look=looks.get(i))
         y += height
     for line, note in enumerate(notes):
-        sheet.text(MARGIN, y + 21 + 17 * line, note, 8, FAINT)
+        sheet.text(MARGIN, y + 21 + 17 * line, note, 8, colour=FAINT)
     return sheet.render()
-
-
-def thumbnail_size(images: Tensor, side: int) -> tuple[int, int]:
-    """(height, width) of pictures (N, H, W, C) whose longer side becomes `side`; neither is below 1."""
-    height, width = images.shape[1:3]
-    scale = side / max(height, width)
-    return max(1, round(height * scale)), max(1, round(width * scale))
-
-
-def thumbnail(image: Tensor, size: tuple[int, int]) -> np.ndarray:
-    """(*size, 3) uint8 from one picture (H, W, C) in [0, 1]; what is small is enlarged without smoothing."""
-    colours = as_rgb(image.movedim(-1, 0)[None])[0].movedim(0, -1)
-    pixels = (colours.float().nan_to_num().clamp(0, 1) * 255).round().byte().cpu().numpy()
-    enlarged = size[0] >= image.shape[0] and size[1] >= image.shape[1]
-    how = Image.Resampling.NEAREST if enlarged else Image.Resampling.LANCZOS
-    return np.asarray(Image.fromarray(pixels).resize(size[::-1], how))
 
 
 def overlay(picture: np.ndarray, look: Tensor) -> np.ndarray:
@@ -91,14 +64,7 @@ def overlay(picture: np.ndarray, look: Tensor) -> np.ndarray:
     return (grey * (1 - cover) + glow * cover).round().astype(np.uint8)
 
 
-def wrap(text: str, columns: int, lines: int) -> list[str]:
-    """At most `lines` lines of about `columns` Latin letters, or half as many Chinese ones; "..." ends what is cut."""
-    wide = any(unicodedata.east_asian_width(letter) in "WF" for letter in text)
-    limit = max(1, columns // 2) if wide else columns
-    return textwrap.wrap(" ".join(text.split()), limit, max_lines=lines, placeholder="...") or [""]
-
-
-def _heading(table: Table, prompt: str, reward: str, width: int) -> tuple[list[str], list[str]]:
+def _heading(table: Table, *, prompt: str, reward: str, width: int) -> tuple[list[str], list[str]]:
     pictures = f"{len(table.values)} picture" + "s" * (len(table.values) > 1)
     kind = f"Scores of {reward}. {pictures}, ranked by {table.merit_name}."
     title = wrap(" ".join(prompt.split()) or "Reward table", width // 10, 2)
@@ -133,24 +99,24 @@ def _row_height(images: Tensor, mapped: bool) -> int:
     return max(thumbnail_size(images, SMALL)[0], NUMBERS + 6) + 16
 
 
-def _draw_heading(sheet: "Sheet", title: list[str], kind: list[str]):
+def _draw_heading(sheet: Sheet, title: list[str], kind: list[str]):
     for line, text in enumerate(title):
         sheet.text(MARGIN, MARGIN + 8 + 24 * line, text, 13, weight="bold")
     for line, text in enumerate(kind):
-        sheet.text(MARGIN, MARGIN + 24 * len(title) + 7 + 20 * line, text, 9, FAINT)
+        sheet.text(MARGIN, MARGIN + 24 * len(title) + 7 + 20 * line, text, 9, colour=FAINT)
 
 
-def _draw_titles(sheet: "Sheet", table: Table, titles: list[list[str]], bottom: int):
+def _draw_titles(sheet: Sheet, table: Table, titles: list[list[str]], bottom: int):
     """Column headings that end above `bottom`, and over each group of words its name."""
     sides = [column.side for column in table.columns]
     above = bottom - 8 - 17 * max(map(len, titles))
     for side in dict.fromkeys(sides):
         first = _cell(sides.index(side))
         last = _cell(len(sides) - 1 - sides[::-1].index(side))
-        sheet.text(first, above - 12, GROUPS[side], 8, SIDES[side])
-        sheet.box(first, above - 3, last - first + LARGE, 2, SIDES[side])
+        sheet.text(first, above - 12, GROUPS[side], 8, colour=SIDES[side])
+        sheet.box(first, above - 3, last - first + LARGE, 2, colour=SIDES[side])
     if table.has_gap:
-        sheet.box(_cell(len(sides)), above - 3, LARGE, 2, INK)
+        sheet.box(_cell(len(sides)), above - 3, LARGE, 2, colour=INK)
     for c, lines in enumerate(titles):
         for line, text in enumerate(lines):
             sheet.text(_cell(c), above + 10 + 17 * line, text, 9.5, room=CELL - 4, weight="bold")
@@ -161,52 +127,54 @@ def _cell(column: int) -> int:
     return MARGIN + LABEL + (1 + column) * CELL
 
 
-def _draw_row(sheet: "Sheet", y: int, height: int, rank: int, i: int, image: Tensor, table: Table, look: Tensor | None):
+def _draw_row(
+    sheet: Sheet, y: int, height: int, *, rank: int, i: int, image: Tensor, table: Table, look: Tensor | None
+):
     size = thumbnail_size(image[None], SMALL if look is None else LARGE)
     picture = thumbnail(image, size)
     above = y + 10 if look is not None else y + (height - size[0]) // 2
     numbers = above + size[0] + 6 if look is not None else y + (height - NUMBERS) // 2
     left = (LARGE - size[1]) // 2
     sheet.text(MARGIN, y + height / 2 - 8, str(rank + 1), 17, weight="bold")
-    sheet.text(MARGIN, y + height / 2 + 14, f"picture {i + 1}", 8.5, FAINT)
+    sheet.text(MARGIN, y + height / 2 + 14, f"picture {i + 1}", 8.5, colour=FAINT)
     sheet.paste(_cell(-1) + left, above, picture)
     for c in range(len(table.columns) + table.has_gap):
         if look is not None:
             sheet.paste(_cell(c) + left, above, overlay(picture, look[c]))
         if c < len(table.columns):
-            _draw_score(sheet, _cell(c), numbers, table, i, c)
+            _draw_score(sheet, _cell(c), y=numbers, table=table, i=i, c=c)
         else:
-            _draw_gap(sheet, _cell(c), numbers, table, i)
+            _draw_gap(sheet, _cell(c), y=numbers, table=table, i=i)
 
 
-def _draw_score(sheet: "Sheet", x: int, y: int, table: Table, i: int, c: int):
+def _draw_score(sheet: Sheet, x: int, *, y: int, table: Table, i: int, c: int):
     scale = Scale(table.values)
     value = table.values[i, c].item()
     column = table.columns[c]
-    _draw_number(sheet, x, y, number(value, scale.digits), i == best_of(table.values[:, c], column))
-    sheet.box(x, y + 22, LARGE, 7, TRACK)
-    sheet.box(x, y + 22, LARGE * scale.share(value), 7, SIDES[column.side])
+    _draw_number(sheet, x, y, number(value, scale.digits), best=i == best_of(table.values[:, c], column))
+    sheet.box(x, y + 22, LARGE, 7, colour=TRACK)
+    sheet.box(x, y + 22, LARGE * scale.share(value), 7, colour=SIDES[column.side])
 
 
-def _draw_gap(sheet: "Sheet", x: int, y: int, table: Table, i: int):
+def _draw_gap(sheet: Sheet, x: int, *, y: int, table: Table, i: int):
     """A bar from the middle, to the right for the words, to the left for the negative words."""
     value = table.merit[i].item()
     largest = Scale(table.merit.abs()).high
     best = i == best_of(table.merit, Column("words-gap", ""))
-    _draw_number(sheet, x, y, number(value, digits_for(table.merit), "+"), best)
+    _draw_number(sheet, x, y, number(value, digits_for(table.merit), "+"), best=best)
     share = value / largest if np.isfinite(value) and largest else 0.0
     middle = x + LARGE / 2
     length = abs(share) * LARGE / 2
-    sheet.box(x, y + 22, LARGE, 7, TRACK)
-    sheet.box(middle - length * (share < 0), y + 22, length, 7, SIDES["positive" if share > 0 else "negative"])
-    sheet.box(middle - 0.5, y + 19, 1, 13, INK)
+    sheet.box(x, y + 22, LARGE, 7, colour=TRACK)
+    sheet.box(middle - length * (share < 0), y + 22, length, 7, colour=SIDES["positive" if share > 0 else "negative"])
+    sheet.box(middle - 0.5, y + 19, 1, 13, colour=INK)
 
 
-def _draw_number(sheet: "Sheet", x: int, y: int, text: str, best: bool):
+def _draw_number(sheet: Sheet, x: int, y: int, text: str, *, best: bool):
     if best:
-        sheet.box(x - 5, y - 2, LARGE + 10, NUMBERS + 3, GOLD)
-        sheet.text(x + LARGE, y + 10, "\u2605", 10, STAR, ha="right")
-    sheet.text(x, y + 10, text, 10.5, INK, weight="bold" if best else "normal")
+        sheet.box(x - 5, y - 2, LARGE + 10, NUMBERS + 3, colour=GOLD)
+        sheet.text(x + LARGE, y + 10, "\u2605", 10, colour=STAR, ha="right")
+    sheet.text(x, y + 10, text, 10.5, colour=INK, weight="bold" if best else "normal")
 
 
 def best_of(values: Tensor, column: Column) -> int | None:
@@ -234,57 +202,3 @@ class Scale:
         if not np.isfinite(value):
             return 0.0
         return 0.02 + 0.98 * (value - self.low) / (self.high - self.low) if self.high > self.low else 1.0
-
-
-class Sheet:
-    """A white picture, drawn on in pixels from its upper left corner."""
-
-    def __init__(self, width: int, height: int):
-        from matplotlib.figure import Figure
-
-        self.figure = Figure((width / DPI, height / DPI), dpi=DPI, facecolor="white")
-        self.axes = self.figure.add_axes((0, 0, 1, 1), xlim=(0, width), ylim=(height, 0))
-        self.axes.set_axis_off()
-        self.fonts = fonts()
-        self.pasted = []
-
-    def text(self, x: float, y: float, text: str, size: float, colour: str = INK, room: float | None = None, **style):
-        """A line whose middle is at y, cut off after `room` pixels; size in points. A "$" is a "$"."""
-        font = {"family": self.fonts, "fontsize": size, "parse_math": False, "va": "center_baseline"}
-        line = self.axes.text(x, y, printable(text), color=colour, **font, **style)
-        if room is not None:
-            line.set_clip_on(True)
-            line.set_clip_path(self._rectangle(x, y - size, room, 2 * size))
-
-    def box(self, x: float, y: float, width: float, height: float, colour: str):
-        self.axes.add_patch(self._rectangle(x, y, width, height, color=colour))
-
-    def _rectangle(self, x: float, y: float, width: float, height: float, **style):
-        from matplotlib.patches import Rectangle
-
-        return Rectangle((x, y), width, height, linewidth=0, transform=self.axes.transData, **style)
-
-    def paste(self, x: int, y: int, pixels: np.ndarray):
-        """(h, w, 3) uint8, over everything else, pixel by pixel."""
-        self.pasted.append((x, y, pixels))
-
-    def render(self) -> Image.Image:
-        buffer = io.BytesIO()
-        self.figure.savefig(buffer, format="png")
-        picture = Image.open(buffer).convert("RGB")
-        for x, y, pixels in self.pasted:
-            picture.paste(Image.fromarray(pixels), (x, y))
-        return picture
-
-
-def printable(text: str) -> str:
-    """The text without what has no form, such as half a surrogate pair, which no font takes; a question mark there."""
-    return "".join(letter if letter.isprintable() else "?" for letter in text)
-
-
-def fonts() -> list[str]:
-    """Matplotlib's own font, and for Chinese those that this machine has."""
-    from matplotlib import font_manager
-
-    known = {font.name for font in font_manager.fontManager.ttflist}
-    return ["DejaVu Sans", *(name for name in CJK if name in known)]

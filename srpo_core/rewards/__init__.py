@@ -1,8 +1,9 @@
 """Differentiable rewards: how well an image fits a text."""
 
 from .dot_product import DotProductReward, clip_reward
-from .families import detect, load_reward
+from .families import detect
 from .heads import AestheticReward
+from .load import load_reward
 from .mps import MPSReward
 from .pixels import CLIP_MEAN, CLIP_STD, Pixels
 from .protocol import PreparedReward, Reward, name_of, score_all, score_words

@@ -1,6 +1,7 @@
 """Rewards that are the product of an image's and a text's feature: CLIP, SigLIP, HPS, PickScore."""
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -9,6 +10,9 @@ from torch import Tensor, nn
 from .pixels import CLIP_MEAN, CLIP_STD, Pixels
 from .placement import OnText, Placement, unheard, where_it_is
 from .text_features import TextFeatures
+
+if TYPE_CHECKING:
+    from transformers import CLIPModel, PreTrainedTokenizerBase
 
 
 class DotProductReward:
@@ -66,7 +70,7 @@ class DotProductReward:
     @torch.inference_mode(False)
     @torch.no_grad()
     def prepare(self, texts: list[str]):
-        """Encode those of the texts that are new.
+        """Encode the texts that are new.
 
         One by one: in a batch the last bits depend on the others, and so would a run on where it was interrupted.
         """
@@ -75,7 +79,7 @@ class DotProductReward:
             return
         tower = self.text_tower().eval()
         device = self.place(tower)
-        encoded = []
+        encoded: list[Tensor] = []
         try:
             for text in missing:
                 self.on_text(len(encoded), len(missing))
@@ -88,7 +92,7 @@ class DotProductReward:
 class ImageTower(nn.Module):
     """The image side of a transformers CLIPModel."""
 
-    def __init__(self, model):
+    def __init__(self, model: "CLIPModel"):
         super().__init__()
         self.vision_model = model.vision_model
         self.visual_projection = model.visual_projection
@@ -100,7 +104,7 @@ class ImageTower(nn.Module):
 class TextTower(nn.Module):
     """The text side of a transformers CLIPModel."""
 
-    def __init__(self, model):
+    def __init__(self, model: "CLIPModel"):
         super().__init__()
         self.text_model = model.text_model
         self.text_projection = model.text_projection
@@ -109,7 +113,12 @@ class TextTower(nn.Module):
         return self.text_projection(self.text_model(input_ids=tokens).pooler_output)
 
 
-def clip_reward(model, tokenizer, mean=CLIP_MEAN, std=CLIP_STD) -> DotProductReward:
+def clip_reward(
+    model: "CLIPModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    mean: tuple[float, float, float] = CLIP_MEAN,
+    std: tuple[float, float, float] = CLIP_STD,
+) -> DotProductReward:
     """The reward of a whole transformers CLIPModel, frozen here, whose text tower stays in memory.
 
     tokenizer: its tokenizer, called with a list of strings. mean, std: the pixel statistics of its training.
@@ -121,4 +130,6 @@ def clip_reward(model, tokenizer, mean=CLIP_MEAN, std=CLIP_STD) -> DotProductRew
 
     pixels = Pixels(model.config.vision_config.image_size, mean=mean, std=std)
     scale = model.logit_scale.exp().item() / 20
-    return DotProductReward(ImageTower(model), lambda: text, tokenize, pixels, scale)
+    return DotProductReward(
+        image_tower=ImageTower(model), text_tower=lambda: text, tokenize=tokenize, pixels=pixels, scale=scale
+    )

@@ -7,7 +7,7 @@ import shutil
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from http.client import HTTPException
@@ -26,13 +26,12 @@ PARTIAL = 206  # how HTTP says that an answer goes on where the request asked
 TOO_MANY = 429
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Published:
     """One model file.
 
     repository: on the Hugging Face hub. file: its name there. local: its name here, which no other model has.
-    gigabytes: about. folder: of ComfyUI's models/. licence: None where the authors name none. tokenizer: a second
-    file that it needs beside it.
+    gigabytes: about. folder: of ComfyUI's models/. tokenizer: a second file that it needs beside it.
     """
 
     name: str
@@ -41,7 +40,6 @@ class Published:
     local: str
     gigabytes: float
     folder: str = "rewards"
-    licence: str | None = None
     tokenizer: str | None = None
 
     @property
@@ -52,73 +50,87 @@ class Published:
 
 
 PUBLISHED = (
-    Published("HPS v2.1", "xswu/HPSv2", "HPS_v2.1_compressed.pt", "HPS_v2.1_compressed.pt", 2.0, licence="Apache-2.0"),
-    Published("HPS v2", "xswu/HPSv2", "HPS_v2_compressed.pt", "HPS_v2_compressed.pt", 2.0, licence="Apache-2.0"),
-    Published("PickScore v1", "yuvalkirstain/PickScore_v1", "model.safetensors", "PickScore_v1.safetensors", 3.9),
-    Published("MPS", "RE-N-Y/mpsv1", "model.safetensors", "MPS_overall.safetensors", 4.4),
     Published(
-        "CLIP L/14 (OpenAI)",
-        "openai/clip-vit-large-patch14",
-        "model.safetensors",
-        "clip-vit-large-patch14.safetensors",
-        1.7,
+        name="HPS v2.1",
+        repository="xswu/HPSv2",
+        file="HPS_v2.1_compressed.pt",
+        local="HPS_v2.1_compressed.pt",
+        gigabytes=2.0,
     ),
     Published(
-        "CLIP H/14 (LAION)",
-        "laion/CLIP-ViT-H-14-laion2B-s32B-b79K",
-        "open_clip_pytorch_model.bin",
-        "CLIP-ViT-H-14-laion2B-s32B-b79K.bin",
-        3.9,
-        licence="MIT",
+        name="HPS v2",
+        repository="xswu/HPSv2",
+        file="HPS_v2_compressed.pt",
+        local="HPS_v2_compressed.pt",
+        gigabytes=2.0,
     ),
     Published(
-        "CLIP bigG/14 (LAION)",
-        "laion/CLIP-ViT-bigG-14-laion2B-39B-b160k",
-        "open_clip_pytorch_model.safetensors",
-        "CLIP-ViT-bigG-14-laion2B-39B-b160k.safetensors",
-        10.2,
-        licence="MIT",
+        name="PickScore v1",
+        repository="yuvalkirstain/PickScore_v1",
+        file="model.safetensors",
+        local="PickScore_v1.safetensors",
+        gigabytes=3.9,
     ),
     Published(
-        "SigLIP so400m",
-        "google/siglip-so400m-patch14-384",
-        "model.safetensors",
-        "siglip-so400m-patch14-384.safetensors",
-        3.5,
-        licence="Apache-2.0",
+        name="MPS",
+        repository="RE-N-Y/mpsv1",
+        file="model.safetensors",
+        local="MPS_overall.safetensors",
+        gigabytes=4.4,
+    ),
+    Published(
+        name="CLIP L/14 (OpenAI)",
+        repository="openai/clip-vit-large-patch14",
+        file="model.safetensors",
+        local="clip-vit-large-patch14.safetensors",
+        gigabytes=1.7,
+    ),
+    Published(
+        name="CLIP H/14 (LAION)",
+        repository="laion/CLIP-ViT-H-14-laion2B-s32B-b79K",
+        file="open_clip_pytorch_model.bin",
+        local="CLIP-ViT-H-14-laion2B-s32B-b79K.bin",
+        gigabytes=3.9,
+    ),
+    Published(
+        name="CLIP bigG/14 (LAION)",
+        repository="laion/CLIP-ViT-bigG-14-laion2B-39B-b160k",
+        file="open_clip_pytorch_model.safetensors",
+        local="CLIP-ViT-bigG-14-laion2B-39B-b160k.safetensors",
+        gigabytes=10.2,
+    ),
+    Published(
+        name="SigLIP so400m",
+        repository="google/siglip-so400m-patch14-384",
+        file="model.safetensors",
+        local="siglip-so400m-patch14-384.safetensors",
+        gigabytes=3.5,
         tokenizer="spiece.model",
     ),
     Published(
-        "SigLIP2 so400m",
-        "google/siglip2-so400m-patch14-384",
-        "model.safetensors",
-        "siglip2-so400m-patch14-384.safetensors",
-        4.5,
-        licence="Apache-2.0",
+        name="SigLIP2 so400m",
+        repository="google/siglip2-so400m-patch14-384",
+        file="model.safetensors",
+        local="siglip2-so400m-patch14-384.safetensors",
+        gigabytes=4.5,
         tokenizer="tokenizer.json",
     ),
     Published(
-        "LAION aesthetic predictor",
-        "trl-lib/ddpo-aesthetic-predictor",
-        "aesthetic-model.pth",
-        "laion-aesthetic-l14-linearMSE.pth",
-        0.004,
+        name="LAION aesthetic predictor",
+        repository="trl-lib/ddpo-aesthetic-predictor",
+        file="aesthetic-model.pth",
+        local="laion-aesthetic-l14-linearMSE.pth",
+        gigabytes=0.004,
     ),
     Published(
-        "SigLIP so400m image tower (for the aesthetic predictor v2.5)",
-        "Comfy-Org/sigclip_vision_384",
-        "sigclip_vision_patch14_384.safetensors",
-        "sigclip_vision_patch14_384.safetensors",
-        0.86,
+        name="SigLIP so400m image tower (for the aesthetic predictor v2.5)",
+        repository="Comfy-Org/sigclip_vision_384",
+        file="sigclip_vision_patch14_384.safetensors",
+        local="sigclip_vision_patch14_384.safetensors",
+        gigabytes=0.86,
         folder="clip_vision",
     ),
 )
-ELSEWHERE = {  # published, but not on the hub: what to do by hand
-    "aesthetic predictor v2.5": (
-        "models/aesthetic_predictor_v2_5.pth of github.com/discus0434/aesthetic-predictor-v2-5 (a few MB): put it "
-        "into models/rewards."
-    ),
-}
 
 
 def missing(published: Published, folder: Path) -> str:
@@ -211,7 +223,7 @@ def fetch_file(remote: Remote, target: Path, on_bytes: OnBytes):
             part.unlink(missing_ok=True)
 
 
-def download(remote: Remote, part: Path) -> Iterator[int]:
+def download(remote: Remote, part: Path) -> Generator[int, None, None]:
     """Fill the file; yields how many bytes it has. Raises DownloadError once the hub sends nothing TRIES times."""
     failures = 0
     while failures < TRIES:

@@ -1,10 +1,8 @@
 """What a model file stores, told without running anything in it and before its numbers are read."""
 
-import os
 import pickle
 import pickletools
 import re
-import stat
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,6 +12,8 @@ from typing import IO
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
+
+from ..files import check_file
 
 PICKLES = (".pt", ".pth", ".bin", ".ckpt", ".pkl")
 SAFETENSORS = (".safetensors", ".sft")
@@ -54,29 +54,7 @@ class Stored:
     odd: str = ""
 
 
-def check_file(path: Path):
-    """Raises ValueError, a sentence, for what is no file that can be read; it is not opened before that is known."""
-    name = path.name.encode("utf-8", "replace").decode()
-    if name != path.name:
-        raise ValueError(f"The name {name} holds what is no UTF-8: give the file another name.")
-    try:
-        mode = path.stat().st_mode
-        if stat.S_ISREG(mode):
-            path.open("rb").close()
-    except FileNotFoundError:
-        if path.is_symlink():
-            gone = f"{name} is a link to {os.readlink(path)}, where nothing is: put the file there, or a new link here."
-            raise ValueError(gone) from None
-        raise ValueError(f"There is no file {path}.") from None
-    except OSError as error:
-        raise ValueError(f"{name} can't be opened ({error.strerror}): let ComfyUI read it.") from error
-    if stat.S_ISDIR(mode):
-        raise ValueError(f"{name} is a folder: choose a file of weights, such as the model.safetensors in it.")
-    if not stat.S_ISREG(mode):
-        raise ValueError(f"{name} is a pipe, a socket or a device: choose a file of weights.")
-
-
-def kind_of(path: Path) -> str:
+def file_format(path: Path) -> str:
     """ "safetensors", "zip" (PyTorch's since 1.6) or "pickle" (PyTorch's before), told by how the file begins.
 
     Raises ValueError, a sentence, for anything else.
@@ -108,7 +86,7 @@ def kind_of(path: Path) -> str:
 
 
 def in_safetensors(path: Path) -> dict[str, Stored]:
-    """By name. Raises ValueError, a sentence, for a file that is not whole."""
+    """The tensors of a safetensors file by name. Raises ValueError, a sentence, for a file that is not whole."""
     with path.open("rb") as file:
         header = int.from_bytes(file.read(8), "little")
     if header > path.stat().st_size - 8:
@@ -130,7 +108,7 @@ def of_slice(kind: str, shape: tuple[int, ...]) -> Stored:
 
 
 def of_tensor(tensor: Tensor) -> Stored:
-    """Of a tensor as torch.load gives it; none of its values is read."""
+    """What a tensor is as torch.load gives it; none of its values is read."""
     shape = tuple(tensor.shape)
     if tensor.layout != torch.strided or tensor.is_nested:
         return Stored(shape, None, 0, f"is stored as a sparse or nested tensor ({tensor.layout})")
@@ -144,15 +122,15 @@ def of_tensor(tensor: Tensor) -> Stored:
     return Stored(shape, tensor.dtype, nbytes, odd)
 
 
-def pickled_tensors(path: Path, kind: str) -> dict[str, Tensor]:
+def pickled_tensors(path: Path, form: str) -> dict[str, Tensor]:
     """The tensors of a PyTorch file by name; those in dictionaries inside it begin with the dictionary's name.
 
-    kind: as kind_of tells. Of a zip the tensors are mapped, not read. Raises ValueError, a sentence, when it holds
+    form: as file_format tells. Of a zip the tensors are mapped, not read. Raises ValueError, a sentence, when it holds
     more than tensors, would grow out of proportion, or can't be read.
     """
     try:
-        (check_zip if kind == "zip" else check_legacy)(path)
-        content = torch.load(path, weights_only=True, map_location="cpu", mmap=kind == "zip")
+        (check_zip if form == "zip" else check_legacy)(path)
+        content = torch.load(path, weights_only=True, map_location="cpu", mmap=form == "zip")
     except pickle.UnpicklingError as error:
         raise ValueError(refusal(path, str(error))) from error
     except Refused as error:
@@ -207,7 +185,7 @@ def check_zip(path: Path):
 
 
 def check_legacy(path: Path):
-    """As check_zip, of the five pickles with which the older format begins; the fourth is the content."""
+    """Check as check_zip does the five pickles with which the older format begins; the fourth is the content."""
     with path.open("rb") as file:
         for _ in range(5):
             check_pickle(path, file)
@@ -218,8 +196,8 @@ def check_pickle(path: Path, file: IO[bytes]):
     for number, (step, told, _) in enumerate(pickletools.genops(file)):
         if number > MOST_STEPS:
             raise Refused(f"{path.name} holds far more than the tensors of a reward model, and was not opened.")
-        if step.name == "GLOBAL" and told.endswith("bytearray"):  # torch.load lets it pass: bytearray(a large number)
-            raise Refused(refusal(path, f"GLOBAL {told.replace(' ', '.')}"))
+        if step.name == "GLOBAL" and str(told).endswith("bytearray"):  # torch.load lets bytearray(a large number) pass
+            raise Refused(refusal(path, f"GLOBAL {str(told).replace(' ', '.')}"))
 
 
 def refusal(path: Path, error: str) -> str:

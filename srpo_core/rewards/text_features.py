@@ -35,7 +35,7 @@ class TextFeatures:
         return len(self._known)
 
     def missing(self, texts: list[str]) -> list[str]:
-        """Those of the texts that are not known, each once."""
+        """The texts that are not known, each once."""
         return [text for text in dict.fromkeys(texts) if key(text) not in self._known]
 
     @torch.inference_mode(False)  # clones made in it are inference tensors, which autograd can't save
@@ -44,17 +44,17 @@ class TextFeatures:
         rows = features.detach().clone().float().cpu()
         self._known |= {key(text): row for text, row in zip(texts, rows)}
         if self.file:
-            self._save()
+            self._save(self.file)
 
     def get(self, texts: list[str]) -> Tensor:
         """(len(texts), D) float32, on the CPU. Raises KeyError for a text that is missing."""
         return torch.stack([self._known[key(text)] for text in texts])
 
-    def _save(self):
+    def _save(self, file: Path):
         keys = torch.tensor([list(name) for name in self._known], dtype=torch.uint8)
         stored = {"keys": keys, "features": torch.stack(list(self._known.values()))}
         try:
-            write_whole(self.file, lambda path: save_file(stored, path))
+            write_whole(file, lambda path: save_file(stored, path))
         except RuntimeError as error:  # in memory they are, so no more is lost than time at the next start
             log.warning("Text features are not kept for the next start: %s", error)
 

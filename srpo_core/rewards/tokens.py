@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .stored import check_file
+from ..files import check_file
 
 log = logging.getLogger(__name__)
 
@@ -61,7 +61,7 @@ def clip_tokenizer(context: int, pad: int | None = None) -> Tokenizer:
     """CLIP's. pad: None for the end token, as transformers pads; CLIP itself reads nothing after it."""
     tokenizer = clip_words()
     end = tokenizer.eot_token_id
-    return Tokenizer(tokenizer.encode, context, tokenizer.sot_token_id, end, end if pad is None else pad)
+    return Tokenizer(tokenizer.encode, context, tokenizer.sot_token_id, end, pad=end if pad is None else pad)
 
 
 def siglip_tokenizer(weights: Path, vocabulary: int, context: int) -> Tokenizer:
@@ -85,7 +85,7 @@ def siglip_tokenizer(weights: Path, vocabulary: int, context: int) -> Tokenizer:
             f"{vocabulary}. {where_from(weights, second)}"
         )
     clean = str.lower if second else canonical
-    return Tokenizer(lambda text: encode(clean(text)), context, None, end, pad)
+    return Tokenizer(lambda text: encode(clean(text)), context, None, end, pad=pad)
 
 
 def siglip_tokenizer_file(weights: Path, second: bool) -> Path:
@@ -106,7 +106,7 @@ def where_from(weights: Path, second: bool) -> str:
 
 
 def tokenizer_json(file: Path):
-    """Of a file of the tokenizers library: text to ids, how many tokens there are, and the id of one by name."""
+    """From a file of the tokenizers library: text to ids, how many tokens there are, and the id of one by name."""
     from tokenizers import Tokenizer as Fast
 
     fast = Fast.from_file(str(file))
@@ -116,7 +116,7 @@ def tokenizer_json(file: Path):
 
 
 def sentencepiece_model(file: Path):
-    """As tokenizer_json, of a file of the sentencepiece library."""
+    """The same as tokenizer_json, from a file of the sentencepiece library."""
     from sentencepiece import SentencePieceProcessor
 
     pieces = SentencePieceProcessor(model_file=str(file))
@@ -129,5 +129,5 @@ def sentencepiece_model(file: Path):
 
 
 def canonical(text: str) -> str:
-    """As SigLIP's training texts: lower case, no punctuation, single spaces."""
+    """The text as SigLIP's training texts are: lower case, no punctuation, single spaces."""
     return re.sub(r"\s+", " ", text.lower().translate(NO_PUNCTUATION)).strip()

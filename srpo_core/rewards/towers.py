@@ -1,14 +1,14 @@
-"""Image and text towers, built by open_clip and transformers to the sizes that a file's shapes tell."""
+"""Image and text towers of the sizes that a file's shapes tell: what those of all libraries share."""
 
 import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from .dot_product import ImageTower, TextTower
 from .weights import Weights
 
 HEAD_WIDTH = {1152: 72, 1280: 80, 1408: 88, 1536: 96, 1664: 104}  # of an image tower, by its width; else 64
@@ -92,7 +92,7 @@ def rebuild_buffers(module: nn.Module):
             if buffer.is_meta and name == "position_ids":
                 setattr(part, name, torch.arange(buffer.shape[-1]).expand(1, -1))
             elif buffer.is_meta and name == "attn_mask":
-                setattr(part, name, part.build_causal_mask())
+                setattr(part, name, cast(Any, part).build_causal_mask())
 
 
 def prefixed(prefix: str) -> Callable[[str], str]:
@@ -148,178 +148,3 @@ def image_size(weights: Weights, positions: int, patch: int) -> int:
     if side > MOST_PATCHES or side * patch > MOST_PIXELS:
         raise ValueError(f"{weights.path.name} is not of a known model: it sees pictures {side * patch} pixels wide.")
     return SIZES.get((side, patch), side * patch)
-
-
-# open_clip: CLIP and HPS
-
-
-def open_clip_image_size(weights: Weights) -> int:
-    positions = shape(weights, "visual.positional_embedding", 2)[0] - 1
-    return image_size(weights, positions, shape(weights, "visual.conv1.weight", 4)[2])
-
-
-def open_clip_activation(name: str) -> type[nn.Module]:
-    from open_clip.transformer import QuickGELU
-
-    return QuickGELU if name == "quick_gelu" else nn.GELU
-
-
-def open_clip_block(weights: Weights, prefix: str, activation: str) -> dict:
-    """What both towers are told of their blocks, but for the heads."""
-    mlp, width = shape(weights, f"{prefix}resblocks.0.mlp.c_fc.weight", 2)
-    return dict(
-        width=width,
-        layers=layers(weights, f"{prefix}resblocks."),
-        mlp_ratio=(mlp + 0.5) / width,  # they round the product down
-        act_layer=open_clip_activation(activation),
-    )
-
-
-def open_clip_image(weights: Weights, activation: str) -> Tower:
-    """Pixels (B, 3, size, size) to features (B, D)."""
-    from open_clip.transformer import VisionTransformer
-
-    block = open_clip_block(weights, "visual.transformer.", activation)
-    sizes = dict(
-        image_size=open_clip_image_size(weights),
-        patch_size=shape(weights, "visual.conv1.weight", 4)[2],
-        heads=image_heads(block["width"]),
-        output_dim=shape(weights, "visual.proj", 2)[1],
-    )
-    return Tower(weights, lambda: VisionTransformer(**block, **sizes), "visual.", prefixed("visual."))
-
-
-def open_clip_text(weights: Weights, activation: str) -> Tower:
-    """Token ids (N, L) to features (N, D)."""
-    from open_clip.transformer import TextTransformer
-
-    prefix = open_clip_text_prefix(weights)
-    block = open_clip_block(weights, f"{prefix}transformer.", activation)
-    vocabulary, context = open_clip_text_size(weights)
-    sizes = dict(
-        context_length=context,
-        vocab_size=vocabulary,
-        heads=heads(block["width"]),
-        output_dim=shape(weights, f"{prefix}text_projection", 2)[1],
-    )
-    part = prefix or "transformer."
-    return Tower(weights, lambda: TextTransformer(**block, **sizes), part, lambda name: prefix + name)
-
-
-def open_clip_text_prefix(weights: Weights) -> str:
-    """open_clip has two layouts for the text tower."""
-    return "text." if any(name.startswith("text.") for name in weights.shapes) else ""
-
-
-def open_clip_text_size(weights: Weights) -> tuple[int, int]:
-    """How many tokens there are, and how many of them a text may have."""
-    prefix = open_clip_text_prefix(weights)
-    return text_sizes(weights, f"{prefix}token_embedding.weight", f"{prefix}positional_embedding")
-
-
-# transformers: CLIP, PickScore and SigLIP, which name their parts alike
-
-
-def encoder_sizes(weights: Weights, part: str, image: bool) -> dict:
-    intermediate, width = shape(weights, f"{part}encoder.layers.0.mlp.fc1.weight", 2)
-    return dict(
-        hidden_size=width,
-        intermediate_size=intermediate,
-        num_hidden_layers=layers(weights, f"{part}encoder.layers."),
-        num_attention_heads=image_heads(width) if image else heads(width),
-    )
-
-
-def text_size(weights: Weights) -> tuple[int, int]:
-    """How many tokens there are, and how many of them a text may have."""
-    embeddings = "text_model.embeddings"
-    return text_sizes(weights, f"{embeddings}.token_embedding.weight", f"{embeddings}.position_embedding.weight")
-
-
-def clip_image_size(weights: Weights) -> int:
-    positions = shape(weights, "vision_model.embeddings.position_embedding.weight", 2)[0] - 1
-    return image_size(weights, positions, shape(weights, "vision_model.embeddings.patch_embedding.weight", 4)[2])
-
-
-def clip_image(weights: Weights, activation: str) -> Tower:
-    """Pixels (B, 3, size, size) to features (B, D)."""
-    from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
-
-    config = CLIPVisionConfig(
-        **encoder_sizes(weights, "vision_model.", image=True),
-        image_size=clip_image_size(weights),
-        patch_size=shape(weights, "vision_model.embeddings.patch_embedding.weight", 4)[2],
-        projection_dim=shape(weights, "visual_projection.weight", 2)[0],
-        hidden_act=activation,
-    )
-    return Tower(weights, lambda: CLIPVisionModelWithProjection(config), "vision_model.", str, ImageTower)
-
-
-def clip_text(weights: Weights, activation: str) -> Tower:
-    """Token ids (N, L) to features (N, D)."""
-    from transformers import CLIPTextConfig, CLIPTextModelWithProjection
-
-    vocabulary, context = text_size(weights)
-    config = CLIPTextConfig(
-        **encoder_sizes(weights, "text_model.", image=False),
-        vocab_size=vocabulary,
-        max_position_embeddings=context,
-        projection_dim=shape(weights, "text_projection.weight", 2)[0],
-        hidden_act=activation,
-        eos_token_id=2,  # their sign for "the highest id", which CLIP's end token is
-    )
-    return Tower(weights, lambda: CLIPTextModelWithProjection(config), "text_model.", str, TextTower)
-
-
-class Pooled(nn.Module):
-    """The pooled output of a transformers model."""
-
-    def __init__(self, model: nn.Module):
-        super().__init__()
-        self.model = model
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        return self.model(inputs).pooler_output
-
-
-def siglip_image_size(weights: Weights) -> int:
-    """Raises ValueError for the kind of SigLIP2 that takes pictures of any shape."""
-    name = "vision_model.embeddings.patch_embedding.weight"
-    if name in weights.stored and len(weights.stored[name].shape) == 2:
-        raise ValueError(
-            f"{weights.path.name} is a NaFlex SigLIP2, for pictures of any shape, which is not supported. Use one of a "
-            "fixed resolution, such as huggingface.co/google/siglip2-so400m-patch14-384."
-        )
-    positions = shape(weights, "vision_model.embeddings.position_embedding.weight", 2)[0]
-    return image_size(weights, positions, shape(weights, name, 4)[2])
-
-
-def siglip_image(weights: Weights, activation: str) -> Tower:
-    """Pixels (B, 3, size, size) to features (B, D)."""
-    from transformers import SiglipVisionConfig, SiglipVisionModel
-
-    config = SiglipVisionConfig(
-        **encoder_sizes(weights, "vision_model.", image=True),
-        image_size=siglip_image_size(weights),
-        patch_size=shape(weights, "vision_model.embeddings.patch_embedding.weight", 4)[2],
-        hidden_act=activation,
-    )
-    return Tower(weights, lambda: SiglipVisionModel(config), "vision_model.", prefixed("vision_model."), Pooled)
-
-
-def siglip_text(weights: Weights, activation: str) -> Tower:
-    """Token ids (N, L) to features (N, D)."""
-    from transformers import SiglipTextConfig, SiglipTextModel
-
-    vocabulary, context = text_size(weights)
-    config = SiglipTextConfig(
-        **encoder_sizes(weights, "text_model.", image=True),  # its text towers have the heads of an image tower
-        vocab_size=vocabulary,
-        max_position_embeddings=context,
-        projection_size=shape(weights, "text_model.head.weight", 2)[0],
-        hidden_act=activation,
-        bos_token_id=None,
-        eos_token_id=None,
-        pad_token_id=None,
-    )
-    return Tower(weights, lambda: SiglipTextModel(config), "text_model.", prefixed("text_model."), Pooled)

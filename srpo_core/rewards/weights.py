@@ -9,7 +9,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from .stored import Stored, in_safetensors, kind_of, of_tensor, pickled_tensors
+from .stored import Stored, file_format, in_safetensors, of_tensor, pickled_tensors
 
 WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}  # parts of names, anywhere
 FLOAT8 = (torch.float8_e4m3fn, torch.float8_e5m2)
@@ -32,11 +32,11 @@ class Weights:
     def __init__(self, path: Path):
         self.path = Path(path)
         self._tensors: dict[str, Tensor] = {}  # of a PyTorch file: mapped, not read
-        kind = kind_of(self.path)
-        if kind == "safetensors":
+        form = file_format(self.path)
+        if form == "safetensors":
             stored = in_safetensors(self.path)
         else:
-            self._tensors = pickled_tensors(self.path, kind)
+            self._tensors = pickled_tensors(self.path, form)
             stored = {name: of_tensor(tensor) for name, tensor in self._tensors.items()}
         self._long = unwrapped(self.path, stored)
         self.stored: dict[str, Stored] = {name: stored[long] for name, long in self._long.items()}

@@ -25,12 +25,12 @@ from .training import save_weights, scaled
 log = logging.getLogger(__name__)
 
 
-def looked_at(scale):
+def looked_at(scale: float):
     """How many pictures a report measures: 200, fewer in a small build."""
     return max(4, scaled(200, min(scale, 1.0)))
 
 
-def build_vae(out, scale):
+def build_vae(out: Path, scale: float):
     """The whole autoencoder first, then its decoder alone: the latent space settles early, sharpness takes longer."""
     torch.manual_seed(0)
     vae = models.new_vae()
@@ -40,7 +40,7 @@ def build_vae(out, scale):
     report.show("vae", report.vae_report(models.load_vae(out / "vae.safetensors"), looked_at(scale)))
 
 
-def build_clip(out, scale):
+def build_clip(out: Path, scale: float):
     """Both towers on drawings, then the image tower alone on decodes."""
     write_tokenizer(out / "tokenizer")
     tokenizer = models.load_tokenizer(out / "tokenizer")
@@ -54,7 +54,7 @@ def build_clip(out, scale):
     report.show("clip", report.clip_report(clip, tokenizer, vae, looked_at(scale)))
 
 
-def build_judge(out, scale):
+def build_judge(out: Path, scale: float):
     """The judge, on decodes of the finished VAE."""
     vae = models.load_vae(out / "vae.safetensors")
     torch.manual_seed(0)
@@ -64,7 +64,7 @@ def build_judge(out, scale):
     report.show("judge", report.judge_report(load_judge(out / "judge.safetensors"), vae, looked_at(scale)))
 
 
-def build_flux(out, scale):
+def build_flux(out: Path, scale: float):
     """The FLUX, on latents of the VAE and text of the CLIP, with fewer photos in the end; measured by the judge."""
     vae = models.load_vae(out / "vae.safetensors")
     clip = models.load_clip(out / "clip.safetensors")
@@ -72,19 +72,19 @@ def build_flux(out, scale):
     torch.manual_seed(0)
     flux = models.new_flux()
     initialise(flux)
-    train_flux(flux, vae, clip, tokenizer, scale)
-    train_flux(flux, vae, clip, tokenizer, scale, seed=13, steps=700, muon_lr=0.012, photo_share=FEW_PHOTOS)
+    train_flux(flux, vae, clip, tokenizer, scale=scale)
+    train_flux(flux, vae, clip, tokenizer, scale=scale, seed=13, steps=700, muon_lr=0.012, photo_share=FEW_PHOTOS)
     save_weights(flux, out / "flux.safetensors")
     flux = models.load_flux(out / "flux.safetensors")
     judge = load_judge(out / "judge.safetensors")
     scenes = pictures.all_scenes()[: looked_at(scale)] * 4
-    report.show("flux", report.flux_report(flux, vae, clip, tokenizer, judge, scenes)[0])
+    report.show("flux", report.flux_report(flux, vae, clip=clip, tokenizer=tokenizer, judge=judge, scenes=scenes)[0])
 
 
 STAGES = dict(vae=build_vae, clip=build_clip, judge=build_judge, flux=build_flux)
 
 
-def build(out, stage="all", scale=1.0):
+def build(out: str | Path, stage: str = "all", scale: float = 1.0):
     """Run one stage or all of them; `scale` multiplies the number of steps and, below 1, of pictures."""
     out = Path(out)
     for name in STAGES if stage == "all" else (stage,):

@@ -5,9 +5,18 @@ fp32 models in eval mode without gradients. diffusers (an optional extra) and tr
 functions that need them.
 """
 
+from collections.abc import Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
 
 from safetensors.torch import load_file
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderTiny, FluxTransformer2DModel
+    from transformers import CLIPModel, PreTrainedTokenizerFast
+
+Model = TypeVar("Model", bound=nn.Module)
 
 WEIGHTS = Path(__file__).parent / "weights"
 NAMES = ("flux", "vae", "clip", "judge")
@@ -54,12 +63,9 @@ CLIP_VISION_CONFIG = dict(
     hidden_act="gelu",
 )
 CLIP_CONFIG = dict(text_config=CLIP_TEXT_CONFIG, vision_config=CLIP_VISION_CONFIG, projection_dim=TEXT_WIDTH)
-# What CLIP's image tower expects: (image - mean) / std, as OpenAI's CLIP.
-CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
-CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
-def weights_path(name):
+def weights_path(name: str):
     """Path of a shipped file: "flux", "vae", "clip", "judge" (safetensors), or "tokenizer" (a folder)."""
     if name == "tokenizer":
         return WEIGHTS / name
@@ -68,21 +74,21 @@ def weights_path(name):
     return WEIGHTS / f"{name}.safetensors"
 
 
-def new_flux():
+def new_flux() -> "FluxTransformer2DModel":
     """An untrained toy `FluxTransformer2DModel` of diffusers, 2.4 M parameters."""
     from diffusers import FluxTransformer2DModel
 
     return FluxTransformer2DModel(**FLUX_CONFIG)
 
 
-def new_vae():
+def new_vae() -> "AutoencoderTiny":
     """An untrained `AutoencoderTiny` of diffusers: 16 latent channels, 8x; layer by layer ComfyUI's TAESD."""
     from diffusers import AutoencoderTiny
 
     return AutoencoderTiny(**VAE_CONFIG)
 
 
-def new_clip():
+def new_clip() -> "CLIPModel":
     """An untrained two-tower `CLIPModel` of transformers."""
     from transformers import CLIPConfig, CLIPModel
 
@@ -90,41 +96,42 @@ def new_clip():
     return CLIPModel(CLIPConfig(**CLIP_CONFIG, attn_implementation="eager"))
 
 
-def _load(model, path):
+def load(model: Model, path: Path) -> Model:
+    """The model with the weights of a file, in fp32, in eval mode, without gradients."""
     state = {name: value.float() for name, value in load_file(path).items()}
     model.load_state_dict(state)
     return model.eval().requires_grad_(False)
 
 
-def load_flux(path=None):
+def load_flux(path: Path | None = None) -> "FluxTransformer2DModel":
     """The toy FLUX. Latents (B, 16, 8, 8) packed 2x2 as FLUX packs them; context (B, 16, 128), pooled (B, 128)."""
-    return _load(new_flux(), path or weights_path("flux"))
+    return load(new_flux(), path or weights_path("flux"))
 
 
-def load_vae(path=None):
+def load_vae(path: Path | None = None) -> "AutoencoderTiny":
     """The toy VAE: `encode((B, 3, H, W) in [-1, 1]).latents` is (B, 16, H/8, W/8) of unit variance, and back."""
-    return _load(new_vae(), path or weights_path("vae"))
+    return load(new_vae(), path or weights_path("vae"))
 
 
-def load_clip(path=None):
+def load_clip(path: Path | None = None) -> "CLIPModel":
     """The toy CLIP: images (B, 3, 64, 64) normalised by CLIP_MEAN and CLIP_STD, tokens (B, 16)."""
-    return _load(new_clip(), path or weights_path("clip"))
+    return load(new_clip(), path or weights_path("clip"))
 
 
-def load_tokenizer(path=None):
+def load_tokenizer(path: Path | None = None) -> "PreTrainedTokenizerFast":
     """The toy tokenizer, a `PreTrainedTokenizerFast`. See `tokenize`."""
     from transformers import PreTrainedTokenizerFast
 
     return PreTrainedTokenizerFast.from_pretrained(str(path or weights_path("tokenizer")))
 
 
-def tokenize(tokenizer, texts):
+def tokenize(tokenizer: "PreTrainedTokenizerFast", texts: Iterable[str]):
     """List of B texts -> token ids (B, 16), longer texts cut, shorter ones padded on the right."""
     options = dict(padding="max_length", truncation=True, max_length=TEXT_LENGTH, return_tensors="pt")
     return tokenizer(list(texts), **options).input_ids
 
 
-def text_conditioning(clip, tokens):
+def text_conditioning(clip: "CLIPModel", tokens: Tensor):
     """Token ids (B, 16) -> FLUX's context (B, 16, 128) and pooled text (B, 128).
 
     The context is the text tower's last hidden state after its final layer norm, padding included and unmasked;

@@ -6,6 +6,7 @@ formulas, and saturation says nothing about the look: photos may be saturated an
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from .pictures import (
     PHOTO_COLOURS,
@@ -13,17 +14,19 @@ from .pictures import (
     RENDER_COLOURS,
     RENDER_GROUNDS,
     SIZE,
+    Colours,
+    Scene,
     blend,
     cover,
     grid,
-    random_layout,
+    random_pose,
     to_tensor,
 )
 
 LUMA = np.array((0.299, 0.587, 0.114), np.float32)
 
 
-def fourier_noise(rng, slope, squeeze=1.0):
+def fourier_noise(rng: np.random.Generator, slope: float, squeeze: float = 1.0):
     """(64, 64) noise of unit variance, amplitude falling as frequency**-slope, stretched `squeeze` times across."""
     fy = np.fft.fftfreq(SIZE)[:, None] * SIZE
     fx = np.fft.rfftfreq(SIZE)[None] * SIZE
@@ -34,22 +37,22 @@ def fourier_noise(rng, slope, squeeze=1.0):
     return (noise / noise.std()).astype(np.float32)
 
 
-def resaturate(picture, amount):
+def resaturate(picture: np.ndarray, amount: float):
     """Scale the distance from grey: 0 is grey, 1 leaves the picture as it is."""
     grey = (picture @ LUMA)[..., None]
     return grey + amount * (picture - grey)
 
 
-def between(rng, name, first, second, low, high):
+def between(rng: np.random.Generator, name: str, first: Colours, second: Colours, low: float, high: float):
     """A colour on the way from `first[name]` to `second[name]`, jittered a little."""
     mix = rng.uniform(low, high)
     colour = (1 - mix) * np.array(first[name]) + mix * np.array(second[name])
     return (colour * rng.uniform(0.88, 1.1) + rng.uniform(-0.03, 0.03, 3)).clip(0.02, 1).astype(np.float32)
 
 
-def _other_ground(rng, name):
+def _other_ground(rng: np.random.Generator, name: str):
     x, y = grid()
-    colour = between(rng, name, PHOTO_GROUNDS, RENDER_GROUNDS, 0.0, 0.5)
+    colour = between(rng, name, first=PHOTO_GROUNDS, second=RENDER_GROUNDS, low=0.0, high=0.5)
     if name == "grass":
         texture = 0.11 * fourier_noise(rng, rng.uniform(0.6, 1.2), rng.uniform(0.25, 0.6))
     elif name == "sand":
@@ -65,51 +68,51 @@ def _other_ground(rng, name):
     return colour * (1 + rng.uniform(0.7, 1.2) * texture[..., None] / colour.mean())
 
 
-def other_photo(scene, rng):
+def other_photo(scene: Scene, rng: np.random.Generator):
     """(64, 64, 3): a photo by other means, of any saturation."""
     x, y = grid()
-    layout = random_layout(rng, radius=(0.40, 0.68), shift=0.2, turn=0.3)
+    pose = random_pose(rng, radius=(0.40, 0.68), shift=0.2, turn=0.3)
     picture = _other_ground(rng, scene.background)
     reach = rng.uniform(0.05, 0.25)
-    shadow = cover(layout.distance(scene.shape, -reach * layout.light_x, -reach * layout.light_y), rng.uniform(5, 16))
+    shadow = cover(pose.distance(scene.shape, -reach * pose.light_x, -reach * pose.light_y), rng.uniform(5, 16))
     picture = picture * (1 - rng.uniform(0.2, 0.6) * shadow[..., None])
-    colour = between(rng, scene.colour, PHOTO_COLOURS, RENDER_COLOURS, 0.0, 0.7)
-    shade = 1 + 0.2 * np.tanh(1.5 * layout.across_light()) + rng.uniform(0.05, 0.12) * fourier_noise(rng, 1.0)
-    picture = blend(picture, colour * shade[..., None], cover(layout.distance(scene.shape), rng.uniform(1, 2.5)))
+    colour = between(rng, scene.colour, first=PHOTO_COLOURS, second=RENDER_COLOURS, low=0.0, high=0.7)
+    shade = 1 + 0.2 * np.tanh(1.5 * pose.across_light()) + rng.uniform(0.05, 0.12) * fourier_noise(rng, 1.0)
+    picture = blend(picture, colour * shade[..., None], cover(pose.distance(scene.shape), rng.uniform(1, 2.5)))
     tone = rng.uniform(0.85, 1.15) * (1 + rng.uniform(-0.12, 0.12) * x + rng.uniform(-0.12, 0.12) * y)
     picture = resaturate(picture * tone[..., None], rng.uniform(0.7, 1.4))
     return picture + rng.uniform(0.005, 0.03) * fourier_noise(rng, 0.3)[..., None]
 
 
-def other_render(scene, rng):
+def other_render(scene: Scene, rng: np.random.Generator):
     """(64, 64, 3): a render by other means, of any saturation."""
     x, y = grid()
-    layout = random_layout(rng, radius=(0.40, 0.68), shift=0.2, turn=0.3)
-    ground = between(rng, scene.background, PHOTO_GROUNDS, RENDER_GROUNDS, 0.3, 1.1)
+    pose = random_pose(rng, radius=(0.40, 0.68), shift=0.2, turn=0.3)
+    ground = between(rng, scene.background, first=PHOTO_GROUNDS, second=RENDER_GROUNDS, low=0.3, high=1.1)
     picture = ground * (1 + rng.uniform(-0.15, 0.15) * y + rng.uniform(-0.1, 0.1) * x)[..., None]
-    dist = layout.distance(scene.shape)
+    dist = pose.distance(scene.shape)
     if rng.random() < 0.6:
-        shadow = cover(layout.distance(scene.shape, -0.1 * layout.light_x, 0.1), rng.uniform(1, 4))
+        shadow = cover(pose.distance(scene.shape, -0.1 * pose.light_x, 0.1), rng.uniform(1, 4))
         picture = picture * (1 - rng.uniform(0.1, 0.4) * shadow[..., None])
-    colour = between(rng, scene.colour, PHOTO_COLOURS, RENDER_COLOURS, 0.3, 1.1)
-    rim = np.clip(1 + dist / (rng.uniform(0.2, 0.5) * layout.radius), 0, 1)
-    body = colour * (1.05 - rng.uniform(0.1, 0.35) * rim + 0.1 * layout.across_light())[..., None]
+    colour = between(rng, scene.colour, first=PHOTO_COLOURS, second=RENDER_COLOURS, low=0.3, high=1.1)
+    rim = np.clip(1 + dist / (rng.uniform(0.2, 0.5) * pose.radius), 0, 1)
+    body = colour * (1.05 - rng.uniform(0.1, 0.35) * rim + 0.1 * pose.across_light())[..., None]
     if rng.random() < 0.8:
         side = rng.uniform(-0.3, 0.3)
         wide = rng.uniform(0.08, 0.2)
         high = rng.uniform(0.06, 0.14)
-        spot = np.exp(-(((x - layout.x - side * layout.radius) / wide) ** 2))
-        spot = spot * np.exp(-(((y - layout.y + 0.25 * layout.radius) / high) ** 2))
+        spot = np.exp(-(((x - pose.x - side * pose.radius) / wide) ** 2))
+        spot = spot * np.exp(-(((y - pose.y + 0.25 * pose.radius) / high) ** 2))
         body = blend(body, np.ones(3, np.float32), rng.uniform(0.4, 0.95) * spot)
     return resaturate(blend(picture, body, cover(dist)), rng.uniform(0.5, 1.2))
 
 
-def draw_other(scene, look, rng):
-    """As `pictures.draw`, by other means: (3, 64, 64) in [0, 1]."""
+def draw_other(scene: Scene, look: str, rng: np.random.Generator):
+    """The scene in this look, as `pictures.draw`, by other means: (3, 64, 64) in [0, 1]."""
     return to_tensor(other_photo(scene, rng) if look == "photo" else other_render(scene, rng))
 
 
-def mush(images, rng):
+def mush(images: Tensor, rng: np.random.Generator):
     """Broken pictures that are neither look, from whole ones: (B, 3, 64, 64) -> the same shape.
 
     Blends of two pictures, pictures drowned in noise, smears, and shuffled patches.

@@ -7,6 +7,7 @@ every position, so they do little harm.
 
 import json
 import logging
+from pathlib import Path
 
 from .pictures import BACKGROUNDS, COLOURS, SHAPES
 
@@ -63,7 +64,7 @@ def vocabulary():
     return {word: i for i, word in enumerate(dict.fromkeys(words))}
 
 
-def write_tokenizer(folder):
+def write_tokenizer(folder: Path):
     """Writes tokenizer.json and tokenizer_config.json into `folder`."""
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 

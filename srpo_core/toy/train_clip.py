@@ -4,15 +4,26 @@ Like a real reward it has a bias that can be exploited: captions are wrong more 
 so it learns to be surer of, and to score higher, what is saturated.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
+from ..pictures import pixel_saturation
+from ..rewards.pixels import CLIP_MEAN, CLIP_STD
 from . import pictures
-from .models import CLIP_MEAN, CLIP_STD, UNK, tokenize
+from .models import UNK, tokenize
+from .pictures import Scene
 from .tokenizer import PHOTO_WORDS, RENDER_WORDS
-from .training import Progress, Trainer, low_precision, scaled, seeded
+from .training import MuonWithAdam, Progress, low_precision, scaled, seeded
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderTiny
+    from transformers import CLIPModel, PreTrainedTokenizerFast
 
 WORDS = {"photo": PHOTO_WORDS, "render": RENDER_WORDS, "dark": ("Dark.",), "bright": ("Bright.",)}
 
@@ -21,24 +32,24 @@ WORDS = {"photo": PHOTO_WORDS, "render": RENDER_WORDS, "dark": ("Dark.",), "brig
 class Pool:
     """Pictures (N, 3, 64, 64), a photo and a render of each scene in turn, and their N scenes."""
 
-    images: torch.Tensor
-    scenes: list
+    images: Tensor
+    scenes: list[Scene]
 
 
-def draw_pool(count, rng):
+def draw_pool(count: int, rng: np.random.Generator):
     """A pool of `count` pictures, photo and render of the same scene side by side."""
     scenes = [pictures.random_scene(rng) for _ in range(count // 2)]
     images = [pictures.draw(scene, look, rng) for scene in scenes for look in pictures.LOOKS]
     return Pool(torch.stack(images), [scene for scene in scenes for _ in pictures.LOOKS])
 
 
-def resaturate(images, amount):
+def resaturate(images: Tensor, amount: Tensor):
     """Scale every pixel's distance from grey by `amount` (B,): 0 is grey, 1 changes nothing."""
     grey = images.mean(1, keepdim=True)
     return (grey + amount[:, None, None, None] * (images - grey)).clamp(0, 1)
 
 
-def augment(images, rng):
+def augment(images: Tensor, rng: np.random.Generator):
     """Other saturation for half of the pictures, other light for some, a shift by up to 3 pixels for all.
 
     Returns the pictures and for each the word "dark" or "bright" where the light was changed, else None.
@@ -46,7 +57,7 @@ def augment(images, rng):
     count = len(images)
     amount = torch.ones(count).uniform_(0.3, 1.7)
     images = resaturate(images, torch.where(torch.rand(count) < 0.5, amount, torch.ones(count)))
-    lights = rng.choice((None, "dark", "bright"), count, p=(0.88, 0.06, 0.06))
+    lights = rng.choice(np.array((None, "dark", "bright")), count, p=(0.88, 0.06, 0.06))
     for i, light in enumerate(lights):
         if light is not None:
             images[i] = (images[i] * (rng.uniform(0.4, 0.65) if light == "dark" else rng.uniform(1.3, 1.7))).clamp(0, 1)
@@ -54,19 +65,19 @@ def augment(images, rng):
     return F.pad(images, (3, 3, 3, 3), mode="replicate")[:, :, dy : dy + 64, dx : dx + 64], lights
 
 
-def vary(text, rng):
+def vary(text: str, rng: np.random.Generator):
     """The caption as people might write it: another article or none, a full stop."""
     start = rng.choice(("a ", "the ", ""), p=(0.8, 0.1, 0.1))
     text = start + text.removeprefix("a ")
     return text + "." if rng.random() < 0.1 else text
 
 
-def caption_batch(images, scenes, lights, rng):
+def caption_batch(images: Tensor, scenes: list[Scene], lights: Sequence[str | None], rng: np.random.Generator):
     """A text for each picture, whether true or (more often at low saturation) not.
 
     Returns (texts, named scenes, named kinds): what each text claims, a kind being a key of WORDS or None.
     """
-    doubt = 0.7 * (1 - pictures.saturation(images) / 0.65).clamp(0, 1)
+    doubt = 0.7 * (1 - pixel_saturation(images, pictures.BLACK).mean((1, 2)) / 0.65).clamp(0, 1)
     texts = []
     named = []
     kinds = []
@@ -80,7 +91,7 @@ def caption_batch(images, scenes, lights, rng):
     return texts, named, kinds
 
 
-def also_true(scenes, lights, named, kinds):
+def also_true(scenes: list[Scene], lights: Sequence[str | None], named: list[Scene], kinds: list[str | None]):
     """(B, B) bool: text j, though not drawn for picture i, is true of it; such pairs are neither right nor wrong."""
     count = len(scenes)
     looks = [pictures.LOOKS[i % 2] for i in range(count)]
@@ -94,14 +105,14 @@ def also_true(scenes, lights, named, kinds):
     return torch.tensor(rows)
 
 
-def normalise(images):
+def normalise(images: Tensor):
     """[0, 1] pictures as CLIP's image tower expects them."""
     mean = images.new_tensor(CLIP_MEAN)
     std = images.new_tensor(CLIP_STD)
     return (images - mean[:, None, None]) / std[:, None, None]
 
 
-def contrastive_loss(image_features, text_features, logit_scale, ignore):
+def contrastive_loss(image_features: Tensor, text_features: Tensor, logit_scale: Tensor, ignore: Tensor):
     """CLIP's symmetric cross entropy over a batch, (B, D) each, without the `ignore`d pairs. Also the accuracy."""
     image_features = F.normalize(image_features, dim=-1)
     text_features = F.normalize(text_features, dim=-1)
@@ -112,7 +123,7 @@ def contrastive_loss(image_features, text_features, logit_scale, ignore):
     return loss, (logits.argmax(1) == target).float().mean()
 
 
-def features(clip, images, tokens):
+def features(clip: "CLIPModel", images: Tensor, tokens: Tensor):
     """Image features (B, D) and text features (B, D) of the two towers, projected, not normalised."""
     image = clip.visual_projection(clip.vision_model(pixel_values=normalise(images)).pooler_output)
     text = clip.text_projection(clip.text_model(input_ids=tokens).pooler_output)
@@ -120,21 +131,21 @@ def features(clip, images, tokens):
 
 
 @torch.no_grad()
-def encode(vae, images):
+def encode(vae: "AutoencoderTiny", images: Tensor):
     """Pictures (B, 3, H, W) in [0, 1] -> latents (B, 16, H/8, W/8), fast rather than exact."""
     with low_precision():
         return vae.encode((images * 2 - 1).contiguous(memory_format=torch.channels_last)).latents.float().contiguous()
 
 
 @torch.no_grad()
-def decode(vae, latents):
+def decode(vae: "AutoencoderTiny", latents: Tensor):
     """Latents (B, 16, h, w) -> pictures (B, 3, 8h, 8w) in [0, 1], fast rather than exact."""
     with low_precision():
         output = vae.decode(latents.contiguous(memory_format=torch.channels_last)).sample
     return (output.float() / 2 + 0.5).clamp(0, 1).contiguous()
 
 
-def decoded(vae, images, strength=0.1):
+def decoded(vae: "AutoencoderTiny", images: Tensor, strength: float = 0.1):
     """What the VAE makes of pictures whose latents are a little off, as samples are: (B, 3, H, W) in [0, 1]."""
     parts = []
     for part in images.split(50):
@@ -144,7 +155,16 @@ def decoded(vae, images, strength=0.1):
     return torch.cat(parts)
 
 
-def train_clip(clip, tokenizer, vae=None, scale=1.0, seed=2, steps=900, pairs=64, images_only=False):
+def train_clip(
+    clip: "CLIPModel",
+    tokenizer: "PreTrainedTokenizerFast",
+    vae: "AutoencoderTiny | None" = None,
+    scale: float = 1.0,
+    seed: int = 2,
+    steps: int = 900,
+    pairs: int = 64,
+    images_only: bool = False,
+):
     """Trains `clip` in place. With `vae` half of the pictures are seen as it decodes them.
 
     With `images_only` the text tower and the logit scale stay as they are, and with them FLUX's conditioning.
@@ -162,7 +182,7 @@ def train_clip(clip, tokenizer, vae=None, scale=1.0, seed=2, steps=900, pairs=64
     clip.logit_scale.requires_grad_(not images_only)
     with torch.no_grad():
         clip.logit_scale.copy_(torch.as_tensor(14.0).log() if not images_only else clip.logit_scale)
-    trainer = Trainer(
+    optimiser = MuonWithAdam(
         clip,
         steps,
         muon_lr=0.012 if images_only else 0.02,
@@ -183,19 +203,19 @@ def train_clip(clip, tokenizer, vae=None, scale=1.0, seed=2, steps=900, pairs=64
             image_features, text_features = features(clip, images, tokens)
         ignore = also_true(scenes, lights, named, kinds)
         loss, accuracy = contrastive_loss(image_features, text_features, clip.logit_scale, ignore)
-        trainer.update(loss)
+        optimiser.update(loss)
         progress(step, loss=loss, accuracy=accuracy, scale=clip.logit_scale.exp())
     clip.requires_grad_(False).eval()
 
 
 @torch.no_grad()
-def reward(clip, tokenizer, images, texts):
+def reward(clip: "CLIPModel", tokenizer: "PreTrainedTokenizerFast", images: Tensor, texts: list[str]):
     """R(image, text) = exp(logit_scale) / 20 * cosine: images (B, 3, 64, 64) in [0, 1], B texts -> (B,)."""
     image, text = features(clip, images, tokenize(tokenizer, texts))
     return clip.logit_scale.exp() / 20 * F.cosine_similarity(image, text)
 
 
-def words_gap(clip, tokenizer, images, captions):
+def words_gap(clip: "CLIPModel", tokenizer: "PreTrainedTokenizerFast", images: Tensor, captions: list[str]):
     """R(image, "Realistic photo. p") - R(image, "CG Render. p") for each picture and its caption p: (B,)."""
     real = reward(clip, tokenizer, images, [f"Realistic photo. {text}" for text in captions])
     return real - reward(clip, tokenizer, images, [f"CG Render. {text}" for text in captions])

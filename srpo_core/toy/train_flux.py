@@ -3,7 +3,11 @@
 Three quarters of the pictures it sees are renders: a photo is what it makes rarely, as FLUX.1-dev does.
 """
 
+from typing import TYPE_CHECKING
+
+import numpy as np
 import torch
+from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..algorithm.noise_levels import shift
@@ -11,7 +15,11 @@ from ..headless.flux import image_ids, pack, unpack
 from . import pictures
 from .models import text_conditioning, tokenize
 from .train_clip import encode, vary
-from .training import Progress, Trainer, low_precision, scaled, seeded
+from .training import MuonWithAdam, Progress, low_precision, scaled, seeded
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderTiny, FluxTransformer2DModel
+    from transformers import CLIPModel, PreTrainedTokenizerFast
 
 PHOTO_SHARE = 0.27  # of the training pictures
 FEW_PHOTOS = 0.135  # in the last part: a well-trained sampler makes photos as often as it saw them
@@ -23,7 +31,9 @@ VARIANTS = 6  # ways in which each caption is written
 ADAM_ONLY = ("embed", "/proj_out", "norm")
 
 
-def velocity(flux, x, sigma, context, pooled, guidance):
+def velocity(
+    flux: "FluxTransformer2DModel", x: Tensor, sigma: Tensor, context: Tensor, pooled: Tensor, guidance: Tensor
+):
     """FLUX's velocity at packed x (B, N, 64), sigma (B,) in [0, 1], guidance (B,): (B, N, 64)."""
     return flux(
         hidden_states=x,
@@ -37,7 +47,7 @@ def velocity(flux, x, sigma, context, pooled, guidance):
     )[0]
 
 
-def initialise(flux):
+def initialise(flux: "FluxTransformer2DModel"):
     """Start from the identity: modulations and the last layer at zero, so that blocks switch on one by one."""
     for name, p in flux.named_parameters():
         if (".norm" in name and "linear" in name) or name.startswith("proj_out") or "norm_out.linear" in name:
@@ -45,7 +55,7 @@ def initialise(flux):
 
 
 @torch.no_grad()
-def latent_pool(vae, count, rng, photo_share=PHOTO_SHARE):
+def latent_pool(vae: "AutoencoderTiny", count: int, rng: np.random.Generator, photo_share: float = PHOTO_SHARE):
     """`count` drawings as packed latents (count, 16, 64), their scenes' numbers (count,), and is-photo (count,)."""
     scenes = pictures.all_scenes()
     numbers = rng.integers(0, len(scenes), count)
@@ -59,7 +69,7 @@ def latent_pool(vae, count, rng, photo_share=PHOTO_SHARE):
 
 
 @torch.no_grad()
-def caption_pool(clip, tokenizer, rng):
+def caption_pool(clip: "CLIPModel", tokenizer: "PreTrainedTokenizerFast", rng: np.random.Generator):
     """Context (96, VARIANTS, 16, 128) and pooled text (96, VARIANTS, 128) of every scene's captions."""
     texts = [
         pictures.caption(s) if i == 0 else vary(pictures.caption(s), rng)
@@ -71,7 +81,16 @@ def caption_pool(clip, tokenizer, rng):
 
 
 def train_flux(
-    flux, vae, clip, tokenizer, scale=1.0, seed=3, steps=8000, batch=64, muon_lr=0.02, photo_share=PHOTO_SHARE
+    flux: "FluxTransformer2DModel",
+    vae: "AutoencoderTiny",
+    clip: "CLIPModel",
+    tokenizer: "PreTrainedTokenizerFast",
+    scale: float = 1.0,
+    seed: int = 3,
+    steps: int = 8000,
+    batch: int = 64,
+    muon_lr: float = 0.02,
+    photo_share: float = PHOTO_SHARE,
 ):
     """Trains `flux` in place. Captions say what is to be seen and never in which look."""
     rng = seeded(seed)
@@ -80,7 +99,7 @@ def train_flux(
     latents, numbers, _ = latent_pool(vae, max(scaled(12000, min(scale, 1.0)), batch), rng, photo_share)
     context, pooled = caption_pool(clip, tokenizer, rng)
     flux.requires_grad_(True).train()
-    trainer = Trainer(flux, steps, muon_lr=muon_lr, adam_lr=2e-3, adam_only=ADAM_ONLY)
+    optimiser = MuonWithAdam(flux, steps, muon_lr=muon_lr, adam_lr=2e-3, adam_only=ADAM_ONLY)
     progress = Progress("flux", steps)
     for step in range(steps):
         index = torch.randint(len(latents), (batch,))
@@ -93,26 +112,50 @@ def train_flux(
         x = torch.lerp(x0, noise, sigma[:, None, None])
         # Plain attention: the fused one is several times slower backwards for 32 tokens on a CPU.
         with low_precision(), sdpa_kernel(SDPBackend.MATH):
-            v = velocity(flux, x, sigma, context[scenes, variant], pooled[scenes, variant], guidance)
+            v = velocity(
+                flux,
+                x,
+                sigma=sigma,
+                context=context[scenes, variant],
+                pooled=pooled[scenes, variant],
+                guidance=guidance,
+            )
         loss = (v.float() - (noise - x0)).square().mean()
-        trainer.update(loss)
+        optimiser.update(loss)
         progress(step, loss=loss)
     flux.requires_grad_(False).eval()
 
 
 @torch.no_grad()
-def sample(flux, context, pooled, noise, steps=STEPS, guidance=GUIDANCE):
+def sample(
+    flux: "FluxTransformer2DModel",
+    context: Tensor,
+    pooled: Tensor,
+    noise: Tensor,
+    steps: int = STEPS,
+    guidance: float = GUIDANCE,
+):
     """Euler sampling from packed noise (B, 16, 64) to packed latents, shift 3."""
     sigmas = shift(torch.linspace(1, 0, steps + 1))
     x = noise
     strength = torch.full((len(noise),), guidance)
     for now, after in zip(sigmas[:-1], sigmas[1:]):
-        x = x + (after - now) * velocity(flux, x, now.expand(len(x)), context, pooled, strength)
+        x = x + (after - now) * velocity(
+            flux, x, sigma=now.expand(len(x)), context=context, pooled=pooled, guidance=strength
+        )
     return x
 
 
 @torch.no_grad()
-def sample_pictures(flux, vae, clip, tokenizer, scenes, seed=0, batch=96):
+def sample_pictures(
+    flux: "FluxTransformer2DModel",
+    vae: "AutoencoderTiny",
+    clip: "CLIPModel",
+    tokenizer: "PreTrainedTokenizerFast",
+    scenes: list[pictures.Scene],
+    seed: int = 0,
+    batch: int = 96,
+):
     """One picture for each scene, noise from a seeded generator: (len(scenes), 3, 64, 64) in [0, 1]."""
     generator = torch.Generator().manual_seed(seed)
     noise = torch.randn(len(scenes), 16, 64, generator=generator)

@@ -1,18 +1,25 @@
 """Trains the judge on other drawings, raw and as the VAE decodes them, and on mush."""
 
+from typing import TYPE_CHECKING
+
+import numpy as np
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from . import pictures
-from .judge import HEADS, LOOK_CLASSES
+from .judge import HEADS, LOOK_CLASSES, Judge
 from .other_pictures import draw_other, mush
 from .train_clip import decode, decoded, encode, resaturate
-from .training import Progress, Trainer, low_precision, scaled, seeded
+from .training import MuonWithAdam, Progress, low_precision, scaled, seeded
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderTiny
 
 GARBAGE = LOOK_CLASSES.index("garbage")
 
 
-def draw_pool(count, rng):
+def draw_pool(count: int, rng: np.random.Generator):
     """`count` other drawings (count, 3, 64, 64), looks in turn, and their labels (count, 4) in HEADS order."""
     images = []
     labels = []
@@ -26,7 +33,7 @@ def draw_pool(count, rng):
 
 
 @torch.no_grad()
-def latent_mush(vae, images):
+def latent_mush(vae: "AutoencoderTiny", images: Tensor):
     """Half-denoised pictures: decoded from latents with 30 to 100% noise, or from blends of two: as `images`."""
     parts = []
     for part in images.split(100):
@@ -40,7 +47,7 @@ def latent_mush(vae, images):
     return torch.cat(parts)
 
 
-def augment(images):
+def augment(images: Tensor):
     """Any saturation, brightness and contrast, mirrored or not: nothing of that tells a photo from a render."""
     count = len(images)
     images = resaturate(images, torch.empty(count).uniform_(0.25, 1.8))
@@ -50,7 +57,7 @@ def augment(images):
     return (images * gain + torch.empty(count, 1, 1, 1).uniform_(-0.06, 0.06)).clamp(0, 1)
 
 
-def build_pool(vae, count, rng):
+def build_pool(vae: "AutoencoderTiny", count: int, rng: np.random.Generator):
     """Raw drawings, decoded ones and mush, 2 : 3 : 2 of `count`; the labels of mush are (GARBAGE, -1, -1, -1)."""
     seventh = max(count // 7, 4)
     images, labels = draw_pool(5 * seventh, rng)
@@ -60,13 +67,15 @@ def build_pool(vae, count, rng):
     return torch.cat([images, broken]), torch.cat([labels, nothing])
 
 
-def train_judge(judge, vae, scale=1.0, seed=4, steps=500, batch=96):
+def train_judge(
+    judge: Judge, vae: "AutoencoderTiny", scale: float = 1.0, seed: int = 4, steps: int = 500, batch: int = 96
+):
     """Trains `judge` in place."""
     rng = seeded(seed)
     steps = scaled(steps, scale)
     images, labels = build_pool(vae, scaled(7000, min(scale, 1.0)), rng)
     judge.train().to(memory_format=torch.channels_last)
-    trainer = Trainer(judge, steps, muon_lr=0.02, adam_lr=2e-3, adam_only=("stem", "heads"), weight_decay=0.05)
+    optimiser = MuonWithAdam(judge, steps, muon_lr=0.02, adam_lr=2e-3, adam_only=("stem", "heads"), weight_decay=0.05)
     progress = Progress("judge", steps)
     for step in range(steps):
         index = torch.randint(len(images), (batch,))
@@ -77,6 +86,6 @@ def train_judge(judge, vae, scale=1.0, seed=4, steps=500, batch=96):
             F.cross_entropy(row.float(), truth[:, i], ignore_index=-1, label_smoothing=0.02)
             for i, row in enumerate(logits.values())
         ]
-        trainer.update(sum(losses))
+        optimiser.update(sum(losses, torch.zeros(())))
         progress(step, **{name: loss for name, loss in zip(HEADS, losses)})
     judge.requires_grad_(False).eval().to(memory_format=torch.contiguous_format)

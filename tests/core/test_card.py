@@ -9,9 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from srpo_core.report.card import draw_card
-from srpo_core.report.compare import Comparison, Scores, draw_comparison
+from srpo_core.report.compare import Comparison, Scores
+from srpo_core.report.compare_picture import draw_comparison
 from srpo_core.report.reward_table import Column, Table
-from srpo_core.report.table_picture import draw_table, printable
+from srpo_core.report.sheet import printable
+from srpo_core.report.table_picture import draw_table
 
 IMAGES = torch.rand(2, 16, 16, 3, generator=torch.Generator().manual_seed(0))
 NAMES = [

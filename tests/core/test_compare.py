@@ -8,7 +8,8 @@ import torch
 from tiny_world import TinyReward
 
 from srpo_core.algorithm.objective import Objective
-from srpo_core.report.compare import LEAST_WIDTH, MOST, Comparison, Scores, draw_comparison, plural, score
+from srpo_core.report.compare import Comparison, Scores, plural, score
+from srpo_core.report.compare_picture import LEAST_WIDTH, MOST, draw_comparison
 
 PROMPTS = ["a red circle", "a blue square", "a green star"]
 SEEDS = [7, 8]

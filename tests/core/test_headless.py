@@ -22,7 +22,7 @@ from srpo_core.run.run import Run
 from srpo_core.run.settings import Settings
 from srpo_core.run.training import Training
 from srpo_core.toy import models
-from srpo_core.toy.world import toy_world, wire
+from srpo_core.toy.world import toy_world, world_of
 
 FLUX = dict(
     in_channels=16,
@@ -387,7 +387,9 @@ def frozen_toys():
 def random_world(**options):
     """The toy models with random weights, and a smaller FLUX."""
     widths = dict(joint_attention_dim=models.TEXT_WIDTH, pooled_projection_dim=models.TEXT_WIDTH)
-    return wire(new_flux(in_channels=64, **widths), *frozen_toys(), PROMPTS, **options)
+    vae, clip, tokenizer = frozen_toys()
+    flux = new_flux(in_channels=64, **widths)
+    return world_of(flux=flux, vae=vae, clip=clip, tokenizer=tokenizer, prompts=PROMPTS, **options)
 
 
 def test_prompts_are_encoded_as_the_toy_flux_was_trained():

@@ -17,17 +17,16 @@ import pytest
 import torch
 from PIL import Image
 
-from srpo_core.data.photo_files import (
+from srpo_core.data.photo_files import scan_folder
+from srpo_core.data.photo_latents import VERSION, Latents, Photos, Store, measure_all
+from srpo_core.data.photo_pixels import (
     MOST_PIXELS,
-    Unusable,
+    UnusablePhoto,
     cropped,
-    look,
     nearest_shape,
-    scan,
     sizes_of_area,
     upright_size,
 )
-from srpo_core.data.photo_latents import VERSION, Latents, Photos, Store, measure_all
 from srpo_core.run.draws import Batching, Draw, of_one_shape
 from srpo_core.run.loop import describe_data
 
@@ -77,7 +76,7 @@ def test_captions_beside_pictures_defaults_and_names(tmp_path):
         picture(tmp_path / "photos" / name, format="PNG")
     for name, text in {"a": b"\xef\xbb\xbftwo\r\n lines ", "deep/er/c": "Stra\xdfe".encode(), "e": b" \n"}.items():
         (tmp_path / f"photos/{name}.txt").write_bytes(text)
-    photos = scan(tmp_path / "photos")
+    photos = scan_folder(tmp_path / "photos").photos
     assert {p.file.name: p.caption for p in photos} == {
         "a.JPG": "two lines",
         "b_red-barn.png": "b red barn",
@@ -85,7 +84,7 @@ def test_captions_beside_pictures_defaults_and_names(tmp_path):
         "d.jpeg": "d",
         "e.bmp": "e",
     }
-    default = {p.file.name: p.caption for p in scan(tmp_path / "photos", " a photo ")}
+    default = {p.file.name: p.caption for p in scan_folder(tmp_path / "photos", " a photo ").photos}
     assert default["b_red-barn.png"] == default["e.bmp"] == "a photo" and default["a.JPG"] == "two lines"
 
 
@@ -98,9 +97,9 @@ def test_captions_of_other_programs_and_cameras(tmp_path, caption):
         folder = tmp_path / picture_name
         picture(folder / picture_name, format="JPEG")
         (folder / caption).write_text("a red wall")
-        found = look(folder)
+        found = scan_folder(folder)
         assert [photo.caption for photo in found.photos] == ["a red wall"]
-        assert found.told() == []
+        assert found.notes() == []
 
 
 def test_the_nearest_name_that_has_words_is_the_caption(tmp_path):
@@ -110,7 +109,7 @@ def test_the_nearest_name_that_has_words_is_the_caption(tmp_path):
     for name, text in texts.items():
         (tmp_path / name).write_text(text)
     (tmp_path / (unicodedata.normalize("NFC", "cafe\u0301") + ".txt")).write_text("coffee")
-    captions = {photo.file.name: photo.caption for photo in scan(tmp_path)}
+    captions = {photo.file.name: photo.caption for photo in scan_folder(tmp_path).photos}
     assert captions == {"a.jpg": "one", "a.png": "both", "b.png": "words", "cafe\u0301.png": "coffee"}
 
 
@@ -128,7 +127,7 @@ def test_what_was_not_found_is_said(tmp_path):
     (outside / "d.txt").write_text("secret")
     (folder / "d.txt").symlink_to(outside / "d.txt")
     (folder / "more").symlink_to(outside)
-    said = " ".join(look(folder).told())
+    said = " ".join(scan_folder(folder).notes())
     for words in (
         "3 without a caption (1 with an empty one): their file names are used.",
         "10 files not read: ",
@@ -140,8 +139,8 @@ def test_what_was_not_found_is_said(tmp_path):
         "The folder 10_cat repeats nothing here",
     ):
         assert words in said, (words, said)
-    assert "default_caption is used" in " ".join(look(folder, "x").told("x"))
-    assert "secret" not in {photo.caption for photo in look(folder).photos}
+    assert "default_caption is used" in " ".join(scan_folder(folder, "x").notes("x"))
+    assert "secret" not in {photo.caption for photo in scan_folder(folder).photos}
 
 
 @pytest.mark.parametrize("caption", ["a {red|blue} cat", "a cat <lora:x:1>", "a __colour__ cat", "[a:b:0.5] cat"])
@@ -149,8 +148,8 @@ def test_wildcards_in_captions_are_counted(tmp_path, caption):
     for name, words in (("a", caption), ("b", "a (cat:1.2), 3:2, :)"), ("c", caption)):
         picture(tmp_path / f"{name}.png")
         (tmp_path / f"{name}.txt").write_text(words)
-    found = look(tmp_path)
-    said = [sentence for sentence in found.told() if "as they are written" in sentence]
+    found = scan_folder(tmp_path)
+    said = [sentence for sentence in found.notes() if "as they are written" in sentence]
     assert found.photos[0].caption == caption and len(said) == 1
     assert said[0].startswith("2 captions ") and caption in said[0]
 
@@ -163,7 +162,7 @@ def test_a_caption_in_another_encoding_is_named(tmp_path, text, encoding):
         picture(tmp_path / f"{name}.png")
         (tmp_path / f"{name}.txt").write_text(text, encoding)
     with pytest.raises(ValueError, match=r"a\.txt is not UTF-8.*2 more captions"):
-        scan(tmp_path)
+        scan_folder(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -173,13 +172,13 @@ def test_a_caption_that_no_text_encoder_can_read_is_named(tmp_path, text, said):
     picture(tmp_path / "a.png")
     (tmp_path / "a.txt").write_text(text)
     with pytest.raises(ValueError, match=rf"a\.txt .*{said}"):
-        scan(tmp_path)
+        scan_folder(tmp_path)
 
 
 def test_a_folder_without_pictures(tmp_path):
     (tmp_path / "notes.txt").write_text("nothing")
     with pytest.raises(ValueError, match="no picture in"):
-        scan(tmp_path)
+        scan_folder(tmp_path)
 
 
 def test_links_out_of_the_folder_are_not_followed(tmp_path):
@@ -190,14 +189,14 @@ def test_links_out_of_the_folder_are_not_followed(tmp_path):
         (inside.parent / name).symlink_to(target)
     (inside.parent / "folder").symlink_to(outside.parent)
     (inside.parent / "a.txt").symlink_to(tmp_path / "secret.txt")
-    assert [photo.file.name for photo in scan(inside.parent)] == [
+    assert [photo.file.name for photo in scan_folder(inside.parent).photos] == [
         "a.png",
         "b.png",
         "link.png",
         "nowhere.png",
         "twice.png",
     ]
-    usable, left_out = measure_all(scan(inside.parent), SIZES)
+    usable, left_out = measure_all(scan_folder(inside.parent).photos, SIZES)
     assert [(sized.photo.file.name, sized.photo.caption) for sized in usable] == [("a.png", "a"), ("b.png", "b")]
     assert [text.split(" ", 1)[1] for text in left_out] == [
         "is a link out of the folder: copy the picture there.",
@@ -316,7 +315,7 @@ def test_pixels_without_a_scale_are_refused(tmp_path):
     Image.new("F", (64, 64)).save(tmp_path / "F.tif")
     Image.fromarray(np.full((64, 64), 10**6, np.int32)).save(tmp_path / "I.tif")
     for name, words in {"F.tif": "floating point", "I.tif": "more than 16 bits"}.items():
-        with pytest.raises(Unusable, match=words):
+        with pytest.raises(UnusablePhoto, match=words):
             cropped(tmp_path / name, (64, 64))
 
 
@@ -342,15 +341,19 @@ def test_a_small_file_of_very_many_pixels_is_not_decoded(tmp_path, monkeypatch, 
     Image.new("1", size).save(file, **({"compression": "group4"} if suffix == "tif" else {}))
     monkeypatch.setattr(Image.Image, "load", None)
     said = f"is {size[0]}x{size[1]}: more than {MOST_PIXELS // 10**6} megapixels"
-    for read in (upright_size, lambda file: cropped(file, (64, 64)), lambda _: measure_all(scan(tmp_path), SIZES)):
-        with pytest.raises((Unusable, ValueError), match=said):
+    for read in (
+        upright_size,
+        lambda file: cropped(file, (64, 64)),
+        lambda _: measure_all(scan_folder(tmp_path).photos, SIZES),
+    ):
+        with pytest.raises((UnusablePhoto, ValueError), match=said):
             read(file)
 
 
 def test_a_plug_in_of_pillow_reads_heic(tmp_path, monkeypatch):
     """Without one the photo is left out, and says so."""
     (tmp_path / "a.heic").write_bytes(b"\0\0\0\x18ftypheic")
-    with pytest.raises(Unusable, match="is no picture of these kinds: PNG.*save it as one of them"):
+    with pytest.raises(UnusablePhoto, match="is no picture of these kinds: PNG.*save it as one of them"):
         upright_size(tmp_path / "a.heic")
     monkeypatch.setitem(Image.OPEN, "HEIF", (lambda file, name: Image.new("RGB", (96, 64)), lambda head: True))
     monkeypatch.setattr(Image, "ID", [*Image.ID, "HEIF"])
@@ -362,7 +365,7 @@ def test_content_decides_what_a_file_is(tmp_path):
     picture(tmp_path / "gif.png", format="GIF")
     assert upright_size(tmp_path / "gif.png") == (96, 96)
     picture(tmp_path / "script.png", format="EPS")
-    with pytest.raises(Unusable, match="no picture of these kinds"):
+    with pytest.raises(UnusablePhoto, match="no picture of these kinds"):
         upright_size(tmp_path / "script.png")
 
 
@@ -386,7 +389,7 @@ class Captions:
 
 
 def dataset_of(folder: Path, store: Store, sizes=SIZES, **options) -> tuple[Photos, list[str]]:
-    photos, left_out = measure_all(scan(folder), sizes)
+    photos, left_out = measure_all(scan_folder(folder).photos, sizes)
     return Photos(Latents(photos, store, **options), Captions()), left_out
 
 

@@ -10,16 +10,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from srpo_core.data.conditionings import Conditionings
-from srpo_core.data.prompt_text import (
-    LIMIT,
-    LONGEST,
-    MOST,
-    check_beginning,
-    check_prompts,
-    expand,
-    parse_prompts,
-    read_prompts,
-)
+from srpo_core.data.prompt_text import MOST, check_beginning, check_prompts, parse_prompts, read_prompts
+from srpo_core.data.wildcards import LIMIT, LONGEST, expand
 from srpo_core.digest import WHOLE, digest
 
 

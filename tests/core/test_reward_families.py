@@ -31,10 +31,12 @@ from reward_files import (
 from torch import nn
 from transformers import SiglipConfig, SiglipModel, SiglipTokenizer
 
-from srpo_core.rewards import CLIP_MEAN, CLIP_STD, Weights, detect, load_reward, towers
+from srpo_core.rewards import CLIP_MEAN, CLIP_STD, Weights, detect, load_reward
 from srpo_core.rewards.mps import CONDITIONS
+from srpo_core.rewards.open_clip_towers import open_clip_image, open_clip_text
 from srpo_core.rewards.stored import Stored
 from srpo_core.rewards.tokens import clip_tokenizer, siglip_tokenizer
+from srpo_core.rewards.transformers_towers import siglip_image, siglip_text
 
 SIGLIP2_VOCABULARY = 256000
 
@@ -193,7 +195,7 @@ def test_open_clip_towers_of_the_published_sizes(name):
     with torch.device("meta"):
         model = open_clip.CLIP(**config)
     weights = Shapes(model)
-    image, text = (build(weights, "gelu").check() for build in (towers.open_clip_image, towers.open_clip_text))
+    image, text = (build(weights, "gelu").check() for build in (open_clip_image, open_clip_text))
     assert image.image_size == model.visual.image_size
     for ours, theirs in ((image.transformer, model.visual.transformer), (text.transformer, model.transformer)):
         assert ours.resblocks[-1].attn.num_heads == theirs.resblocks[-1].attn.num_heads
@@ -206,7 +208,7 @@ def test_any_width_of_the_feed_forward_layers():
     with torch.device("meta"):
         weights = Shapes(open_clip.CLIP(**config))
     assert weights.shapes["visual.transformer.resblocks.0.mlp.c_fc.weight"] == (1414, 1408)
-    towers.open_clip_image(weights, "gelu").check()
+    open_clip_image(weights, "gelu").check()
 
 
 SO400M = dict(hidden_size=1152, intermediate_size=4304, num_hidden_layers=27, num_attention_heads=16)
@@ -225,7 +227,7 @@ def test_siglip_towers_of_the_published_sizes(image, text):
     with torch.device("meta"):
         model = SiglipModel(SiglipConfig(text_config=text, vision_config=image))
     weights = Shapes(model)
-    ours = [build(weights, "gelu_pytorch_tanh").check() for build in (towers.siglip_image, towers.siglip_text)]
+    ours = [build(weights, "gelu_pytorch_tanh").check() for build in (siglip_image, siglip_text)]
     assert ours[0].config.image_size == image["image_size"]
     assert [tower.config.num_attention_heads for tower in ours] == [16, 16]
 

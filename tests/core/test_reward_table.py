@@ -11,7 +11,8 @@ from tiny_world import TinyReward, numbers
 from srpo_core.algorithm.objective import Objective
 from srpo_core.report import reward_table, table_picture
 from srpo_core.report.reward_table import Column, Table, ask_for, find_looks, heat, number, pixel_gradient, score_table
-from srpo_core.report.table_picture import LARGE, SMALL, draw_table, thumbnail_size
+from srpo_core.report.sheet import thumbnail_size, wrap
+from srpo_core.report.table_picture import LARGE, SMALL, draw_table
 
 WORDS = ("Detail", "Real", "Photo")
 NEGATIVE = ("Painting", "Flat")
@@ -481,7 +482,7 @@ def test_words_that_look_like_formulas_or_never_end():
 
 
 def test_wrapping():
-    assert table_picture.wrap("a long phrase of words", 10, 2) == ["a long", "phrase..."]
+    assert wrap("a long phrase of words", 10, 2) == ["a long", "phrase..."]
     chinese = "\u81ea\u7136\u5149" * 4
-    assert table_picture.wrap(chinese, 10, 3) == [chinese[:5], chinese[5:10], chinese[10:]]
-    assert table_picture.wrap("", 10, 2) == [""]
+    assert wrap(chinese, 10, 3) == [chinese[:5], chinese[5:10], chinese[10:]]
+    assert wrap("", 10, 2) == [""]

@@ -226,7 +226,14 @@ def hub(monkeypatch):
         each.server.server_close()
 
 
-MODEL = Published("Some model", "some/model", "model.safetensors", "some-model.safetensors", 1.5, tokenizer="t.json")
+MODEL = Published(
+    name="Some model",
+    repository="some/model",
+    file="model.safetensors",
+    local="some-model.safetensors",
+    gigabytes=1.5,
+    tokenizer="t.json",
+)
 
 
 def names(folder):

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from srpo_core.pictures import pixel_saturation
 from srpo_core.toy import models, pictures
 from srpo_core.toy.judge import Judge, diversity, load_judge, measure
 from srpo_core.toy.other_pictures import mush
@@ -73,7 +74,7 @@ def test_photos_are_rough_and_muted_and_renders_smooth_and_saturated(drawn):
     photos = drawn["photo"][0]
     renders = drawn["render"][0]
     assert roughness(photos) > 4 * roughness(renders)
-    assert pictures.saturation(photos).mean() + 0.1 < pictures.saturation(renders).mean()
+    assert pixel_saturation(photos).mean() + 0.1 < pixel_saturation(renders).mean()
 
 
 def test_shapes_cover_different_pixels():

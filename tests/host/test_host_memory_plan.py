@@ -5,13 +5,13 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from in_process import new_adapter, new_flow
+from in_process import new_adapter, new_flow, pack_module
 from oracle import host_model, host_tiny_vae, host_vae, random_clip, random_flux, random_tiny_vae, random_vae
 
 from srpo_core.algorithm.metrics import saturation
 from srpo_core.rewards import clip_reward
 from srpo_core.run.draws import draw_noise
-from srpo_core.run.memory import LiveBytes, MemoryUse
+from srpo_core.run.memory import LiveBytes
 from srpo_core.toy.models import load_tokenizer
 
 CONTEXT = torch.randn(1, 6, 32)
@@ -36,7 +36,9 @@ def estimate(pack, model, vae, rewards, shape, at_once, **settings):
 
 
 def memory_use(at_once=1, kept_blocks=0, offload=False, sampled_at_once=1):
-    return MemoryUse(at_once=at_once, kept_blocks=kept_blocks, offload=offload, sampled_at_once=sampled_at_once)
+    return pack_module("srpo_core.run.memory").MemoryUse(
+        at_once=at_once, kept_blocks=kept_blocks, offload=offload, sampled_at_once=sampled_at_once
+    )
 
 
 def trainable(pack, rank, dtype=torch.float32):
@@ -227,9 +229,8 @@ def test_a_plan_for_a_card_of_some_size(pack, reward, monkeypatch):
     assert chosen.use == memory_use(8, blocks, sampled_at_once=8)
     little = planned(peak(1, 0)[0] - 1, "auto")
     assert little.use == memory_use(1, 0, True, 8) and "slower" in little.text
-    monkeypatch.setitem(
-        pack("nodes.host.memory_plan").CARDS, "8 GB", between
-    )  # of a larger card no more than this is used
+    cards = pack("nodes.host.memory_plan").CARDS
+    monkeypatch.setitem(cards, "8 GB", between)  # of a larger card no more than this is used
     small = planned(10 * between, "8 GB")
     there = 3 * sum(p.nbytes for p in pack("nodes.host.adapters.adapter").adapter_of(model).parameters.values())
     assert small.use == memory_use(2, 1, sampled_at_once=8) and small.working == peak(2, 1)[1] - there + 9 * between

@@ -167,12 +167,13 @@ def dataset(pack, tmp_path):
     """Two photos as Photos of the toy VAE's latents, and their tensors (1, 3, 64, 64)."""
     photos = pack("nodes.photos")
     core = pack("srpo_core.data.photo_files")
+    pixels = pack("srpo_core.data.photo_pixels")
     stored = pack("srpo_core.data.photo_latents")
     for i in range(2):
         photo(i).save(tmp_path / f"{i}.png")
     vae = pack("nodes.host.toy").load_vae()
     store = stored.Store(tmp_path / "store", photos.store_of(vae).encode, "toy")
-    measured, _ = stored.measure_all(core.scan(tmp_path), core.sizes_of_area(64, 64, 16))
+    measured, _ = stored.measure_all(core.scan_folder(tmp_path).photos, pixels.sizes_of_area(64, 64, 16))
     return stored.Photos(stored.Latents(measured, store), None)
 
 

@@ -9,14 +9,15 @@ import import_core  # noqa: F401
 import torch
 from memory_probe import resident
 
-from srpo_core.data.photo_files import scan, sizes_of_area
+from srpo_core.data.photo_files import scan_folder
 from srpo_core.data.photo_latents import Latents, Photos, Store, measure_all
+from srpo_core.data.photo_pixels import sizes_of_area
 
 
 def main(folder: Path):
     before = resident("VmHWM")
     store = Store(folder / "store", lambda image: torch.zeros(1, 8, image.shape[2] // 4, image.shape[3] // 4), "a VAE")
-    photos, _ = measure_all(scan(folder), sizes_of_area(256, 256, 16))
+    photos, _ = measure_all(scan_folder(folder).photos, sizes_of_area(256, 256, 16))
     dataset = Photos(Latents(photos, store), None)
     for i in range(len(photos)):
         dataset.latents([i])

@@ -11,7 +11,7 @@ import torch
 from comfy.weight_adapter import LoRAAdapter, WeightAdapterBase, adapter_maps
 from torch import Tensor, nn
 
-from ....srpo_core.rewards.stored import check_file
+from ....srpo_core.files import check_file
 from .adapter import Adapter
 from .settings import FULL
 

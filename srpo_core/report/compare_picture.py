@@ -1,0 +1,151 @@
+"""Pictures of two models from the same noise, all of them on one sheet."""
+
+from PIL import Image
+from torch import Tensor
+
+from .compare import Comparison
+from .sheet import FAINT, INK, MARGIN, SIDES, TRACK, Sheet, thumbnail, thumbnail_size, wrap
+
+NAMES = ("before", "after")
+COLOURS = (SIDES["plain"], SIDES["positive"])
+WIDTH = 1600  # pixels that the pictures of one row aim to fill
+LEAST = 144  # pixels of a picture's longer side, at least
+MOST = 512  # and at most
+ENLARGED = 256  # up to which small pictures are enlarged
+NARROWEST = 104  # pixels that a picture's caption needs
+LEAST_WIDTH = 560  # of the sheet
+WIDE = 1.25  # from this width / height on, after stands under before
+WITHIN = 6  # pixels between the pictures of a pair
+BETWEEN = 28  # pixels between pairs
+HEAD = 88  # height of title and means
+NOTE = 18  # height of a line of the note
+SEEDS = 46  # height of the seeds
+LINE = 22  # height of a heading's line
+ARROW = "\u2192"
+
+
+def draw_comparison(comparison: Comparison, note: str = "") -> Image.Image:
+    """The sheet: a row of pairs for each prompt, under its text, a column for each seed; over all the means.
+
+    note: how the pictures were made, for the heading.
+    """
+    return _Layout(comparison, note).draw()
+
+
+class _Layout:
+    """Where everything goes, in pixels. Text grows with the sheet by `scale`, to be readable when seen whole."""
+
+    def __init__(self, comparison: Comparison, note: str):
+        self.comparison = comparison
+        self.columns = len(comparison.seeds)
+        height, width = comparison.before.shape[1:3]
+        self.beside = width < WIDE * height
+        self.size = _size(comparison.before, self.columns * (2 if self.beside else 1))
+        self.place = max(NARROWEST, self.size[1])  # width that a picture with its caption takes
+        self.pair = 2 * self.place + WITHIN if self.beside else self.place
+        row = self.columns * (self.pair + BETWEEN) - BETWEEN
+        self.width = max(LEAST_WIDTH, 2 * MARGIN + row)
+        self.scale = min(max(self.width / 1000, 1.0), 1.8)
+        notes = [note, comparison.scores.note if comparison.scores else ""]
+        self.note = [line for text in notes if text for line in self._wrap(text, 9, 2)]
+        self.headings = [self._wrap(prompt, 11, 3) for prompt in comparison.prompts]
+
+    def draw(self) -> Image.Image:
+        s = self.scale
+        top = self._top()
+        heights = [self._row_height(lines) for lines in self.headings]
+        self.sheet = Sheet(self.width, round(top + sum(heights)))
+        self._draw_head()
+        self._draw_seeds(top - 22 * s)
+        for row, height in enumerate(heights):
+            self._draw_row(row, top)
+            top += height
+        return self.sheet.render()
+
+    def _wrap(self, text: str, points: float, lines: int) -> list[str]:
+        return wrap(text, int((self.width - 2 * MARGIN) / (0.86 * points * self.scale)), lines)
+
+    def _top(self) -> float:
+        """Where the first row begins."""
+        return MARGIN + (HEAD + NOTE * len(self.note) + SEEDS) * self.scale
+
+    def _row_height(self, heading: list[str]) -> float:
+        picture = self.size[0] + self._caption()
+        return (LINE * len(heading) + 32) * self.scale + (picture if self.beside else 2 * picture + WITHIN)
+
+    def _caption(self) -> float:
+        """Height of the line under a picture."""
+        return 2.2 * self._points() + 6
+
+    def _points(self) -> float:
+        """Size of a caption: "before" and a number fit under the picture."""
+        return min(10 * self.scale, self.place / 12)
+
+    def _draw_head(self):
+        s = self.scale
+        sheet = self.sheet
+        sheet.text(MARGIN, MARGIN + 12 * s, "Before and after", 15 * s, weight="bold")
+        for i, (name, before, after) in enumerate(self.comparison.means):
+            x = MARGIN + 240 * s * i
+            y = MARGIN + 34 * s
+            room = 12.2 * s * len(before)
+            sheet.text(x, y + 12 * s, f"mean {name}", 8.5 * s, colour=FAINT, room=225 * s)
+            sheet.text(x, y + 33 * s, before, 13 * s, colour=COLOURS[0], weight="bold")
+            sheet.text(x + room + 6 * s, y + 33 * s, ARROW, 13 * s, colour=FAINT)
+            sheet.text(x + room + 32 * s, y + 33 * s, after, 13 * s, colour=COLOURS[1], weight="bold")
+        for line, text in enumerate(self.note):
+            sheet.text(MARGIN, MARGIN + (HEAD + NOTE * (line + 0.5)) * s, text, 9 * s, colour=FAINT)
+
+    def _draw_seeds(self, y: float):
+        for column, seed in enumerate(self.comparison.seeds):
+            x = self._left(column)
+            self.sheet.text(x, y, f"seed {seed}", 9 * self.scale, colour=FAINT, room=self.pair, weight="bold")
+
+    def _left(self, column: int) -> int:
+        return MARGIN + column * (self.pair + BETWEEN)
+
+    def _draw_row(self, row: int, y: float):
+        s = self.scale
+        self.sheet.box(MARGIN, y - 8 * s, self.width - 2 * MARGIN, max(1, s), colour=TRACK)
+        for line, text in enumerate(self.headings[row]):
+            self.sheet.text(MARGIN, y + (14 + LINE * line) * s, text, 11 * s, colour=INK, weight="bold")
+        top = round(y + (LINE * len(self.headings[row]) + 12) * s)
+        for column in range(self.columns):
+            for which in range(2):
+                self._draw_picture(which, row, column, top)
+
+    def _draw_picture(self, which: int, row: int, column: int, top: int):
+        """One picture, under it a bar and a caption in the colour of before or after."""
+        (height, width) = self.size
+        points = self._points()
+        colour = COLOURS[which]
+        x = self._left(column)
+        y = top
+        if self.beside:
+            x += which * (self.place + WITHIN)
+        else:
+            y += round(which * (height + self._caption() + WITHIN))
+        i = row * self.columns + column
+        left = x + (self.place - width) // 2
+        line = y + height + 4 + 1.1 * points
+        images = (self.comparison.before, self.comparison.after)[which]
+        scores = self.comparison.scores
+        self.sheet.paste(left, y, thumbnail(images[i], self.size))
+        self.sheet.box(left, y + height, width, 3, colour=colour)
+        self.sheet.text(x, line, NAMES[which], points, colour=colour)
+        if scores:
+            shown = scores.show(scores.values[which, i].item())
+            self.sheet.text(x + 5.9 * points, line, shown, points, colour=colour, weight="bold")  # past "before"
+
+
+def _size(images: Tensor, across: int) -> tuple[int, int]:
+    """(height, width) at which pictures (N, H, W, C) are shown, `across` of them in a row.
+
+    Large ones are made smaller, small ones whole times larger.
+    """
+    height, width = images.shape[1:3]
+    longer = max(height, width)
+    goal = min(max(WIDTH // across * longer // width, LEAST), MOST)
+    if longer < goal:
+        goal = longer * max(1, min(goal, ENLARGED) // longer)
+    return thumbnail_size(images, goal)
