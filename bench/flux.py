@@ -30,7 +30,7 @@ from pathlib import Path
 
 import torch
 from find_host import find_host
-from in_process import load_pack, pack_module
+from in_process import load_pack, new_flow, pack_module
 
 from .flux_bases import BASES, QUANTISED
 from .flux_report import draw, table
@@ -51,7 +51,7 @@ def measure(options: argparse.Namespace, folder: Path) -> dict:
     torch.manual_seed(0)
     with models_streamed() if options.streamed else contextlib.nullcontext():
         compute = COMPUTE.get(options.compute)
-        world = make_world(options.toy, options.base, options.batch, options.steps, compute)
+        world = make_world(options.base, toy=options.toy, batch=options.batch, steps=options.steps, compute=compute)
     if not options.streamed:
         return measure_in(world, options, folder)
     with SmallCard(int(options.streamed * 1e9)) as card:
@@ -59,8 +59,8 @@ def measure(options: argparse.Namespace, folder: Path) -> dict:
 
 
 def measure_in(world: World, options: argparse.Namespace, folder: Path) -> dict:
-    use = {name: getattr(options, name) for name in ("checkpointing", "kept_blocks", "offload", "compiled")}
-    world.flow = type(world.flow)(world.flow.patcher, world.flow.sampling, world.flow.guidance, **use)
+    blocks = {name: getattr(options, name) for name in ("checkpointing", "kept_blocks", "offload", "compiled")}
+    world.flow = new_flow(world.flow.patcher, world.flow.sampling, world.flow.guidance, **blocks)
     width, height = (int(side) for side in options.size.split("x"))
     shape = pack_module("nodes.host.flow_model").latent_shape(world.base, width, height)
     bench = Bench(world, shape, options, folder)
@@ -117,17 +117,22 @@ def fastest_stages(bench: Bench, repeats: int) -> dict[str, float]:
 
 def estimated(world: World, shape: tuple[int, int, int], options: argparse.Namespace) -> dict[str, int]:
     """What SRPO Train expects: bytes at most, by stage."""
-    estimate = pack_module("nodes.host.planning").estimate
+    module = pack_module("nodes.host.memory_estimate")
     model = world.flow.patcher
-    cond = world.prompts.cond([0])
-    rewards = [world.term.reward]
-    memory = options.checkpointing, options.kept_blocks, options.offload
-    needs = estimate(model, world.vae, rewards, cond, shape, options.at_once, *memory)
+    workload = module.Workload(
+        model=model,
+        vae=world.vae,
+        rewards=[world.term.reward],
+        dataset=world.prompts,
+        shape=shape,
+        batch=options.batch,
+    )
+    needs = module.estimate(workload, options.at_once, world.flow.differentiable.settings)
     return {stage: need.working if model.is_dynamic() else need.peak for stage, need in needs.items()}
 
 
 def floors_of(bench: Bench, options: argparse.Namespace) -> dict[str, dict[str, float]]:
-    """Of each stage its FLOPs, bytes moved, and the seconds in which the device could do those FLOPs."""
+    """Each stage's FLOPs, bytes moved, and the seconds in which the device could do those FLOPs."""
     dtype = bench.world.base.model.get_dtype_inference()
     speed, bandwidth = limits(bench.world.device, dtype)
     floors = {
@@ -137,7 +142,8 @@ def floors_of(bench: Bench, options: argparse.Namespace) -> dict[str, dict[str, 
     return {"device": {"flops": speed, "bytes": bandwidth}, **floors}
 
 
-def main():
+def parse_options() -> argparse.Namespace:
+    """What was asked for on the command line. Ends the process, with a sentence, where it can't be measured."""
     parser = argparse.ArgumentParser(prog="python -m bench.flux", description=__doc__.splitlines()[0])
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda")
     parser.add_argument("--size", default="720x720", help="width x height in pixels")
@@ -163,9 +169,14 @@ def main():
         parser.error("--picture shows seconds: it needs --repeats.")
     if options.naive and (options.streamed or options.base in QUANTISED):
         parser.error("Plain autograd needs all weights there, and as they are: add --no-naive.")
+    if options.streamed and options.device == "cpu":
+        parser.error("--streamed needs --device cuda.")
+    return options
+
+
+def main():
+    options = parse_options()
     if options.streamed:
-        if options.device == "cpu":
-            parser.error("--streamed needs --device cuda.")
         prepare()
     if find_host() is None:
         raise SystemExit("There is no ComfyUI to measure on: set COMFYUI_PATH.")

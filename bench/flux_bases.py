@@ -4,8 +4,10 @@ ComfyUI is imported by the functions, as it must have been found before.
 """
 
 import json
+from collections.abc import Iterable
 
 import torch
+from torch import Tensor
 
 from srpo_core.toy.models import FLUX_CONFIG
 
@@ -45,7 +47,7 @@ def random_flux(sizes: dict, base: str):
 
 
 def plain_flux(sizes: dict, dtype: torch.dtype):
-    """Without a file: 12 billion weights are drawn where they stay."""
+    """A MODEL of FLUX without a file: 12 billion weights are drawn where they stay."""
     import comfy.model_management
     import comfy.model_patcher
     import comfy.supported_models
@@ -88,8 +90,8 @@ def quantised_flux(sizes: dict, algorithm: str):
     return comfy.sd.load_diffusion_model_state_dict(state, metadata=metadata)
 
 
-def draw_weights(named, device: torch.device):
-    """Of a size at which signals neither die nor explode: norms as they are made, the rest as wide layers are."""
+def draw_weights(named: Iterable[tuple[str, Tensor]], device: torch.device):
+    """Draw weights with which signals neither die nor explode: norms as they are made, the rest as wide layers are."""
     for name, weight in named:
         if weight.ndim > 1:
             dtype = weight.dtype if weight.itemsize > 1 else torch.bfloat16

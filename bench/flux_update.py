@@ -37,7 +37,7 @@ class MarkedFlow:
     def parameters(self) -> dict[str, Parameter]:
         return self.flow.parameters
 
-    def rollout(self, *args) -> Tensor:
+    def rollout(self, *args: Any) -> Tensor:
         self.mark("rollout")
         return self.flow.rollout(*args)
 
@@ -45,7 +45,7 @@ class MarkedFlow:
     def samples_depend_on_batch(self) -> bool:
         return self.flow.samples_depend_on_batch
 
-    def velocity(self, *args) -> Pullback:
+    def velocity(self, *args: Any) -> Pullback:
         self.mark("branch")
         velocity = self.flow.velocity(*args)
 
@@ -56,7 +56,7 @@ class MarkedFlow:
 
         return Pullback(velocity.value, pull)
 
-    def sampled_velocity(self, *args) -> Tensor:
+    def sampled_velocity(self, *args: Any) -> Tensor:
         self.mark("comparison")
         return self.flow.sampled_velocity(*args)
 
@@ -64,10 +64,10 @@ class MarkedFlow:
     def exact(self) -> bool:
         return self.flow.exact
 
-    def signature(self, cond) -> Hashable:
+    def signature(self, cond: Any) -> Hashable:
         return self.flow.signature(cond)
 
-    def frozen_velocity(self, *args) -> Tensor:
+    def frozen_velocity(self, *args: Any) -> Tensor:
         self.mark("comparison")
         return self.flow.frozen_velocity(*args)
 
@@ -189,7 +189,7 @@ class Bench:
         step, step_bytes = count(self.forward)
         decode, decode_bytes = count(lambda: world.decoder.decode(latent))
         reward, reward_bytes = count(score)
-        recomputed = world.flow.differentiable.checkpointing
+        recomputed = world.flow.differentiable.settings.checkpointing
         found = {
             "rollout": (steps * sum(step.values()), steps * step_bytes),
             "comparison": (sum(step.values()), step_bytes),

@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from in_process import new_adapter, pack_module
@@ -25,6 +25,9 @@ from srpo_core.toy.models import TEXT_LENGTH
 
 from .flux_bases import FLUX_DEV, TOY, draw_weights, random_flux
 from .reward import write_random
+
+if TYPE_CHECKING:
+    from comfy.model_patcher import ModelPatcher
 
 TOKENS = 512  # of FLUX.1-dev's text
 RANK = 16
@@ -63,7 +66,7 @@ class Photos(Prompts):
         return self.x0[indices]
 
 
-@dataclass
+@dataclass(kw_only=True)
 class World:
     """Ours: the host's models as the core trains through them."""
 
@@ -81,10 +84,10 @@ class World:
 
     def forward(self, x: Tensor, sigma: Tensor, cond: list) -> Tensor:
         """The velocity, as in a step of a rollout: without gradient, with the adapter."""
-        return self.flow._ask(self.flow.patcher, one_step(torch.no_grad), x, sigma, cond)
+        return self.flow.ask(one_step(torch.no_grad), x, sigma, cond)
 
 
-def make_world(toy: bool, base: str, batch: int, steps: int, compute: torch.dtype | None = None) -> World:
+def make_world(base: str, *, toy: bool, batch: int, steps: int, compute: torch.dtype | None = None) -> World:
     host_flow = pack_module("nodes.host.flow_model")
     sizes = TOY if toy else FLUX_DEV
     with torch.inference_mode():  # as loader nodes do it
@@ -101,7 +104,8 @@ def make_world(toy: bool, base: str, batch: int, steps: int, compute: torch.dtyp
     prompts = Prompts(texts, context, torch.randn(batch, sizes["vec_in_dim"]))
     decoder = pack_module("nodes.host.decoder").HostDecoder(vae, model)
     # No reward is so high that its loss is nothing.
-    return World(model, vae, adapter, flow, decoder, Term(reward=reward, objective=Objective(threshold=100.0)), prompts)
+    term = Term(reward=reward, objective=Objective(threshold=100.0))
+    return World(base=model, vae=vae, adapter=adapter, flow=flow, decoder=decoder, term=term, prompts=prompts)
 
 
 def random_vae(dtype: torch.dtype | None = None):
@@ -133,7 +137,7 @@ def random_reward():
     return pack_module("nodes.host.reward").managed(reward)
 
 
-def random_adapter(model, like=None):
+def random_adapter(model: "ModelPatcher", like: Any = None):
     """A LoRA on all Linears of the blocks; zero, as at its start, it would hide half of the gradient."""
     adapter = new_adapter(model, rank=RANK, alpha=ALPHA)
     with torch.no_grad():
@@ -169,8 +173,8 @@ class Naive:
         self.optimizer = torch.optim.AdamW(self.parameters, lr=1e-4, weight_decay=1e-4)
 
     def velocity(self, x: Tensor, sigma: Tensor, cond: list) -> Tensor:
-        """With its graph."""
-        return self.flow._ask(self.flow.patcher, one_step(training), x, sigma, cond)
+        """The velocity with its graph."""
+        return self.flow.ask(one_step(training), x, sigma, cond)
 
     def decode(self, latent: Tensor) -> Tensor:
         vae = self.world.vae
@@ -195,8 +199,8 @@ class Naive:
         self.optimizer.zero_grad()
 
 
-def as_the_host_has_it(adapter):
-    """Its LoRA computed by the host's own class, in place of ours (see nodes/host/adapter_kinds.py)."""
+def as_the_host_has_it(adapter: Any):
+    """Its LoRA computed by the host's own class, in place of ours (see nodes/host/adapters/kinds.py)."""
     from comfy.weight_adapter.lora import LoraDiff
 
     kinds = pack_module("nodes.host.adapters.kinds")
@@ -214,7 +218,7 @@ def plain(module: nn.Module) -> nn.Module:
     return copy.deepcopy(module, shared | {id(value): value for value in same})
 
 
-def patcher_of(model: nn.Module, like):
+def patcher_of(model: nn.Module, like: Any):
     return type(like)(model, load_device=like.load_device, offload_device=like.offload_device)
 
 
@@ -222,10 +226,10 @@ def one_step(inside: Callable):
     """One evaluation of the model through the host's sampling, like ours, inside of this context."""
 
     class OneStep(pack_module("nodes.host.one_step").OneStep):
-        def _velocity(self, guider, noise, options, seed):
+        def ask_model(self, guider: Any, noise: Tensor, options: dict, seed: int) -> Tensor:
             options["transformer_options"].pop("patches", None)  # FLUX's positions by the host's own operations
             with inside():
-                return super()._velocity(guider, noise, options, seed)
+                return super().ask_model(guider, noise, options, seed)
 
     return OneStep()
 

@@ -23,14 +23,16 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 from find_host import find_host
 
 ROOT = Path(__file__).resolve().parent.parent
 OURS = (ROOT / "srpo_core", ROOT / "nodes")
-CORE = ("runs", "prompts", "rewards")
-HOST = ("photos", "loras", "nodes")
+CORE = {"runs": "fuzz_files", "prompts": "fuzz_files", "rewards": "fuzz_rewards"}  # families by their module
+HOST = dict.fromkeys(("photos", "loras", "nodes"), "fuzz_nodes")
 MEMORY = 4 * 2**30  # bytes that an input may take beside what its family holds
 SETUP = 300.0  # seconds until a child is ready
 SECONDS = 120.0  # for an input: a busy machine is slow, and a hang is for ever
@@ -44,29 +46,26 @@ class Found(Exception):
 
 
 def family(name: str, work: Path) -> Attempt:
-    if name in CORE:
-        from . import fuzz_files as module
-    else:
-        from . import fuzz_nodes as module
+    module = import_module(f"bench.{(CORE | HOST)[name]}")
     return getattr(module, name)(work)
 
 
 # The child
 
 
-def child(name: str, first: int, count: int, seed: int, work: Path, keep: Path):
-    """Try inputs one after the other; a line of JSON before and after each on the standard output."""
+def child(name: str, inputs: range, seed: int, *, work: Path, keep: Path):
+    """Try inputs of these numbers one after the other; a line of JSON before and after each on the standard output."""
     answers = sys.stdout  # libraries print
     sys.stdout = sys.stderr
 
-    def say(**what):
+    def say(**what: Any):
         print(json.dumps(what), file=answers, flush=True)
 
     shutil.rmtree(work / "host", ignore_errors=True)  # of a child that died
     attempt = family(name, work / "host")
     limit_memory()
     say(ready=True)
-    for number in range(first, first + count):
+    for number in inputs:
         say(begun=number)
         failure = failure_of(attempt, random.Random(f"{name} {seed} {number}"), work)
         if failure:
@@ -128,18 +127,17 @@ class Fuzz:
     inputs: int = 0
     failures: list[str] = field(default_factory=list)
 
-    def run(self, name: str, first: int, count: int, work: Path):
-        """Inputs `first` to `first + count` of a family, in as many child processes as that takes."""
-        end = first + count
-        while first < end:
-            with Child(child_command(name, first, end - first, self.seed, work, self.keep)) as process:
-                first = self.follow(process, name, first, end, work)
+    def run(self, name: str, inputs: range, work: Path):
+        """Try the inputs of these numbers of a family, in as many child processes as that takes."""
+        while inputs:
+            with Child(child_command(name, inputs, self.seed, work=work, keep=self.keep)) as process:
+                inputs = self.follow(process, name, inputs, work)
 
-    def follow(self, process: "Child", name: str, first: int, end: int, work: Path) -> int:
-        """Hear a child until it ends; returns the first input that was not tried."""
+    def follow(self, process: "Child", name: str, inputs: range, work: Path) -> range:
+        """Hear a child until it ends; returns the inputs that were not tried."""
         if process.hear(SETUP) is None:
             raise RuntimeError(f"The family {name} could not be set up:\n{process.errors()}")
-        for number in range(first, end):
+        for number in inputs:
             process.hear(SETUP)
             answer = process.hear(SECONDS)
             self.inputs += 1
@@ -149,12 +147,12 @@ class Fuzz:
             if failure:
                 self.failures.append(f"{name}-{number}: {failure.strip().splitlines()[-1]}")
             if answer is None:
-                return number + 1
-        return end
+                return range(number + 1, inputs.stop)
+        return range(0)
 
 
-def child_command(name: str, first: int, count: int, seed: int, work: Path, keep: Path) -> list[str]:
-    command = [sys.executable, "-m", "bench.fuzz", "--child", name, "--first", first, "--inputs", count]
+def child_command(name: str, inputs: range, seed: int, *, work: Path, keep: Path) -> list[str]:
+    command = [sys.executable, "-m", "bench.fuzz", "--child", name, "--first", inputs.start, "--inputs", len(inputs)]
     return [str(part) for part in (*command, "--seed", seed, "--work", work, "--keep", keep.absolute())]
 
 
@@ -186,13 +184,13 @@ class Child:
     def __enter__(self) -> "Child":
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, *_: Any):
         self.process.kill()
         self.process.wait()
 
 
-def batches(names: list[str], inputs: int) -> Iterator[tuple[str, int, int]]:
-    """Families in turn: name, first, count, until so many inputs were given out."""
+def batches(names: list[str], inputs: int) -> Iterator[tuple[str, range]]:
+    """Families in turn, and the numbers of the inputs of each, until so many were given out."""
     left = inputs
     round_ = 0
     size = min(BATCH, -(-inputs // len(names)))
@@ -200,20 +198,20 @@ def batches(names: list[str], inputs: int) -> Iterator[tuple[str, int, int]]:
         for name in names:
             count = min(size, left)
             if count > 0:
-                yield name, round_ * size, count
+                yield name, range(round_ * size, round_ * size + count)
             left -= count
         round_ += 1
 
 
-def fuzz(names: list[str], inputs: int, seconds: float, seed: int, keep: Path) -> Fuzz:
+def fuzz(names: list[str], inputs: int, seconds: float, *, seed: int, keep: Path) -> Fuzz:
     """Try so many inputs, or as many as fit into the time."""
     result = Fuzz(seed, keep)
     began = time.monotonic()
-    for name, first, count in batches(names, inputs):
+    for name, numbers in batches(names, inputs):
         if time.monotonic() - began > seconds:
             break
         with tempfile.TemporaryDirectory(prefix="srpo-fuzz-", ignore_cleanup_errors=True) as work:
-            result.run(name, first, count, Path(work))
+            result.run(name, numbers, Path(work))
     return result
 
 
@@ -230,8 +228,9 @@ def main():
     parser.add_argument("--first", type=int, default=0, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child:
-        return child(options.child, options.first, options.inputs, options.seed, options.work, options.keep)
-    result = fuzz(options.families, options.inputs, options.seconds, options.seed, options.keep)
+        numbers = range(options.first, options.first + options.inputs)
+        return child(options.child, numbers, options.seed, work=options.work, keep=options.keep)
+    result = fuzz(options.families, options.inputs, options.seconds, seed=options.seed, keep=options.keep)
     for failure in result.failures:
         print(failure)
     print(json.dumps({"inputs": result.inputs, "failures": len(result.failures)}))

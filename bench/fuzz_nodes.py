@@ -9,14 +9,16 @@ import random
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import torch
-from in_process import load_pack, pack_module
+from in_process import load_pack, new_adapter, pack_module
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from .fuzz import Attempt, Found
-from .fuzz_files import damage_bytes, damage_place, odd_tensor, reward_models
+from .fuzz_files import damage_bytes, damage_place, odd_tensor
+from .fuzz_rewards import reward_models
 
 SMALL = {  # what makes a node quick, where its defaults don't
     "run_name": "fuzz",
@@ -146,7 +148,7 @@ class World:
     def clean(self):
         """Close the runs and forget what they wrote. Raises Found for numbers in it that are not finite."""
         runs = pack_module("nodes.runs")
-        for name in list(runs._open):
+        for name in runs.open_names():
             runs.close_trainer(name)
         output = self.base / "output"
         spoilt = [str(file.relative_to(output)) for file in output.rglob("*.safetensors") if not finite(file)]
@@ -188,7 +190,7 @@ def nodes(work: Path) -> Attempt:
     return attempt
 
 
-def hostile(draw: random.Random, each):
+def hostile(draw: random.Random, each: Any):
     """A value for this input that a link can bring; None where there is none to try."""
     if each.io_type == "FLOAT":
         return draw.choice((*FLOATS, each.min, each.max))
@@ -259,8 +261,8 @@ def loras(work: Path) -> Attempt:
     """An adapter's own file, made odd, as the start of another."""
     world = World(work)
     model = world.values["MODEL"]
-    made = pack_module("nodes.host.adapters.adapter").Adapter
-    state = {name: tensor.contiguous() for name, tensor in made(model, "LoRA", 2, 2.0, 0).state_dict().items()}
+    small = new_adapter(model, rank=2, alpha=2.0)
+    state = {name: tensor.contiguous() for name, tensor in small.state_dict().items()}
 
     def attempt(draw: random.Random, folder: Path):
         path = folder / "start.safetensors"
@@ -273,7 +275,7 @@ def loras(work: Path) -> Attempt:
         save_file(odd, path)
         if draw.random() < 0.3:
             draw.choice((damage_bytes, damage_place))(draw, path)
-        adapter = made(model, "LoRA", 4, 4.0, 0)
+        adapter = new_adapter(model, rank=4, alpha=4.0)
         pack_module("nodes.host.adapters.start_lora").start_at(adapter, model.model, path)
         if not all(parameter.isfinite().all() for parameter in adapter.parameters.values()):
             raise Found("the adapter begins with numbers that are not finite")

@@ -5,6 +5,7 @@ import math
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -35,7 +36,7 @@ class CudaBytes:
         self.forget()
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, *_: Any):
         torch.cuda.synchronize()
 
     @property
@@ -60,7 +61,7 @@ class Traffic(TorchDispatchMode):
 
     bytes = 0
 
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+    def __torch_dispatch__(self, function: Any, types: Any, args: tuple = (), kwargs: dict | None = None):
         result = function(*args, **(kwargs or {}))
         read = tensors((args, kwargs))
         written = tensors(result)
@@ -70,7 +71,7 @@ class Traffic(TorchDispatchMode):
         return result
 
 
-def tensors(tree) -> list[Tensor]:
+def tensors(tree: Any) -> list[Tensor]:
     return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
 
 
@@ -94,7 +95,7 @@ class Stages:
     between: called at each mark, on nobody's time.
     """
 
-    def __init__(self, device: torch.device, memory=None, between: Callable = lambda: None):
+    def __init__(self, device: torch.device, memory: Any = None, between: Callable = lambda: None):
         self.device = device
         self.memory = memory
         self.between = between

@@ -15,6 +15,7 @@ import time
 from collections import Counter
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -43,8 +44,8 @@ class Clock:
     def __init__(self):
         self.seconds = Counter()
 
-    def timed(self, name: str, function):
-        def called(*args, **kwargs):
+    def timed(self, name: str, function: Any):
+        def called(*args: Any, **kwargs: Any):
             began = time.perf_counter()
             try:
                 return function(*args, **kwargs)
@@ -81,7 +82,7 @@ def watched(clock: Clock, run: Run):
     events = loop.events
 
     @contextmanager
-    def timed_events(*arguments):
+    def timed_events(*arguments: Any):
         writer = events(*arguments)
         write = clock.timed("events", writer.__enter__)()
         try:

@@ -14,8 +14,8 @@ from pathlib import Path
 
 from find_host import find_host
 from host_server import HostServer
+from workflow import workflow_1
 
-ROOT = Path(__file__).resolve().parent.parent
 WARM = 10
 RUN = "queues"
 OURS = (f"output/srpo/{RUN}", f"output/loras/srpo/{RUN}")
@@ -25,12 +25,9 @@ KEPT = "output/srpo/.prompts/"  # encoded prompts, one file for each that was dr
 
 def workflow() -> dict:
     """Workflow 1 with one update of one prompt."""
-    prompt = json.loads((ROOT / "demo/toy_in_one_minute.json").read_text("utf-8"))
-    for entry in prompt.values():
-        if entry["class_type"] == "SRPO_Trainer":
-            entry["inputs"]["run_name"] = RUN
-        if entry["class_type"] == "SRPO_Train":
-            entry["inputs"] |= {"updates": 1, "batch": 1, "at_once": 1, "steps": 2, "previews": 1}
+    prompt, inputs = workflow_1()
+    inputs["SRPO_Trainer"]["run_name"] = RUN
+    inputs["SRPO_Train"] |= {"updates": 1, "batch": 1, "at_once": 1, "steps": 2, "previews": 1}
     return {key: entry for key, entry in prompt.items() if entry["class_type"] != "LossGraphNode"}
 
 

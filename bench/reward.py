@@ -16,6 +16,7 @@ import tempfile
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import open_clip
 import psutil
@@ -74,7 +75,7 @@ class Memory:
         while not self.ended.wait(0.002):
             self.peak = max(self.peak, self.now())
 
-    def __exit__(self, *_):
+    def __exit__(self, *_: Any):
         self.ended.set()
         self.thread.join()
 

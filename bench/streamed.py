@@ -4,6 +4,7 @@ import contextlib
 import threading
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 
@@ -53,7 +54,7 @@ class SmallCard:
             self.least = min(self.least, torch.cuda.mem_get_info()[0])
             time.sleep(0.005)
 
-    def __exit__(self, *_):
+    def __exit__(self, *_: Any):
         self.ended.set()
         self.watching.join()
         del self.filling

@@ -6,10 +6,11 @@ import shutil
 from importlib.metadata import version
 from pathlib import Path
 
+import import_core  # noqa: F401 (by which srpo_core is found)
 import torch
 from host_server import HostServer
-from import_core import ROOT
 from PIL import Image
+from workflow import workflow_1
 
 from srpo_core.algorithm.noise_levels import Window
 from srpo_core.algorithm.objective import Objective, Strength, parse_words
@@ -26,8 +27,6 @@ from srpo_core.toy.models import load_clip, load_tokenizer
 from srpo_core.toy.pictures import Scene, caption
 from srpo_core.toy.world import toy_world
 
-# Workflow 1 in the form the host takes; a test holds the two together.
-PROMPT = ROOT / "demo/toy_in_one_minute.json"
 STEPS = 25  # of the pictures that are measured
 GUIDANCE = 3.5
 SIZE = 64
@@ -35,10 +34,9 @@ FIRST_SEED = 10_000  # of the pictures that are measured
 AT_ONCE = 48
 
 
-def workflow_1(seed: int) -> tuple[dict, dict]:
+def seeded(seed: int) -> tuple[dict, dict]:
     """The API prompt of workflow 1 with this seed, and the inputs in it by node type."""
-    prompt = json.loads(PROMPT.read_text("utf-8"))
-    inputs = {entry["class_type"]: entry["inputs"] for entry in prompt.values()}
+    prompt, inputs = workflow_1()
     inputs["SRPO_Trainer"]["seed"] = seed
     inputs["SRPO_Train"]["seed"] = seed
     return prompt, inputs
@@ -49,7 +47,7 @@ class HostWorld(HostServer):
 
     def __init__(self, install: Path, base: Path, seed: int):
         super().__init__(install, base)
-        self.prompt, self.inputs = workflow_1(seed)
+        self.prompt, self.inputs = seeded(seed)
         self.run_name = self.inputs["SRPO_Trainer"]["run_name"]
 
     @property
@@ -106,7 +104,7 @@ class DiffusersWorld:
 
     def __init__(self, seed: int):
         self.name = f"diffusers {version('diffusers')}, without ComfyUI"
-        _, self.inputs = workflow_1(seed)
+        _, self.inputs = seeded(seed)
         trainer = self.inputs["SRPO_Trainer"]
         options = self.inputs["SRPO_Train"]
         self.shape = (16, SIZE // 8, SIZE // 8)

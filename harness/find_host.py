@@ -7,7 +7,7 @@ from pathlib import Path
 PACK = Path(__file__).resolve().parent.parent
 
 
-def is_host(folder):
+def is_host(folder: Path):
     """Whether `folder` is an installation of ComfyUI."""
     return (folder / "main.py").is_file() and (folder / "comfyui_version.py").is_file()
 

@@ -10,8 +10,10 @@ import urllib.error
 import urllib.parse
 import urllib.request
 import uuid
+from collections.abc import Sequence
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import psutil
 import websocket
@@ -41,7 +43,7 @@ class HostServer:
     Starts at once; use as a context manager or call `stop`.
     """
 
-    def __init__(self, install, base, arguments=(), pack=PACK):
+    def __init__(self, install: Path, base: Path, arguments: Sequence[str] = (), pack: Path = PACK):
         self.base = Path(base)
         self.pack = self.base / "custom_nodes" / FOLDER
         for name in ("custom_nodes", "input", "output", "models", "user", "temp"):
@@ -61,7 +63,7 @@ class HostServer:
             self.stop()
             raise
 
-    def _start(self, install, arguments):
+    def _start(self, install: Path, arguments: Sequence[str]):
         command = [sys.executable, "main.py", "--cpu", "--port", self.port, "--base-directory", self.base]
         command += ["--database-url", "sqlite:///:memory:", "--disable-all-custom-nodes"]
         command += ["--whitelist-custom-nodes", FOLDER, *arguments]
@@ -69,7 +71,7 @@ class HostServer:
             return subprocess.Popen([str(c) for c in command], cwd=install, stdin=subprocess.DEVNULL, stdout=log,
                                     stderr=subprocess.STDOUT)  # fmt: skip
 
-    def _wait_until_up(self, seconds=300):
+    def _wait_until_up(self, seconds: int = 300):
         deadline = time.monotonic() + seconds
         while True:
             try:
@@ -84,12 +86,12 @@ class HostServer:
         """Everything the host has logged so far."""
         return self._log.read_text(errors="replace")
 
-    def _open(self, path, body=None):
+    def _open(self, path: str, body: dict | None = None):
         data = None if body is None else json.dumps(body).encode()
         request = urllib.request.Request(f"http://{self.address}{path}", data)
         return urllib.request.urlopen(request, timeout=60)
 
-    def get(self, path):
+    def get(self, path: str):
         """The JSON at `path`."""
         with self._open(path) as answer:
             return json.load(answer)
@@ -98,16 +100,16 @@ class HostServer:
         """Schemas of all nodes, by id."""
         return self.get("/object_info")
 
-    def file(self, path):
+    def file(self, path: str):
         """The bytes at `path`."""
         with self._open(urllib.parse.quote(path, safe="/?&=%+")) as answer:
             return answer.read()
 
-    def picture(self, entry):
+    def picture(self, entry: dict):
         """The PIL image that `entry` of a history's outputs (filename, subfolder, type) stands for."""
         return Image.open(BytesIO(self.file("/view?" + urllib.parse.urlencode(entry)))).convert("RGB")
 
-    def queue(self, prompt):
+    def queue(self, prompt: dict):
         """Queue an API-format prompt and return its id. Raises HostError if the host refuses it."""
         try:
             with self._open("/prompt", {"prompt": prompt, "client_id": self.client}) as answer:
@@ -115,7 +117,7 @@ class HostServer:
         except urllib.error.HTTPError as refused:
             raise HostError(_refusal(json.load(refused))) from None
 
-    def wait(self, prompt_id, seconds=300):
+    def wait(self, prompt_id: str, seconds: int = 300):
         """Follow the prompt to its end and return its history entry; what the host said is in `messages`.
 
         Raises HostError, naming the node and what it said, if the prompt failed or was interrupted, and TimeoutError.
@@ -132,11 +134,11 @@ class HostServer:
                 raise HostError(f"{data['node_type']}: interrupted")
         return entry
 
-    def _ended(self, prompt_id):
+    def _ended(self, prompt_id: str):
         kind, data = self.messages[-1] if self.messages else (None, None)
         return kind == "executing" and data["node"] is None and data["prompt_id"] == prompt_id
 
-    def _hear(self, deadline):
+    def _hear(self, deadline: float):
         """The host's next message: its type and data."""
         self.socket.settimeout(max(deadline - time.monotonic(), 0.01))
         try:
@@ -148,7 +150,7 @@ class HostServer:
         message = json.loads(message)
         return message["type"], message["data"]
 
-    def run(self, prompt, seconds=300):
+    def run(self, prompt: dict, seconds: int = 300):
         """Queue `prompt`, wait for it, return its history entry."""
         return self.wait(self.queue(prompt), seconds)
 
@@ -172,11 +174,11 @@ class HostServer:
     def __enter__(self):
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, *_: Any):
         self.stop()
 
 
-def _refusal(answer):
+def _refusal(answer: dict):
     """The host's refusal of a prompt, in lines."""
     lines = [f"{answer['error']['message']} {answer['error']['details']}".strip()]
     for node_id, node in answer["node_errors"].items():

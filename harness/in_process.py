@@ -3,8 +3,12 @@
 import importlib.util
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from find_host import find_host
+
+if TYPE_CHECKING:
+    from comfy.model_patcher import ModelPatcher
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -33,7 +37,17 @@ def pack_module(name: str):
     return importlib.import_module(f"{load_pack().__name__}.{name}")
 
 
-def new_adapter(patcher, **settings):
+def new_adapter(patcher: "ModelPatcher", **settings: Any):
     """An adapter of these AdapterSettings for the MODEL."""
     chosen = pack_module("nodes.host.adapters.settings").AdapterSettings(**settings)
     return pack_module("nodes.host.adapters.adapter").Adapter(patcher, chosen)
+
+
+def block_settings(**settings: Any):
+    """BlockSettings of the pack."""
+    return pack_module("nodes.host.gradients.differentiable").BlockSettings(**settings)
+
+
+def new_flow(patcher: "ModelPatcher", sampling: Any = None, guidance: float | None = None, **blocks: Any):
+    """A HostFlow of the MODEL, its blocks by these BlockSettings."""
+    return pack_module("nodes.host.flow_model").HostFlow(patcher, sampling, guidance, blocks=block_settings(**blocks))

@@ -1,5 +1,9 @@
-"""A workflow as people save it (UI format) into a prompt as the host takes it (API format)."""
+"""Workflows as people save them (UI format), and prompts as the host takes them (API format)."""
 
+import json
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
 NOTES = ("Note", "MarkdownNote")
 MUTED = 2
 BYPASSED = 4
@@ -7,7 +11,13 @@ WIDGETS = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")
 AFTER_GENERATE = ("fixed", "increment", "decrement", "randomize")
 
 
-def to_prompt(workflow, object_info):
+def workflow_1() -> tuple[dict, dict]:
+    """The API prompt of workflow 1, and the inputs in it by node type; a test holds it and the workflow together."""
+    prompt = json.loads((ROOT / "demo/toy_in_one_minute.json").read_text("utf-8"))
+    return prompt, {entry["class_type"]: entry["inputs"] for entry in prompt.values()}
+
+
+def to_prompt(workflow: dict, object_info: dict):
     """The API prompt of `workflow`; `object_info` is the host's answer of that name.
 
     Raises ValueError for a node that the host does not have, and for widget values that are left over.
@@ -17,11 +27,11 @@ def to_prompt(workflow, object_info):
     return {str(id_): _entry(node, nodes, links, object_info) for id_, node in nodes.items() if _runs(node)}
 
 
-def _runs(node):
+def _runs(node: dict):
     return node["type"] != "Reroute" and node.get("mode", 0) not in (MUTED, BYPASSED)
 
 
-def _entry(node, nodes, links, object_info):
+def _entry(node: dict, nodes: dict, links: dict, object_info: dict):
     if node["type"] not in object_info:
         raise ValueError(f"the host has no node {node['type']!r}")
     inputs = _widget_values(node, object_info[node["type"]]["input"])
@@ -32,7 +42,7 @@ def _entry(node, nodes, links, object_info):
     return {"class_type": node["type"], "inputs": inputs, "_meta": {"title": node.get("title", node["type"])}}
 
 
-def _source(link, nodes, links):
+def _source(link: int | None, nodes: dict, links: dict):
     """`[node id, slot]` that `link` comes from, seen through reroutes and bypassed nodes; None if it ends nowhere."""
     if link is None:
         return None
@@ -44,7 +54,7 @@ def _source(link, nodes, links):
     return _source(passed[0], nodes, links) if passed and node.get("mode") != MUTED else None
 
 
-def _widget_values(node, schema):
+def _widget_values(node: dict, schema: dict):
     """Values by input name: `widgets_values` holds them in the schema's order, some with a companion behind them."""
     values = list(node.get("widgets_values", ()))
     named = {}
@@ -62,7 +72,7 @@ def _widget_values(node, schema):
     return named
 
 
-def _widgets(schema):
+def _widgets(schema: dict):
     """(name, (type, options)) of the inputs that are widgets, in order."""
     for part in ("required", "optional"):
         for name, (kind, *options) in schema.get(part, {}).items():

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from comfy.model_patcher import ModelPatcher
     from comfy.sd import VAE
 
-    from .host.samples import Plan
+    from .host.samples import FixedSamples
 
 
 def check_models(before: ModelPatcher, after: ModelPatcher, vae: VAE):
@@ -40,17 +40,17 @@ def check_models(before: ModelPatcher, after: ModelPatcher, vae: VAE):
     HostDecoder(vae, before)  # raises if the VAE is another model's
 
 
-def plan_of(model: ModelPatcher, seeds: list[int], given: SimpleNamespace) -> Plan:
+def fixed_samples(model: ModelPatcher, seeds: list[int], given: SimpleNamespace) -> FixedSamples:
     """The pictures of each model: of every prompt one with each of the seeds; their conditionings are there then."""
     from .host.flow_model import Sampling, latent_shape
-    from .host.samples import Plan
+    from .host.samples import FixedSamples
 
     sampling = settings_of(Sampling, vars(given))
     shape = latent_shape(model, given.width, given.height)
     prompts = len(given.dataset.prompts[: given.prompts])
     indices = [i for i in range(prompts) for _ in seeds]
     given.dataset.prepare(indices)
-    return Plan(
+    return FixedSamples(
         dataset=given.dataset,
         sampling=sampling,
         shape=shape,
@@ -141,9 +141,9 @@ class Compare(io.ComfyNode):
             raise ValueError("An objective is connected, but no reward to ask: connect a reward too, or neither.")
         check_models(model_before, model_after, vae)
         numbers = [given.seed + i for i in range(seeds)]
-        plan = plan_of(model_before, numbers, given)
-        on_progress = Progress(len(plan.indices) * (4 if reward is None else 6))
-        latents = [plan.sample(model, on_progress) for model in (model_before, model_after)]
+        samples = fixed_samples(model_before, numbers, given)
+        on_progress = Progress(len(samples.indices) * (4 if reward is None else 6))
+        latents = [samples.sample(model, on_progress) for model in (model_before, model_after)]
         before, after = (decode(vae, latent, on_progress) for latent in latents)
         texts = given.dataset.prompts[: given.prompts]  # by now a photo that turned out broken has another's
         comparison = Comparison(texts, numbers, before, after)

@@ -1,12 +1,19 @@
 """How SRPO Train uses a GPU's memory: what the user chooses, and what becomes of it."""
 
+from __future__ import annotations
+
 import logging
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from comfy_api.latest import io
 
-from ..srpo_core.algorithm.terms import Term
-from ..srpo_core.run.memory import AUTO, BY_HAND, CARDS, GB, Use
+from ..srpo_core.run.memory import AUTO, BY_HAND, CARDS, GB, MemoryUse
 from .host.progress import show_text
+
+if TYPE_CHECKING:
+    from .host.memory_estimate import Workload
+    from .host.memory_plan import MemoryPlan
 
 log = logging.getLogger(__name__)
 
@@ -40,43 +47,33 @@ def memory_inputs() -> list:
     ]
 
 
-def use_of_memory(
-    node: str,
-    memory: str,
-    by_hand: Use,
-    trainer,
-    decoder,
-    terms: list[Term],
-    dataset,
-    shape: tuple[int, int, int],
-    batch: int,
-) -> tuple[Use, int | None]:
-    """What to use, and the bytes that the trained step needs beside the weights, None if unknown.
+def plan_memory(node: str, memory: str, by_hand: MemoryUse, workload: Workload) -> MemoryPlan:
+    """How to use memory for this workload.
 
-    by_hand: what is set; an at_once of 0 is chosen on a GPU, and else 1.
+    memory: one of the options of its input. by_hand: what is set; an at_once of 0 is chosen on a GPU, and else 1.
     Says in the log and on the node what does not fit. An estimate may be wrong, or not possible for a model, so it
     stops nobody.
     """
-    from .host.planning import plan
+    from .host.memory_plan import MemoryPlan, plan
 
-    least = by_hand._replace(at_once=max(1, by_hand.at_once))
-    if trainer.model.load_device.type == "cpu":
-        return least, None  # all that is trained is in RAM already
-    rewards = [term.reward for term in terms]
-    set_or_chosen = least if memory == BY_HAND else by_hand
+    least = replace(by_hand, at_once=max(1, by_hand.at_once))
+    if workload.model.load_device.type == "cpu":
+        return MemoryPlan(least)  # all that is trained is in RAM already
     try:
-        use, working, text = plan(
-            memory, set_or_chosen, trainer.model, decoder.vae, rewards, dataset.cond([0]), shape, batch
-        )
+        planned = plan(memory, least if memory == BY_HAND else by_hand, workload)
     except Exception as error:
         log.info("How much memory this takes could not be estimated (%s: %s).", type(error).__name__, error)
-        return least, None
+        return MemoryPlan(least)
+    use = planned.use
     log.info(
         "Memory: at_once %d, kept_blocks %d, park_inputs %s, sampled_at_once %d; %.1f GB beside the weights.",
-        *use,
-        working / GB,
+        use.at_once,
+        use.kept_blocks,
+        use.offload,
+        use.sampled_at_once,
+        planned.working / GB,
     )
-    if text:
-        log.warning("%s", text)
-        show_text(text, node)
-    return use, working
+    if planned.text:
+        log.warning("%s", planned.text)
+        show_text(planned.text, node)
+    return planned

@@ -64,14 +64,14 @@ class Previews:
     """
 
     def __init__(self, trainer: Trainer, settings: PreviewSettings):
-        from .host.samples import Plan
+        from .host.samples import FixedSamples
 
         dataset = settings.dataset
         count = settings.count
         indices = previewed(dataset, count)
         dataset.prepare(indices)
         seeds = settings.seeds or range(FIRST_KEPT, FIRST_KEPT + count)
-        self.plan = Plan(
+        self.samples = FixedSamples(
             dataset=dataset,
             sampling=settings.sampling,
             shape=settings.shape,
@@ -90,4 +90,4 @@ class Previews:
     def _sample(self, model: ModelPatcher) -> torch.Tensor:
         from .host.samples import decode
 
-        return decode(self.vae, self.plan.sample(model))
+        return decode(self.vae, self.samples.sample(model))

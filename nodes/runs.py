@@ -104,6 +104,11 @@ def trainer_of(model: ModelPatcher) -> Trainer | None:
     return next((held.trainer for held in _open.values() if held.trainer.adapter is adapter), None)
 
 
+def open_names() -> list[str]:
+    """The names of the runs that are open."""
+    return list(_open)
+
+
 def close_trainer(name: str):
     _open[name].trainer.close()
     del _open[name]  # one that could not be saved stays open

@@ -13,7 +13,7 @@ from ..srpo_core.algorithm.noise_levels import Window
 from ..srpo_core.algorithm.terms import Term, combine
 from ..srpo_core.run.draws import Batching
 from ..srpo_core.run.loop import prepare_data
-from ..srpo_core.run.memory import Use
+from ..srpo_core.run.memory import MemoryUse
 from ..srpo_core.run.training import Training
 from ..srpo_core.run.watch import Limits
 from .checked import answer_of, checked
@@ -26,7 +26,7 @@ from .inputs import (
     size_inputs,
     window_inputs,
 )
-from .memory import memory_inputs, use_of_memory
+from .memory import memory_inputs, plan_memory
 from .open_run import Trainer
 from .outputs import image_of, loss_map
 from .photos import for_model
@@ -248,6 +248,8 @@ def training_of(trainer: Trainer, updates: int, given: SimpleNamespace, node: st
     """What the inputs of SRPO Train say that a run is to be trained on and with; what it draws is encoded already."""
     from .host.decoder import HostDecoder
     from .host.flow_model import HostFlow, Sampling, latent_shape
+    from .host.gradients.differentiable import BlockSettings
+    from .host.memory_estimate import Workload
 
     inputs = vars(given)
     model = trainer.model
@@ -262,16 +264,28 @@ def training_of(trainer: Trainer, updates: int, given: SimpleNamespace, node: st
     # All at once: text encoders take long to load.
     also = [0] if given.preview_dataset else previewed(dataset, given.previews)
     prepare_data(range(first, first + updates), batching, dataset, photos=photos, also=also)
-    by_hand = Use(min(given.at_once, given.batch), given.kept_blocks, given.park_inputs, given.sampled_at_once)
-    use, working = use_of_memory(node, given.memory, by_hand, trainer, decoder, terms, dataset, shape, given.batch)
+    by_hand = MemoryUse(
+        at_once=min(given.at_once, given.batch),
+        kept_blocks=given.kept_blocks,
+        offload=given.park_inputs,
+        sampled_at_once=given.sampled_at_once,
+    )
+    workload = Workload(
+        model=model,
+        vae=decoder.vae,
+        rewards=[term.reward for term in terms],
+        dataset=dataset,
+        shape=shape,
+        batch=given.batch,
+    )
+    memory = plan_memory(node, given.memory, by_hand, workload)
+    use = memory.use
     flow = HostFlow(
         model,
         settings_of(Sampling, inputs, guidance=given.rollout_guidance),
         given.guidance,
-        kept_blocks=use.kept_blocks,
-        offload=use.offload,
-        working=working,
-        compiled=given.compile_blocks,
+        blocks=BlockSettings(kept_blocks=use.kept_blocks, offload=use.offload, compiled=given.compile_blocks),
+        working=memory.working,
     )
     return Training(
         flow=flow,

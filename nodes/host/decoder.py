@@ -3,10 +3,13 @@
 import contextlib
 from collections.abc import Callable, Iterator
 from functools import partial
+from typing import Any
 
 import comfy.model_management
 import torch
 from comfy.ldm.modules.diffusionmodules.model import AttnBlock, ResnetBlock, pytorch_attention
+from comfy.model_patcher import ModelPatcher
+from comfy.sd import VAE
 from comfy.taesd.taesd import TAESD
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -15,7 +18,7 @@ from ...srpo_core.algorithm.protocols import Pullback
 from ...srpo_core.algorithm.scaling import pulled
 from ...srpo_core.run.memory import GB, LiveBytes
 from .fitting import check_model
-from .gradients.differentiable import Differentiable
+from .gradients.differentiable import BlockSettings, Differentiable
 from .gradients.strips import NormSiluConv
 from .patcher.forwards import replaced_forwards
 from .patcher.loading import load
@@ -30,9 +33,9 @@ class HostDecoder:
     Raises ValueError when the VAE does not belong to the model.
     """
 
-    def __init__(self, vae, model):
+    def __init__(self, vae: VAE, model: ModelPatcher):
         self.vae = vae
-        self._made = {}
+        self._made: dict[bool, tuple[dict[nn.Module, Callable], Differentiable]] = {}
         check_model(model)
         self.latent_format = model.get_model_object("latent_format")
         if vae.latent_dim != 2 or vae.latent_channels != self.latent_format.latent_channels:
@@ -85,7 +88,8 @@ class HostDecoder:
         if checkpointing not in self._made:
             frugal = frugal_forwards(self.vae.first_stage_model, checkpointing)
             model = self.vae.first_stage_model
-            self._made[checkpointing] = frugal, Differentiable(model, checkpointing=checkpointing and not frugal)
+            settings = BlockSettings(checkpointing=checkpointing and not frugal)
+            self._made[checkpointing] = frugal, Differentiable(model, settings=settings)
         return self._made[checkpointing]
 
     @contextlib.contextmanager
@@ -119,7 +123,7 @@ def _scaled(shape: tuple[int, ...], scale: float) -> tuple[int, int]:
 
 
 def frugal_forwards(model: nn.Module, checkpointing: bool) -> dict[nn.Module, Callable]:
-    """For the blocks of a VAE of FLUX's kind, forwards that keep little for the backward; none for other kinds.
+    """Forwards that keep little for the backward, for the blocks of a VAE of FLUX's kind; none for other kinds.
 
     Peaks with backward at 1024x1024 in bf16: 3.0 GB, without checkpointing 4.6 GB; the host's own forwards: 8.0 GB.
     """
@@ -137,13 +141,13 @@ def _is_plain_resnet(block: nn.Module) -> bool:
     return plain and isinstance(block.norm1, nn.GroupNorm) and isinstance(block.conv1, nn.Conv2d)
 
 
-def _resnet(block: ResnetBlock, x: Tensor, *_) -> Tensor:
+def _resnet(block: ResnetBlock, x: Tensor, *_: Any) -> Tensor:
     h = NormSiluConv.apply(x, block.norm1, block.conv1)
     h = NormSiluConv.apply(h, block.norm2, block.conv2)
     return h.add_(x if block.in_channels == block.out_channels else block.nin_shortcut(x))
 
 
 def _attention(block: AttnBlock, x: Tensor) -> Tensor:
-    """By the attention that keeps no scores for the backward; there is one for each pair of places in a latent."""
+    """The block by the attention that keeps no scores for the backward: one for each pair of places in a latent."""
     h = block.norm(x)
     return x + block.proj_out(pytorch_attention(block.q(h), block.k(h), block.v(h)))

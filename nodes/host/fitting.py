@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import torch
 from comfy.model_base import ModelType
+from comfy.model_patcher import ModelPatcher
 from comfy.model_sampling import CONST, IMG_TO_IMG_FLOW
 from comfy.sampler_helpers import cond_has_hooks
 from torch import Tensor
@@ -19,7 +20,7 @@ WIDTHS = re.compile(
 )
 
 
-def check_model(patcher):
+def check_model(patcher: ModelPatcher):
     """Raises ValueError for a model that predicts no flow's velocity, and for one whose latents are no pictures."""
     name = type(patcher.model).__name__
     sampling = patcher.get_model_object("model_sampling")
@@ -39,7 +40,7 @@ def check_model(patcher):
         )
 
 
-def check_latent(patcher, latent: Tensor):
+def check_latent(patcher: ModelPatcher, latent: Tensor):
     """Raises ValueError when the model can't take the latent."""
     check_model(patcher)
     latent_format = patcher.get_model_object("latent_format")
@@ -52,7 +53,7 @@ def check_latent(patcher, latent: Tensor):
         )
 
 
-def check_conditioning(patcher, cond: list):
+def check_conditioning(patcher: ModelPatcher, cond: list):
     """Raises ValueError when the model can't be trained with the conditioning."""
     name = type(patcher.model).__name__
     network = patcher.get_model_object("diffusion_model")
@@ -70,7 +71,7 @@ def check_conditioning(patcher, cond: list):
 
 
 @contextlib.contextmanager
-def names_other_text_encoders(patcher, cond: list) -> Iterator[None]:
+def names_other_text_encoders(patcher: ModelPatcher, cond: list) -> Iterator[None]:
     """Where a layer gets an input of another width than it takes, and the prompt has that width."""
     try:
         yield

@@ -9,7 +9,8 @@ import comfy.model_management
 import comfy.samplers
 import node_helpers
 import torch
-from torch import Tensor
+from comfy.model_patcher import ModelPatcher
+from torch import Tensor, nn
 from torch._dynamo.exc import TorchDynamoException
 
 from ...srpo_core.algorithm import scaling as scaled
@@ -20,7 +21,7 @@ from .adapters.adapter import adapter_of, without_adapter
 from .fitting import check_conditioning, check_latent, check_model, names_other_text_encoders
 from .gradients.attention import quickest
 from .gradients.compiled import is_compiled, or_uncompiled
-from .gradients.differentiable import Differentiable, in_training
+from .gradients.differentiable import USUAL_BLOCKS, BlockSettings, Differentiable, in_training
 from .gradients.frozen import is_stored_plainly
 from .gradients.guests import has_guests
 from .gradients.injection import KEY
@@ -52,21 +53,19 @@ class HostFlow:
     """A MODEL of the host; its adapter, if SRPO Trainer gave it one, is what gradients reach.
 
     guidance: of the differentiated step; None leaves it to the conditioning.
-    checkpointing, kept_blocks, offload, compiled: see Differentiable.
+    blocks: how the model's blocks run in it.
     working: bytes of the device that the host leaves free of weights for that step; None: as for a sampler's.
     Raises ValueError for a model that `check_model` refuses.
     """
 
     def __init__(
         self,
-        patcher,
+        patcher: ModelPatcher,
         sampling: Sampling | None = None,
         guidance: float | None = None,
-        checkpointing: bool = True,
-        kept_blocks: int = 0,
-        offload: bool = False,
+        *,
+        blocks: BlockSettings = USUAL_BLOCKS,
         working: int | None = None,
-        compiled: bool = False,
     ):
         check_model(patcher)
         self.patcher = patcher
@@ -77,12 +76,12 @@ class HostFlow:
         self.parameters = adapter.parameters if adapter else {}
         with as_carried(patcher) as model:
             trained = [model.get_submodule(name) for name in (adapter.modules if adapter else ())]
-        self.differentiable = Differentiable(patcher.model, trained, checkpointing, kept_blocks, offload, compiled)
+        self.differentiable = Differentiable(patcher.model, trained, blocks)
 
     def velocity(self, x: Tensor, sigma: Tensor, cond: list) -> Pullback:
         self._check(x, cond)
         guests = has_guests(self.patcher, cond, KEY)
-        value = self._velocity(x, sigma, cond, guests)
+        value = self._velocity(x, sigma, cond, guests=guests)
         if self.parameters and not value.requires_grad:
             raise ValueError(
                 f"No layer that is trained took part in what {type(self.patcher.model).__name__} said of this "
@@ -97,7 +96,7 @@ class HostFlow:
 
             def ask():
                 if guests:
-                    self._velocity(x, sigma, cond, True, lambda output: self._backward(output, gradient))
+                    self._velocity(x, sigma, cond, guests=True, pull=lambda out: self._backward(out, gradient))
                 else:
                     self._pull(graph.pop() if graph else self._velocity(x, sigma, cond), gradient)
 
@@ -110,7 +109,7 @@ class HostFlow:
         model = self.differentiable
         with self._room():
             load(self.patcher, self.patcher.memory_required(gradient.shape))
-        backward = model.open(self.patcher) if model.checkpointing else in_training()
+        backward = model.open(self.patcher) if model.settings.checkpointing else in_training()
         with backward, self._attention():
             self._backward(output, gradient)
 
@@ -123,7 +122,7 @@ class HostFlow:
 
     @property
     def _is_compiled(self) -> bool:
-        return self.differentiable.compiled or is_compiled(self.patcher)
+        return self.differentiable.settings.compiled or is_compiled(self.patcher)
 
     @contextlib.contextmanager
     def _whole_or_not_at_all(self) -> Iterator[None]:
@@ -138,7 +137,7 @@ class HostFlow:
 
     def sampled_velocity(self, x: Tensor, sigma: Tensor, cond: list) -> Tensor:
         self._check(x, cond)
-        return own(or_uncompiled(self, lambda: self._ask(self.patcher, AsSampled(), x, sigma, cond))).to(x)
+        return own(or_uncompiled(self, lambda: self.ask(AsSampled(), x, sigma, cond))).to(x)
 
     @property
     def exact(self) -> bool:
@@ -147,12 +146,12 @@ class HostFlow:
         return types == {torch.float32} and all(map(is_stored_plainly, model.modules()))
 
     def signature(self, cond: list) -> Hashable:
-        model = self.differentiable
-        options = model.checkpointing, model.kept_blocks, model.offload, model.compiled
-        return signature(self.patcher, ignore=KEY), kind_of(cond), options
+        return signature(self.patcher, ignore=KEY), kind_of(cond), self.differentiable.settings
 
     def frozen_velocity(self, x: Tensor, sigma: Tensor, cond: list) -> Tensor:
-        return or_uncompiled(self, lambda: self._ask(without_adapter(self.patcher), OneStep(), x, sigma, cond)).to(x)
+        return or_uncompiled(
+            self, lambda: self.ask(OneStep(), x, sigma, cond, patcher=without_adapter(self.patcher))
+        ).to(x)
 
     def rollout(self, noise: Tensor, cond: list, seed: int) -> Tensor:
         self._check(noise, cond)
@@ -166,7 +165,7 @@ class HostFlow:
         def sample() -> Tensor:
             latent = torch.zeros_like(noise)
             guider = _guider(self.patcher, cond)
-            if self.differentiable.compiled:  # if all is loaded, which the sampler would do later
+            if self.differentiable.settings.compiled:  # if all is loaded, which the sampler would do later
                 load(self.patcher, self.patcher.memory_required(noise.shape))
             plain = self.differentiable.plain(self.patcher)
             with plain, self._attention(), names_other_text_encoders(self.patcher, cond):
@@ -178,7 +177,7 @@ class HostFlow:
 
     @property
     def samples_depend_on_batch(self) -> bool:
-        """Of samplers that draw noise while they sample, or choose their steps by the whole batch."""
+        """Whether the sampler draws noise while it samples, or chooses its steps by the whole batch."""
         function = getattr(comfy.samplers.sampler_object(self.sampling.sampler_name), "sampler_function", None)
         draws = function is not None and "noise_sampler" in inspect.signature(function).parameters
         return draws or self.sampling.sampler_name == "dpm_adaptive"
@@ -188,17 +187,18 @@ class HostFlow:
         x: Tensor,
         sigma: Tensor,
         cond: list,
+        *,
         guests: bool = False,
         pull: Callable[[Tensor], None] | None = None,
     ) -> Tensor:
         """guests, pull: see OneDifferentiableStep."""
-        step = OneDifferentiableStep(self.differentiable, self.parameters.values(), guests, pull)
+        step = OneDifferentiableStep(self.differentiable, self.parameters.values(), guests=guests, pull=pull)
         with self._room():
-            return or_uncompiled(self, lambda: self._ask(self.patcher, step, x, sigma, cond))
+            return or_uncompiled(self, lambda: self.ask(step, x, sigma, cond))
 
     @contextlib.contextmanager
     def _room(self) -> Iterator[None]:
-        """The host takes `working` for what the model needs beside its weights: its own estimate is a sampler's."""
+        """Inside, the host takes `working` for what is needed beside weights: its own estimate is a sampler's."""
         model = self.patcher.model
         if self.working is not None:
             model.memory_required = lambda *_, **__: self.working
@@ -207,7 +207,11 @@ class HostFlow:
         finally:
             model.__dict__.pop("memory_required", None)
 
-    def _ask(self, patcher, sampler: OneStep, x: Tensor, sigma: Tensor, cond: list) -> Tensor:
+    def ask(
+        self, sampler: OneStep, x: Tensor, sigma: Tensor, cond: list, *, patcher: ModelPatcher | None = None
+    ) -> Tensor:
+        """The velocity (B, C, H, W) by this sampler, of the MODEL or of another `patcher` of its model."""
+        patcher = patcher or self.patcher
         sampler.sigma = sigma.float().clamp(min=LEAST_SIGMA)
         ends = torch.stack([sampler.sigma.max(), sampler.sigma.new_zeros(())])
         with torch.inference_mode(), self._attention(), names_other_text_encoders(patcher, cond):  # see loading.py
@@ -219,7 +223,7 @@ class HostFlow:
         check_conditioning(self.patcher, cond)
 
 
-def _guider(patcher, positive: list) -> comfy.samplers.CFGGuider:
+def _guider(patcher: ModelPatcher, positive: list) -> comfy.samplers.CFGGuider:
     guider = comfy.samplers.CFGGuider(patcher)
     guider.inner_set_conds({"positive": positive})
     return guider
@@ -229,7 +233,7 @@ def with_guidance(cond: list, guidance: float | None) -> list:
     return cond if guidance is None else node_helpers.conditioning_set_values(cond, {"guidance": guidance})
 
 
-def latent_shape(patcher, width: int, height: int) -> tuple[int, int, int]:
+def latent_shape(patcher: ModelPatcher, width: int, height: int) -> tuple[int, int, int]:
     """(C, H, W) of the model's latents of a picture of this size. Raises ValueError for a size that doesn't fit."""
     check_model(patcher)
     latent_format = patcher.get_model_object("latent_format")
@@ -244,7 +248,7 @@ def latent_shape(patcher, width: int, height: int) -> tuple[int, int, int]:
     return latent_format.latent_channels, height // ratio, width // ratio
 
 
-def _patch_size(network) -> int:
+def _patch_size(network: nn.Module) -> int:
     """How many places of a latent, in each direction, are one token; 2, the most usual, where it is not said."""
     sizes = getattr(network, "patch_size", 2)
     sizes = tuple(sizes)[-2:] if isinstance(sizes, (tuple, list)) else (sizes,)

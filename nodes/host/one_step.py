@@ -1,10 +1,13 @@
 """Samplers that ask the model once: the host sets everything up for them as for any sampler."""
 
 from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import comfy.model_patcher
 import comfy.samplers
 import torch
+from comfy.model_patcher import ModelPatcher
+from comfy.samplers import CFGGuider
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
@@ -24,7 +27,15 @@ class OneStep(comfy.samplers.Sampler):
     velocity: Tensor
 
     def sample(
-        self, guider, sigmas, extra_args, callback, noise, latent_image=None, denoise_mask=None, disable_pbar=False
+        self,
+        guider: CFGGuider,
+        sigmas: Tensor,
+        extra_args: dict,
+        callback: Callable | None,
+        noise: Tensor,
+        latent_image: Tensor | None = None,
+        denoise_mask: Tensor | None = None,
+        disable_pbar: bool = False,
     ):
         options = comfy.model_patcher.create_model_options_clone(extra_args["model_options"])
         model = guider.model_patcher.model.diffusion_model
@@ -33,10 +44,10 @@ class OneStep(comfy.samplers.Sampler):
             _begin_keyframes(guider.conds["positive"])
             _check_levels(guider.conds["positive"], self.sigma)
             make_constant(guider.conds["positive"])
-            self.velocity = self._velocity(guider, own(noise), options, extra_args["seed"])
+            self.velocity = self.ask_model(guider, own(noise), options, extra_args["seed"])
         return noise
 
-    def _velocity(self, guider, noise: Tensor, options: dict, seed: int) -> Tensor:
+    def ask_model(self, guider: CFGGuider, noise: Tensor, options: dict, seed: int) -> Tensor:
         sigma = own(self.sigma).to(noise)
         denoised = guider(noise, sigma, model_options=options, seed=seed)
         if not denoised.detach().flatten(1).any(1).all():
@@ -47,9 +58,18 @@ class OneStep(comfy.samplers.Sampler):
 class AsSampled(OneStep):
     """The same as any sampler of the host asks the model, with nothing of ours in it but the adapter."""
 
-    def sample(self, guider, sigmas, extra_args, callback, noise, *_, **__):
+    def sample(
+        self,
+        guider: CFGGuider,
+        sigmas: Tensor,
+        extra_args: dict,
+        callback: Callable | None,
+        noise: Tensor,
+        *_: Any,
+        **__: Any,
+    ):
         _begin_keyframes(guider.conds["positive"])
-        self.velocity = self._velocity(guider, noise, extra_args["model_options"], extra_args["seed"])
+        self.velocity = self.ask_model(guider, noise, extra_args["model_options"], extra_args["seed"])
         return noise
 
 
@@ -63,6 +83,7 @@ class OneDifferentiableStep(OneStep):
         self,
         model: Differentiable,
         trained: Iterable[Tensor],
+        *,
         guests: bool = False,
         pull: Callable[[Tensor], None] | None = None,
     ):
@@ -71,7 +92,7 @@ class OneDifferentiableStep(OneStep):
         self.guests = guests
         self.pull = pull
 
-    def _velocity(self, guider, noise: Tensor, options: dict, seed: int) -> Tensor:
+    def ask_model(self, guider: CFGGuider, noise: Tensor, options: dict, seed: int) -> Tensor:
         patcher = guider.model_patcher
         guests = None
         if self.guests:
@@ -80,13 +101,13 @@ class OneDifferentiableStep(OneStep):
         if comfy.samplers.get_total_hook_groups_in_conds(guider.conds) > 1:
             options["model_function_wrapper"] = _under_hooks(patcher, options.get("model_function_wrapper"))
         with self.model.open(patcher, guests):
-            velocity = super()._velocity(guider, noise, options, seed)
+            velocity = super().ask_model(guider, noise, options, seed)
             if self.pull:
                 self.pull(velocity)
             return velocity
 
 
-def _under_hooks(patcher, wrapper: Callable | None) -> Callable:
+def _under_hooks(patcher: ModelPatcher, wrapper: Callable | None) -> Callable:
     """The host's model function wrapper (around another one), for conditionings with several groups of hooks.
 
     The host asks the model for one group after the other, and changes its weights in between.
@@ -109,7 +130,7 @@ class _UnderHooks(torch.autograd.Function):
     """What the model says under the hooks that are in its weights now; asked again, under them, for the gradient."""
 
     @staticmethod
-    def forward(ctx, one, ask, patcher):
+    def forward(ctx: Any, one: Tensor, ask: Callable[[], Tensor], patcher: ModelPatcher):
         ctx.ask = ask
         ctx.patcher = patcher
         ctx.hooks = patcher.current_hooks
@@ -117,7 +138,7 @@ class _UnderHooks(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, gradient):
+    def backward(ctx: Any, gradient: Tensor):
         ctx.patcher.apply_hooks(ctx.hooks)
         with torch.enable_grad():
             output = ctx.ask()

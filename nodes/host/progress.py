@@ -6,7 +6,7 @@ from server import PromptServer
 
 
 def show_text(text: str, node: str):
-    """On the node of this id."""
+    """Show a text on the node of this id."""
     PromptServer.instance.send_progress_text(text, node)
 
 
@@ -22,7 +22,7 @@ class Progress:
 
 
 class Steps:
-    """The same for work that comes again and again: call it before each step with what is done, and of how many."""
+    """Progress of work that comes again and again: call it before each step with what is done, and of how many."""
 
     def __init__(self):
         self.bar = None

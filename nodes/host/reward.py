@@ -1,19 +1,23 @@
 """Rewards whose towers ComfyUI moves between devices and may evict, like any model of its own."""
 
+from typing import TypeVar
+
 import comfy.model_management
-import comfy.model_patcher
 import torch
+from comfy.model_patcher import ModelPatcher
 from torch import nn
 
-from ...srpo_core.rewards import DotProductReward
+from ...srpo_core.rewards.protocol import Reward
 from .patcher.loading import load_ordinary
 from .progress import Steps
 
+AnyReward = TypeVar("AnyReward", bound=Reward)
+
 
 def place(tower: nn.Module) -> torch.device:
-    """Have the host load this tower; returns the device it computes on."""
+    """The host's placement: it loads this tower; returns the device that it computes on."""
     if not hasattr(tower, "patcher"):
-        tower.patcher = comfy.model_patcher.ModelPatcher(
+        tower.patcher = ModelPatcher(
             nn.ModuleDict({"tower": tower}),  # the patcher sets attributes that a transformers model refuses
             load_device=device_of(tower),
             offload_device=comfy.model_management.unet_offload_device(),
@@ -27,7 +31,7 @@ def device_of(tower: nn.Module) -> torch.device:
     return tower.patcher.load_device if hasattr(tower, "patcher") else comfy.model_management.get_torch_device()
 
 
-def managed(reward: DotProductReward) -> DotProductReward:
+def managed(reward: AnyReward) -> AnyReward:
     """The same reward, its towers from now on in the hands of the host's memory management; it hears Cancel."""
     reward.place = place
     reward.on_text = Steps()

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from itertools import groupby
 
 import torch
+from comfy.model_patcher import ModelPatcher
+from comfy.sd import VAE
 from torch import Tensor
 
 from ...srpo_core.algorithm.protocols import Dataset
@@ -13,9 +15,13 @@ from .flow_model import HostFlow, Sampling
 from .patcher.carried import latent_out
 
 
-@dataclass(frozen=True)
-class Plan:
-    """N pictures: of which prompt each is and from which seed; latents of `shape` (C, H, W), `at_once` together."""
+@dataclass(frozen=True, kw_only=True)
+class FixedSamples:
+    """N pictures: of which prompt each is, and from which seed.
+
+    indices, seeds: of the prompt and the noise of each picture. shape: (C, H, W) of latents. at_once: pictures that
+    are sampled together.
+    """
 
     dataset: Dataset
     sampling: Sampling
@@ -24,7 +30,7 @@ class Plan:
     seeds: list[int]
     at_once: int
 
-    def sample(self, model, on_progress: Callable[[int], None] = lambda pictures: None) -> list[Tensor]:
+    def sample(self, model: ModelPatcher, on_progress: Callable[[int], None] = lambda pictures: None) -> list[Tensor]:
         """Latents (B, C, H, W) of each part, as the VAE takes them. on_progress: told the pictures of every part."""
         flow = HostFlow(model, self.sampling)
         latents = []
@@ -44,7 +50,7 @@ class Plan:
             start = end
 
 
-def decode(vae, latents: list[Tensor], on_progress: Callable[[int], None] = lambda pictures: None) -> Tensor:
+def decode(vae: VAE, latents: list[Tensor], on_progress: Callable[[int], None] = lambda pictures: None) -> Tensor:
     """(N, H, W, 3) in [0, 1], on the CPU."""
     images = []
     for latent in latents:

@@ -3,9 +3,12 @@
 import logging
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import comfy.model_management
 import torch
+from comfy.model_patcher import ModelPatcher
+from comfy.sd import CLIP
 from comfy.weight_adapter.base import WeightAdapterBase
 from torch import Tensor, nn
 
@@ -26,7 +29,7 @@ class Encoded(Sequence):
     Raises ValueError without a CLIP.
     """
 
-    def __init__(self, clip, prompts: Sequence[str], folder: Path):
+    def __init__(self, clip: CLIP, prompts: Sequence[str], folder: Path):
         if clip is None:
             raise ValueError("There is no text encoder: the file that clip comes from has none. Use DualCLIPLoader.")
         self.clip = clip.clone()  # what others set on theirs afterwards is not ours
@@ -114,7 +117,7 @@ def _check_not_scheduled(conditioning: list):
         )
 
 
-def identity(clip) -> str:
+def identity(clip: CLIP) -> str:
     """A digest of all that a CLIP makes of tokens; loads nothing and moves nothing.
 
     That is: its classes, the settings of each encoder, its weights (name, type, shape and values, large ones sampled,
@@ -140,7 +143,7 @@ def identity(clip) -> str:
     )
 
 
-def _kind(thing) -> str:
+def _kind(thing: Any) -> str:
     return f"{type(thing).__module__}.{type(thing).__qualname__}"
 
 
@@ -152,7 +155,7 @@ def _settings(part: nn.Module) -> list:
     return [_kind(part), {k: v for k, v in vars(part).items() if isinstance(v, plain) and not k.startswith("_")}]
 
 
-def _weights(patcher) -> dict[str, Tensor]:
+def _weights(patcher: ModelPatcher) -> dict[str, Tensor]:
     """The weights without patches: where the host merged patches into them, those that it keeps to undo it."""
     weights = patcher.model_state_dict()
     for kept in (patcher.hook_backup, patcher.backup):
@@ -161,7 +164,7 @@ def _weights(patcher) -> dict[str, Tensor]:
     return weights
 
 
-def _patch(strength, what, strength_model, offset, function) -> list:
+def _patch(strength: float, what: Any, strength_model: float, offset: Any, function: Any) -> list:
     """One of a patcher's patches in values that have a digest."""
     values = [_kind(what), what.weights] if isinstance(what, WeightAdapterBase) else what
     return [strength, values, strength_model, offset, function]

@@ -1,6 +1,7 @@
 """The toy world as ComfyUI models: the weights that ship with the pack, in the host's own classes."""
 
 from functools import partial
+from typing import Any
 
 import comfy.sd
 import comfy.sd1_clip
@@ -40,7 +41,7 @@ def load_clip():
 
 
 class _TextModel(comfy.sd1_clip.SDClipModel):
-    def __init__(self, **kwargs):
+    def __init__(self, **kwargs: Any):
         super().__init__(
             max_length=toy.TEXT_LENGTH,
             textmodel_json_config=toy.CLIP_TEXT_CONFIG,
@@ -53,12 +54,12 @@ class _TextModel(comfy.sd1_clip.SDClipModel):
 
 
 class _TextEncoder(comfy.sd1_clip.SD1ClipModel):
-    def __init__(self, **kwargs):
+    def __init__(self, **kwargs: Any):
         super().__init__(clip_name="toy", clip_model=_TextModel, **kwargs)
 
 
 class _Tokenizer(comfy.sd1_clip.SD1Tokenizer):
-    def __init__(self, embedding_directory=None, tokenizer_data=None):
+    def __init__(self, embedding_directory: str | None = None, tokenizer_data: dict | None = None):
         words = partial(
             comfy.sd1_clip.SDTokenizer,
             str(toy.weights_path("tokenizer")),

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .pixels import CLIP_MEAN, CLIP_STD, Pixels
+from .placement import OnText, Placement, unheard, where_it_is
 from .text_features import TextFeatures
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ class DotProductReward:
     pixels: the image tower's preprocessing.
     scale: 1 for HPS, else `exp(logit_scale) / 20` (the scale of PickScore).
     features: the texts that are known.
+    place, on_text: a host that manages memory, or can be told to stop, sets its own.
     """
 
     def __init__(
@@ -41,6 +43,8 @@ class DotProductReward:
         self.pixels = pixels
         self.scale = scale
         self.features = TextFeatures() if features is None else features
+        self.place: Placement = where_it_is
+        self.on_text: OnText = unheard
 
     def score(self, images: Tensor, texts: list[str]) -> Tensor:
         """See Reward."""
@@ -83,13 +87,6 @@ class DotProductReward:
         finally:  # what is encoded is kept
             if encoded:
                 self.features.add(missing[: len(encoded)], F.normalize(torch.cat(encoded).float(), dim=-1).cpu())
-
-    def on_text(self, done: int, total: int):
-        """Called before each text that `prepare` encodes. A host that can be told to stop replaces this."""
-
-    def place(self, tower: nn.Module) -> torch.device:
-        """Bring a tower to where it computes; returns that device. A host that manages memory replaces this."""
-        return next(tower.parameters()).device
 
 
 class ImageTower(nn.Module):

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .pixels import Pixels
+from .placement import Placement, where_it_is
 from .towers import Tower, layers, shape
 from .weights import Weights
 
@@ -30,7 +31,7 @@ class Scorer(nn.Module):
 class AestheticReward:
     """An aesthetic score from 1 to 10, divided by 10: as large as the other rewards are, about 0.4 to 0.7.
 
-    image_tower: a Scorer.
+    image_tower: a Scorer. place: as of DotProductReward.
     """
 
     reads_text = False
@@ -38,15 +39,12 @@ class AestheticReward:
     def __init__(self, image_tower: Scorer, pixels: Pixels):
         self.image_tower = image_tower
         self.pixels = pixels
+        self.place: Placement = where_it_is
 
     def score(self, images: Tensor, texts: list[str]) -> Tensor:
         """See Reward. The texts are not read."""
         device = self.place(self.image_tower)
         return self.image_tower(self.pixels(images.to(device))) / OUT_OF
-
-    def place(self, tower: nn.Module) -> torch.device:
-        """See DotProductReward."""
-        return next(tower.parameters()).device
 
 
 def linear_head(weights: Weights, prefix: str) -> nn.Module:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from .mps_towers import MPSImage
 from .pixels import Pixels
+from .placement import OnText, Placement, unheard, where_it_is
 
 AESTHETICS = "light, color, clarity, tone, style, ambiance, artistry"
 QUALITY = "shape, face, hair, hands, limbs, structure, instance, texture"
@@ -34,7 +35,7 @@ class MPSReward:
 
     image_tower: frozen here. text_tower, tokenize, pixels and scale: as of DotProductReward, but text_tower's module
     gives all tokens (N, L, D). Texts are kept in memory alone: about 0.3 MB each in float32, half of it in bfloat16.
-    condition: one of CONDITIONS.
+    condition: one of CONDITIONS. place, on_text: as of DotProductReward.
     """
 
     def __init__(
@@ -54,6 +55,8 @@ class MPSReward:
         self._texts: dict[str, Text] = {}
         self.condition = CONDITIONS[condition]
         self._condition: Tensor | None = None  # its tokens
+        self.place: Placement = where_it_is
+        self.on_text: OnText = unheard
 
     def score(self, images: Tensor, texts: list[str]) -> Tensor:
         """See Reward."""
@@ -89,13 +92,6 @@ class MPSReward:
             self.on_text(done, len(missing))
             ids = self.tokenize([text])
             self._texts[text] = read_text(tower(ids.to(device))[0].cpu(), ids[0], self._condition)
-
-    def on_text(self, done: int, total: int):
-        """See DotProductReward."""
-
-    def place(self, tower: nn.Module) -> torch.device:
-        """See DotProductReward."""
-        return next(tower.parameters()).device
 
 
 def read_text(tokens: Tensor, ids: Tensor, condition: Tensor) -> Text:

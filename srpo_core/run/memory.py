@@ -3,8 +3,8 @@
 import math
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -26,7 +26,8 @@ CARDS = {  # as is fastest on a card of this size
 class LiveBytes(TorchDispatchMode):
     """Counts, while it is open, the bytes of what operations make on a kind of device ("cpu", "cuda").
 
-    held: of what is alive now; peak: at most so far. What an operation takes for itself while it runs is not seen.
+    held: bytes that are alive now; peak: the most there were so far. What an operation takes for itself while it runs
+    is not seen.
     """
 
     def __init__(self, device_type: str = "cpu"):
@@ -34,9 +35,9 @@ class LiveBytes(TorchDispatchMode):
         self.device_type = device_type
         self.held = 0
         self.peak = 0
-        self.known = set()
+        self.known: set[int] = set()
 
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+    def __torch_dispatch__(self, function: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         result = function(*args, **(kwargs or {}))
         given = {storage._cdata for storage in self._storages((args, kwargs))}  # views and what is written in place
         for storage in self._storages(result):
@@ -44,7 +45,7 @@ class LiveBytes(TorchDispatchMode):
                 self._add(storage)
         return result
 
-    def _storages(self, tree) -> Iterator[torch.UntypedStorage]:
+    def _storages(self, tree: Any) -> Iterator[torch.UntypedStorage]:
         for leaf in tree_leaves(tree):
             if isinstance(leaf, Tensor) and leaf.device.type == self.device_type:
                 yield leaf.untyped_storage()
@@ -64,9 +65,12 @@ class LiveBytes(TorchDispatchMode):
 
 
 @dataclass(frozen=True)
-class Need:
-    """Bytes of one stage: the weights of its model as they are stored, which the host may leave in RAM in part, and
-    all else that is on the device meanwhile."""
+class StageBytes:
+    """Bytes that one stage needs.
+
+    weights: those of its model as they are stored, which the host may leave in RAM in part. working: all else that is
+    on the device meanwhile.
+    """
 
     weights: int
     working: int
@@ -76,23 +80,27 @@ class Need:
         return self.weights + self.working
 
 
-class Block(NamedTuple):
-    """Bytes of one block of a model: what stays from its forward to its backward, and what it takes on top of that."""
+class BlockBytes(NamedTuple):
+    """Bytes of one block of a model.
+
+    saved: what stays from its forward to its backward. transient: what it takes on top of that while it runs.
+    """
 
     saved: int
-    inside: int
+    transient: int
 
 
-def over_blocks(before: int, blocks: Iterable[Block]) -> tuple[int, int]:
+def over_blocks(before: int, blocks: Iterable[BlockBytes]) -> tuple[int, int]:
     """The peak of a forward and backward through blocks, and what is held between the two; `before` is there anyway."""
     held = peak = before
     for block in blocks:
         held += block.saved
-        peak = max(peak, held + block.inside)
+        peak = max(peak, held + block.transient)
     return peak, held
 
 
-class Use(NamedTuple):
+@dataclass(frozen=True, kw_only=True)
+class MemoryUse:
     """How a run uses memory.
 
     at_once: pictures in one trained forward; kept_blocks: blocks whose activations stay for the backward; offload: the
@@ -105,7 +113,9 @@ class Use(NamedTuple):
     sampled_at_once: int = 1
 
 
-def fastest(needs_with: Callable[[Use], Mapping[str, Need]], at_once: int, batch: int, blocks: int, budget: int) -> Use:
+def fastest(
+    needs_with: Callable[[MemoryUse], Mapping[str, StageBytes]], *, at_once: int, batch: int, blocks: int, budget: float
+) -> MemoryUse:
     """How to use `budget` bytes: with weights and all on the device, at most `at_once`, halved until it fits, and then
     as many of the `blocks` kept as fit too.
 
@@ -113,27 +123,27 @@ def fastest(needs_with: Callable[[Use], Mapping[str, Need]], at_once: int, batch
     Where the weights don't fit beside one picture, the least that leaves room for them: the host streams the rest.
     """
 
-    def peak(use: Use) -> int:
+    def peak(use: MemoryUse) -> int:
         return max(need.peak for need in needs_with(use).values())
 
     if not at_once:
-        if peak(Use(1, blocks)) <= budget:
-            all_kept = (Use(count, blocks) for count in halves(batch))
-            return next((use for use in all_kept if peak(use) <= budget), Use(1, blocks))
+        if peak(MemoryUse(kept_blocks=blocks)) <= budget:
+            all_kept = (MemoryUse(at_once=count, kept_blocks=blocks) for count in halves(batch))
+            return next((use for use in all_kept if peak(use) <= budget), MemoryUse(kept_blocks=blocks))
         at_once = 1
-    uses = [Use(at_once >> halvings) for halvings in range(at_once.bit_length())]
+    uses = [MemoryUse(at_once=at_once >> halvings) for halvings in range(at_once.bit_length())]
     use = next((use for use in uses if peak(use) <= budget), None)
     if use is None:
-        return Use(offload=True)
+        return MemoryUse(offload=True)
     least = peak(use)
-    most = peak(use._replace(kept_blocks=blocks))
+    most = peak(replace(use, kept_blocks=blocks))
     kept_blocks = blocks if most <= budget else int(blocks * (budget - least) / (most - least))
-    while kept_blocks and peak(use._replace(kept_blocks=kept_blocks)) > budget:  # blocks differ
+    while kept_blocks and peak(replace(use, kept_blocks=kept_blocks)) > budget:  # blocks differ
         kept_blocks = kept_blocks * 3 // 4
-    return use._replace(kept_blocks=kept_blocks)
+    return replace(use, kept_blocks=kept_blocks)
 
 
-def sampled_together(rollout: Need, resting: int, at_once: int, batch: int, budget: float) -> int:
+def sampled_together(rollout: StageBytes, resting: int, *, at_once: int, batch: int, budget: float) -> int:
     """How many of a batch to roll out together: all, or half of them, and so on; no fewer than `at_once`.
 
     Together they fill a GPU better, and weights that don't fit there are fetched once for all. Those have the room
@@ -150,7 +160,9 @@ def halves(batch: int) -> Iterator[int]:
     return (math.ceil(batch / 2**halvings) for halvings in range(batch.bit_length()))
 
 
-def advice(needs: Mapping[str, Need], free: int, remedies: Iterable[tuple[str, Mapping[str, Need]]] = ()) -> str:
+def advice(
+    needs: Mapping[str, StageBytes], free: int, remedies: Iterable[tuple[str, Mapping[str, StageBytes]]] = ()
+) -> str:
     """Whether a run with these needs by stage fits into `free` bytes, in a sentence; empty if it does.
 
     remedies: what else could be set and what is needed with it and all before it, in the order to try them in.
@@ -170,13 +182,13 @@ def advice(needs: Mapping[str, Need], free: int, remedies: Iterable[tuple[str, M
     return f"{text} No setting here is enough{': not even ' + ' and '.join(useful) if useful else ''}."
 
 
-def most_missing(needs: Mapping[str, Need], free: int) -> tuple[str, int]:
+def most_missing(needs: Mapping[str, StageBytes], free: int) -> tuple[str, int]:
     """The stage that is furthest from fitting, its weights in RAM, and by how many bytes; not above 0 if it fits."""
     stage = max(needs, key=lambda name: needs[name].working)
     return stage, needs[stage].working - free
 
 
-def slow(needs: Mapping[str, Need], free: int) -> str:
+def slow(needs: Mapping[str, StageBytes], free: int) -> str:
     stage = max(needs, key=lambda name: needs[name].peak)
     rest = needs[stage].peak - free
     if rest <= 0:

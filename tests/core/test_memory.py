@@ -3,9 +3,22 @@
 import pytest
 import torch
 
-from srpo_core.run.memory import Block, LiveBytes, Need, Use, advice, fastest, over_blocks, sampled_together
+from srpo_core.run.memory import (
+    BlockBytes,
+    LiveBytes,
+    MemoryUse,
+    StageBytes,
+    advice,
+    fastest,
+    over_blocks,
+    sampled_together,
+)
 
 GB = 1_000_000_000
+
+
+def memory_use(at_once=1, kept_blocks=0, offload=False):
+    return MemoryUse(at_once=at_once, kept_blocks=kept_blocks, offload=offload)
 
 
 def test_live_bytes_of_what_is_alive():
@@ -38,12 +51,12 @@ def test_live_bytes_of_a_backward():
 
 def test_over_blocks():
     """The last block is at work on top of what all kept, the first when the others' is gone."""
-    assert over_blocks(5, [Block(10, 100), Block(20, 1)]) == (115, 35)
-    assert over_blocks(5, [Block(10, 100), Block(20, 90)]) == (125, 35)
+    assert over_blocks(5, [BlockBytes(10, 100), BlockBytes(20, 1)]) == (115, 35)
+    assert over_blocks(5, [BlockBytes(10, 100), BlockBytes(20, 90)]) == (125, 35)
     assert over_blocks(5, []) == (5, 5)
 
 
-NEEDS = {"branch": Need(24 * GB, 3 * GB), "decode": Need(0, 6 * GB)}
+NEEDS = {"branch": StageBytes(24 * GB, 3 * GB), "decode": StageBytes(0, 6 * GB)}
 
 
 def test_nothing_is_said_where_all_fits():
@@ -57,9 +70,9 @@ def test_weights_that_stay_in_ram():
 
 def test_the_settings_that_are_enough():
     def tried():
-        yield "at_once 1", NEEDS | {"decode": Need(0, 5 * GB)}
-        yield "0 kept blocks", NEEDS | {"decode": Need(0, 5 * GB)}  # helps nothing here
-        yield "512x512", NEEDS | {"decode": Need(0, 3 * GB)}
+        yield "at_once 1", NEEDS | {"decode": StageBytes(0, 5 * GB)}
+        yield "0 kept blocks", NEEDS | {"decode": StageBytes(0, 5 * GB)}  # helps nothing here
+        yield "512x512", NEEDS | {"decode": StageBytes(0, 3 * GB)}
         raise AssertionError("went on although it fits")
 
     text = advice(NEEDS, 4 * GB, tried())
@@ -67,7 +80,9 @@ def test_the_settings_that_are_enough():
     assert text.endswith("It would with at_once 1 and 512x512.")
 
 
-@pytest.mark.parametrize("tried, end", [((), "enough."), ([("at_once 1", {"decode": Need(0, 5 * GB)})], "at_once 1.")])
+@pytest.mark.parametrize(
+    "tried, end", [((), "enough."), ([("at_once 1", {"decode": StageBytes(0, 5 * GB)})], "at_once 1.")]
+)
 def test_nothing_is_enough(tried, end):
     text = advice(NEEDS, 4 * GB, tried)
     assert "No setting here is enough" in text and text.endswith(end)
@@ -76,19 +91,19 @@ def test_nothing_is_enough(tried, end):
 @pytest.mark.parametrize(
     "budget, use",
     [
-        (100, Use(8, 10)),
-        (89, Use(8, 7)),  # 50 + 8 + 4 x 7 = 86
-        (60, Use(8, 0)),
-        (57, Use(4, 0)),
-        (51, Use(1, 0)),
-        (50, Use(1, 0, True)),
+        (100, memory_use(8, 10)),
+        (89, memory_use(8, 7)),  # 50 + 8 + 4 x 7 = 86
+        (60, memory_use(8, 0)),
+        (57, memory_use(4, 0)),
+        (51, memory_use(1, 0)),
+        (50, memory_use(1, 0, True)),
     ],
 )
 def test_the_fastest_use_of_memory(budget, use):
     """Weights of 50, 1 for each picture at once, 4 for each block kept."""
 
     def needs_with(use):
-        return {"branch": Need(50, use.at_once + 4 * use.kept_blocks), "decode": Need(1, 2)}
+        return {"branch": StageBytes(50, use.at_once + 4 * use.kept_blocks), "decode": StageBytes(1, 2)}
 
     assert fastest(needs_with, at_once=8, batch=8, blocks=10, budget=budget) == use
 
@@ -96,19 +111,19 @@ def test_the_fastest_use_of_memory(budget, use):
 @pytest.mark.parametrize(
     "budget, use",
     [
-        (150, Use(12, 10)),
-        (120, Use(6, 10)),
-        (62, Use(1, 10)),
-        (61, Use(1, 9)),  # not all blocks
-        (51, Use(1, 0)),
-        (50, Use(1, 0, True)),
+        (150, memory_use(12, 10)),
+        (120, memory_use(6, 10)),
+        (62, memory_use(1, 10)),
+        (61, memory_use(1, 9)),  # not all blocks
+        (51, memory_use(1, 0)),
+        (50, memory_use(1, 0, True)),
     ],
 )
 def test_how_many_share_a_forward_where_that_is_to_be_chosen(budget, use):
     """Weights of 50, 1 for each picture at once, with 10 blocks of 0.7 kept for each, and 0.4 for any."""
 
     def needs_with(use):
-        return {"branch": Need(50, use.at_once + (0.7 * use.at_once + 0.4) * use.kept_blocks)}
+        return {"branch": StageBytes(50, use.at_once + (0.7 * use.at_once + 0.4) * use.kept_blocks)}
 
     assert fastest(needs_with, at_once=0, batch=12, blocks=10, budget=budget) == use
 
@@ -117,9 +132,9 @@ def test_blocks_that_cost_more_than_the_mean():
     """The last ones, 10 each, the others 1."""
 
     def needs_with(use):
-        return {"branch": Need(0, 10 * min(use.kept_blocks, 2) + max(use.kept_blocks - 2, 0))}
+        return {"branch": StageBytes(0, 10 * min(use.kept_blocks, 2) + max(use.kept_blocks - 2, 0))}
 
-    assert fastest(needs_with, 1, 1, 10, 14) == Use(1, 1)
+    assert fastest(needs_with, at_once=1, batch=1, blocks=10, budget=14) == memory_use(1, 1)
 
 
 @pytest.mark.parametrize(
@@ -134,5 +149,5 @@ def test_blocks_that_cost_more_than_the_mean():
     ],
 )
 def test_how_many_are_sampled_together(budget, together):
-    rollout = Need(24 * GB, 3 * GB)  # of two pictures
+    rollout = StageBytes(24 * GB, 3 * GB)  # of two pictures
     assert sampled_together(rollout, 1 * GB, at_once=2, batch=12, budget=budget * GB) == together

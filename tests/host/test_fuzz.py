@@ -69,9 +69,10 @@ for number in range(int(sys.argv[1]), int(sys.argv[1]) + int(sys.argv[2])):
     print(json.dumps({"ended": number, "failure": "raw" if number == 4 else None}), flush=True)
 '''
 fuzz.SECONDS = 5.0
-fuzz.child_command = lambda name, first, count, seed, work, keep: [sys.executable, "-c", CHILD, str(first), str(count)]
+command = lambda inputs: [sys.executable, "-c", CHILD, str(inputs.start), str(len(inputs))]
+fuzz.child_command = lambda name, inputs, seed, work, keep: command(inputs)
 with tempfile.TemporaryDirectory() as keep:
-    result = fuzz.fuzz(["runs"], 6, 1e9, 0, Path(keep))
+    result = fuzz.fuzz(["runs"], 6, 1e9, seed=0, keep=Path(keep))
     print(json.dumps([result.inputs, [failure.split(":")[0] for failure in result.failures]]))
 """
 

@@ -11,6 +11,7 @@ import sys
 import pytest
 import torch
 import torch.nn.functional as F
+from in_process import new_flow
 from oracle import host_model, random_flux, with_adapter
 from safetensors.torch import save_file
 from torch import nn
@@ -143,7 +144,7 @@ def dequantised(model, unpack=lambda layer: layer.weight):
 def pull_back(pack, model, checkpointing=True):
     """The velocity, and the gradients of an adapter on the MODEL, as one vector."""
     model, adapter = with_adapter(model)
-    flow = pack("nodes.host.flow_model").HostFlow(model, guidance=GUIDANCE, checkpointing=checkpointing)
+    flow = new_flow(model, guidance=GUIDANCE, checkpointing=checkpointing)
     velocity = flow.velocity(X, SIGMA, COND)
     velocity.pull(torch.cos(9 * X))
     return velocity.value, torch.cat([adapter.parameters[name].grad.flatten() for name in sorted(adapter.parameters)])
@@ -204,7 +205,7 @@ def test_a_layer_that_quantises_its_input_gets_the_straight_through_gradient(pac
 @pytest.mark.parametrize("form", ["fp8_e4m3fn", *QUANTISED])
 def test_no_dequantised_weight_is_kept_for_the_backward(pack, state, file, form):
     model, _ = with_adapter(loaded(state, form, file))
-    flow = pack("nodes.host.flow_model").HostFlow(model, checkpointing=False)
+    flow = new_flow(model, checkpointing=False)
     assert weights_kept_by(model, lambda: flow.velocity(X, SIGMA, COND)) == []
 
 
@@ -267,7 +268,7 @@ def test_layers_of_a_pack(pack, state, file, methods, checkpointing):
     value, gradient = pull_back(pack, model, checkpointing)
     exact_value, exact = pull_back(pack, dequantised(model, unpacked))
     assert relative(value, exact_value) < 1e-6 and relative(gradient, exact) < 1e-6
-    flow = pack("nodes.host.flow_model").HostFlow(with_adapter(model)[0], checkpointing=checkpointing)
+    flow = new_flow(with_adapter(model)[0], checkpointing=checkpointing)
     assert weights_kept_by(model, lambda: flow.velocity(X, SIGMA, COND)) == []
 
 
@@ -380,7 +381,7 @@ def test_gguf(pack, state, gguf_pack, tmp_path, monkeypatch, kind, compute):
     )
     allowed = 4 * torch.finfo(compute).eps
     assert relative(value, exact_value) < allowed and relative(gradient, exact) < 3 * allowed
-    flow = pack("nodes.host.flow_model").HostFlow(with_adapter(model)[0], checkpointing=False)
+    flow = new_flow(with_adapter(model)[0], checkpointing=False)
     assert weights_kept_by(model, lambda: flow.velocity(X, SIGMA, COND)) == []
 
 

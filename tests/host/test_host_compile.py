@@ -4,6 +4,7 @@ import logging
 
 import pytest
 import torch
+from in_process import block_settings, new_flow
 from oracle import host_model, random_flux, with_adapter
 
 from srpo_core.run.draws import draw_noise
@@ -20,7 +21,7 @@ def no_compiler(*_, **__):
 def update(pack, base, adapter, **use):
     """A rollout, a frozen velocity, and a velocity with the adapter's gradients, added to ones."""
     host_flow = pack("nodes.host.flow_model")
-    flow = host_flow.HostFlow(adapter.attach(base), host_flow.Sampling(steps=2), **use)
+    flow = new_flow(adapter.attach(base), host_flow.Sampling(steps=2), **use)
     for parameter in adapter.parameters.values():
         parameter.grad = torch.ones_like(parameter)
     values = [flow.rollout(X, COND, 0), flow.frozen_velocity(X, SIGMA, COND)]
@@ -100,7 +101,9 @@ def test_compiled_block_by_block(pack, caplog, monkeypatch, backend, use):
 
 def test_blocks_whose_weights_are_elsewhere_or_of_another_type_are_not_compiled(pack):
     base = host_model(random_flux())
-    differentiable = pack("nodes.host.gradients.differentiable").Differentiable(base.model, compiled=True)
+    differentiable = pack("nodes.host.gradients.differentiable").Differentiable(
+        base.model, settings=block_settings(compiled=True)
+    )
     assert differentiable.compiles(base)
     layer = base.model.diffusion_model.single_blocks[1].linear2
     layer.weight_function.append(lambda weight: weight)

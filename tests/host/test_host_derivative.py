@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from in_process import new_adapter
+from in_process import new_adapter, new_flow
 from oracle import host_model, random_flux
 from test_host_bases import COND, QUANTISED, SIGMA, STORED, X, loaded
 
@@ -23,7 +23,7 @@ def flow_of(pack, model, kind="LoRA", begun=True, precision="fp32", **options):
     with torch.no_grad():
         for parameter in adapter.parameters.values():
             parameter.add_(begun * 0.01 * torch.randn(parameter.shape, generator=generator))
-    return pack("nodes.host.flow_model").HostFlow(adapter.attach(model), guidance=2.0, **options)
+    return new_flow(adapter.attach(model), guidance=2.0, **options)
 
 
 @pytest.mark.parametrize("form", [*STORED, "fp8_matrix_mult", "scaled_fp8", *QUANTISED])
@@ -115,7 +115,7 @@ def test_the_signature_changes_with_what_a_model_carries_and_with_the_conditioni
         carrying(lambda m: m.set_model_unet_function_wrapper(lambda *_: None)),
         carrying(lambda m: m.add_wrapper("diffusion_model", lambda *_: None)),
         carrying(lambda m: m.add_patches({next(iter(m.model.state_dict())): (torch.zeros(1),)})),
-        HostFlow(flow.patcher, kept_blocks=2).signature(COND),
+        new_flow(flow.patcher, kept_blocks=2).signature(COND),
         flow.signature(with_(hooks=comfy.hooks.HookGroup())),
         flow.signature(with_(control=object())),
         flow.signature([*COND, *COND]),

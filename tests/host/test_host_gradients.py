@@ -4,7 +4,7 @@ from collections import Counter
 
 import pytest
 import torch
-from in_process import new_adapter
+from in_process import new_adapter, new_flow
 from oracle import Oracle, host_model, host_vae, random_clip, random_flux, random_vae, with_adapter
 
 from srpo_core.algorithm.noise_levels import Window
@@ -76,7 +76,7 @@ def test_gradient_equals_diffusers_and_peft(world, pack, checkpointing, batch, p
     base, model, adapter, oracle, vae, decoder, reward = world
     noised, context, pooled = sample(batch, position)
     branch = next(b for b in noised.branches if b.name == name)
-    flow = pack("nodes.host.flow_model").HostFlow(model, guidance=3.5, checkpointing=checkpointing)
+    flow = new_flow(model, guidance=3.5, checkpointing=checkpointing)
     host_decoder = pack("nodes.host.decoder").HostDecoder(vae, model)
     expected, theirs = pull_back(oracle.flow, {"context": context, "pooled": pooled}, noised, branch, decoder, reward)
     value, ours = pull_back(flow, [[context, {"pooled_output": pooled}]], noised, branch, host_decoder, reward)
@@ -111,7 +111,7 @@ def work(pack, monkeypatch):
 def trained_step(pack, model, target="all", **memory):
     """One update's forward and backward with an adapter; its gradients."""
     adapter = new_adapter(model, target=target)
-    flow = pack("nodes.host.flow_model").HostFlow(adapter.attach(model), **memory)
+    flow = new_flow(adapter.attach(model), **memory)
     _, context, pooled = sample(1, 500)
     x = torch.randn(1, 16, 8, 8, generator=torch.Generator().manual_seed(3))
     flow.velocity(x, torch.tensor([0.8]), [[context, {"pooled_output": pooled}]]).pull(torch.cos(x))
@@ -168,7 +168,8 @@ def test_a_gradient_that_reaches_blocks_inside_of_a_tuple(pack, hidden):
     x = torch.tensor([1.0, 3.0])
     modulation = weight * torch.tensor([5.0, 7.0])
     block = lambda x, modulation: x * (modulation[0] if hidden else modulation)  # noqa: E731
-    block = pack("nodes.host.gradients.differentiable")._checkpointed(block)
+    module = pack("nodes.host.gradients.differentiable")
+    block = module._checkpointed(block, trained=False, offload=False, state=module._OpenState())
     for _ in range(2):
         x = block(x, (modulation,) if hidden else modulation)
     x.sum().backward()

@@ -1,7 +1,7 @@
 """Gradients by differences of the host's own samples, and small random models of the host's own classes."""
 
 import torch
-from in_process import new_adapter, pack_module
+from in_process import new_adapter, new_flow
 
 
 def velocity(model, x, sigma, cond):
@@ -36,7 +36,7 @@ def compare(model, adapter, cond, x, sigma=0.85, step=0.003, **flow):
     weights = torch.cos(9 * torch.arange(x.numel()).double()).view(x.shape)
     for parameter in adapter.parameters.values():
         parameter.grad = None
-    ours = pack_module("nodes.host.flow_model").HostFlow(model, **flow)
+    ours = new_flow(model, **flow)
     pullback = ours.velocity(x, torch.full((len(x),), sigma), cond)
     torch.testing.assert_close(pullback.value.double(), velocity(model, x, sigma, cond), rtol=1e-4, atol=1e-4)
     pullback.pull(weights.float())

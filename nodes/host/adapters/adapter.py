@@ -5,6 +5,7 @@ from pathlib import Path
 import comfy.lora
 import comfy.sd
 import torch
+from comfy.model_patcher import ModelPatcher
 from torch import Tensor, nn
 
 from ....srpo_core.seeds import derived_seed
@@ -27,7 +28,7 @@ class Adapter:
     Raises ValueError for a rank that does not fit the model's layers, and for a target of which it has none.
     """
 
-    def __init__(self, patcher, settings: AdapterSettings):
+    def __init__(self, patcher: ModelPatcher, settings: AdapterSettings):
         self.settings = settings
         self.device = patcher.load_device
         with as_carried(patcher) as model:
@@ -47,7 +48,7 @@ class Adapter:
             if parameter.requires_grad
         }
 
-    def attach(self, patcher):
+    def attach(self, patcher: ModelPatcher):
         """A clone of the patcher with this adapter injected; the model itself is shared and untouched.
 
         Nodes that read its weights, or merge them, get them with the adapter as it is then.
@@ -58,7 +59,7 @@ class Adapter:
         answer_with_adapter(patcher)
         return patcher
 
-    def fits(self, patcher) -> bool:
+    def fits(self, patcher: ModelPatcher) -> bool:
         """Whether it is one for this MODEL: for the same layers, on the device that the MODEL computes on."""
         with as_carried(patcher) as model:
             try:
@@ -101,7 +102,7 @@ def target_layers(model: nn.Module, target: str = "all", whole: bool = False) ->
     return chosen
 
 
-def save_model(patcher, adapter: Adapter, file: Path, metadata: dict[str, str]):
+def save_model(patcher: ModelPatcher, adapter: Adapter, file: Path, metadata: dict[str, str]):
     """Write the model with the differences of a FULL adapter in its weights, as the host's loaders take it.
 
     patcher: the MODEL without the adapter; its types and the names of its weights are kept.

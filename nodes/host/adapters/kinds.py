@@ -1,6 +1,7 @@
 """What is trained on one linear layer: an adapter of the host, or the whole layer."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -40,7 +41,7 @@ class Lora(LoraDiff):
 
     scale: float  # alpha / rank
 
-    def bypass_forward(self, layer: Callable, x: Tensor, *args, **kwargs) -> Tensor:
+    def bypass_forward(self, layer: Callable, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         dtype = _lesser(x.dtype, self.lora_down.weight.dtype)
         fused = dtype == x.dtype and not (args or kwargs or torch.compiler.is_compiling())
         if fused and torch.is_grad_enabled() and isinstance(layer, FrozenLinear):
@@ -57,7 +58,7 @@ class _ThroughLoraLinear(torch.autograd.Function):
     """layer(x) + scale * x @ down.T @ up.T of a layer with a constant weight, in the type of x."""
 
     @staticmethod
-    def forward(ctx, x, down, up, scale, layer):
+    def forward(ctx: Any, x: Tensor, down: Tensor, up: Tensor, scale: float, layer: FrozenLinear):
         ctx.scale = scale
         ctx.layer = layer
         hidden = scale * F.linear(x, down.to(x.dtype))
@@ -66,7 +67,7 @@ class _ThroughLoraLinear(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, gradient):
+    def backward(ctx: Any, gradient: Tensor):
         x, hidden, down, up = ctx.saved_tensors
         at_rows = gradient.flatten(0, -2)
         at_hidden = ctx.scale * (at_rows @ up.to(x.dtype))
@@ -143,5 +144,5 @@ def in_the_type_of_its_input(h: Callable, dtype: torch.dtype) -> Callable:
 
 
 def _lesser(of_input: torch.dtype, of_parameters: torch.dtype) -> torch.dtype:
-    """In which an adapter computes."""
+    """The type in which an adapter computes."""
     return of_input if of_input in HALF else of_parameters

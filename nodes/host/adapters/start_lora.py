@@ -161,7 +161,7 @@ def _check_layers(layers: dict[str, list[tuple]], adapter: Adapter):
             raise ValueError(f"it needs rank {needed}, and the rank is {rank}.")
 
 
-def _kind(patch) -> str:
+def _kind(patch: WeightAdapterBase) -> str:
     """The adapter that such a file is of; for what no adapter can begin at, the host's word for it."""
     if not isinstance(patch, WeightAdapterBase):
         return FULL if patch[0] == "diff" else f'"{patch[0]}" values'

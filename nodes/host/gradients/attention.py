@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Iterator
+from typing import Any
 
 import comfy.ldm.flux.model
 import comfy.ops
@@ -22,11 +23,11 @@ def with_backward(options: dict, model: nn.Module) -> dict:
     return options
 
 
-def _attention(_, *args, **kwargs) -> Tensor:
+def _attention(_: Any, *args: Any, **kwargs: Any) -> Tensor:
     return attention_pytorch(*args, **kwargs)
 
 
-def _rotate(q: Tensor, k: Tensor, v: Tensor, pe: Tensor | None = None, **_) -> dict:
+def _rotate(q: Tensor, k: Tensor, v: Tensor, pe: Tensor | None = None, **_: Any) -> dict:
     """FLUX's positions, by the host's fused kernel of a GPU: autograd makes many passes of its plain operations.
 
     torch.compile fuses those.
@@ -41,13 +42,13 @@ class _Rotated(torch.autograd.Function):
     """q and k (B, heads, N, D), rotated by pe (1, 1, N, D / 2, 2, 2); the way back is the other way round."""
 
     @staticmethod
-    def forward(ctx, q, k, pe):
+    def forward(ctx: Any, q: Tensor, k: Tensor, pe: Tensor):
         ctx.save_for_backward(pe)
         return comfy.quant_ops.ck.apply_rope(q, k, pe)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, *gradients):
+    def backward(ctx: Any, *gradients: Tensor):
         (pe,) = ctx.saved_tensors
         return *comfy.quant_ops.ck.apply_rope(*gradients, pe.transpose(-1, -2).contiguous()), None
 

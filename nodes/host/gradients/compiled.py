@@ -6,9 +6,10 @@ Given up where it fails. Blocks are compiled while all weights are on the device
 import contextlib
 import logging
 from collections.abc import Callable, Iterable, Iterator
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
+from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
 from comfy_api.torch_helpers.torch_compile import COMPILE_KEY
 from torch import Tensor, nn
@@ -22,14 +23,14 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 
-def run_on_copies(forward: Callable, *args, **kwargs):
+def run_on_copies(forward: Callable, *args: Any, **kwargs: Any):
     """A block writes into its inputs, which others may have kept. Compiled, the copies are never made."""
     args = [_copy(value) for value in args]
     kwargs = {name: _copy(value) for name, value in kwargs.items()}
     return forward(*args, **kwargs)
 
 
-def _copy(value):
+def _copy(value: Any):
     return copy(value) if torch.is_tensor(value) else value
 
 
@@ -67,12 +68,12 @@ def ordinary(tensor: Tensor) -> Tensor:
     return alias.set_(tensor.untyped_storage(), tensor.storage_offset(), tensor.shape, tensor.stride())
 
 
-def is_compiled(patcher) -> bool:
+def is_compiled(patcher: ModelPatcher) -> bool:
     """Whether the whole model is."""
     return bool(patcher.get_wrappers(WrappersMP.APPLY_MODEL, COMPILE_KEY))
 
 
-def or_uncompiled(flow, ask: Callable[[], T], errors: tuple[type[Exception], ...] = (TorchDynamoException,)) -> T:
+def or_uncompiled(flow: Any, ask: Callable[[], T], errors: tuple[type[Exception], ...] = (TorchDynamoException,)) -> T:
     """What `ask` gives, asked once more if compiling the flow's blocks or model fails: they are not compiled then.
 
     errors: as what that may come.
@@ -90,10 +91,10 @@ def or_uncompiled(flow, ask: Callable[[], T], errors: tuple[type[Exception], ...
             )
 
 
-def _give_up(flow) -> bool:
+def _give_up(flow: Any) -> bool:
     """Whether there was something compiled."""
-    if flow.differentiable.compiled:
-        flow.differentiable.compiled = False
+    if flow.differentiable.settings.compiled:
+        flow.differentiable.give_up_compiling()
         return True
     found = is_compiled(flow.patcher)
     flow.patcher.remove_wrappers_with_key(WrappersMP.APPLY_MODEL, COMPILE_KEY)

@@ -6,10 +6,13 @@ gradient is wanted, layers have other forwards, and blocks are recomputed, from 
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
+from typing import Any
 
 import comfy.model_management
 import torch
+from comfy.model_patcher import ModelPatcher
 from torch import Tensor, nn
 from torch.autograd.graph import save_on_cpu
 from torch.utils.checkpoint import checkpoint
@@ -23,41 +26,50 @@ from .injection import eject_all, injected
 from .prefetch import fetching
 
 
-class _Present:
-    """How the blocks' weights are fetched at present, and what else takes part in the step."""
+@dataclass(frozen=True, kw_only=True)
+class BlockSettings:
+    """How the blocks of a model run where a gradient is wanted.
+
+    checkpointing: they run again for the backward, but for the last `kept_blocks`, whose activations stay in memory.
+    offload: the inputs of those that run again wait for it in (pinned) RAM.
+    compiled: they are compiled, while all their weights are on the device.
+    """
+
+    checkpointing: bool = True
+    kept_blocks: int = 0
+    offload: bool = False
+    compiled: bool = False
+
+
+USUAL_BLOCKS = BlockSettings()
+
+
+class _OpenState:
+    """While a model is open: how its blocks' weights are fetched, and what else takes part in the step."""
 
     fetch: Callable[[nn.Module], None]
     guests: Guests | None = None
+
+
+def call(forward: Callable, *args: Any, **kwargs: Any) -> Any:
+    return forward(*args, **kwargs)
 
 
 class Differentiable:
     """`root`, a part of a loaded model, which passes gradients while this is open.
 
     trained: its layers that an adapter sits on.
-    checkpointing: blocks run again for the backward, but for the last `kept_blocks`, whose activations stay in memory.
-    offload: the inputs of those that run again wait for it in (pinned) RAM.
-    compiled: blocks are, while all their weights are on the device.
+    settings: how its blocks run; `give_up_compiling` changes it.
     """
 
-    def __init__(
-        self,
-        root: nn.Module,
-        trained: Iterable[nn.Module] = (),
-        checkpointing: bool = True,
-        kept_blocks: int = 0,
-        offload: bool = False,
-        compiled: bool = False,
-    ):
+    def __init__(self, root: nn.Module, trained: Iterable[nn.Module] = (), settings: BlockSettings = USUAL_BLOCKS):
         self.root = root
         self.trained = set(trained)
-        self.checkpointing = checkpointing
-        self.kept_blocks = kept_blocks
-        self.offload = offload
-        self.compiled = compiled
-        self._present = _Present()
+        self.settings = settings
+        self._state = _OpenState()
 
     @contextlib.contextmanager
-    def open(self, patcher, guests: Guests | None = None) -> Iterator[None]:
+    def open(self, patcher: ModelPatcher, guests: Guests | None = None) -> Iterator[None]:
         """patcher: that loaded the model. Adapters injected into it stay active, on top.
 
         guests: what runs beside it; gradients pass through that too, to the same ends.
@@ -70,30 +82,34 @@ class Differentiable:
             if guests:
                 forwards = forwards | guests.forwards
                 stack.enter_context(guests.constant())
-            self._present.guests = guests
+            self._state.guests = guests
             stack.enter_context(replaced_forwards(forwards))
             stack.enter_context(own_parameters(self._beside_layers))
             stack.enter_context(ordinary_parameters(self.root.modules() if compiles or is_compiled(patcher) else ()))
             stack.enter_context(many_kinds() if compiles else contextlib.nullcontext())
-            self._present.fetch = stack.enter_context(fetching(patcher))
+            self._state.fetch = stack.enter_context(fetching(patcher))
             stack.enter_context(injected(patcher))
             yield
 
     @contextlib.contextmanager
-    def plain(self, patcher) -> Iterator[None]:
+    def plain(self, patcher: ModelPatcher) -> Iterator[None]:
         """Without gradients, but fetched and compiled as with them, beneath what the host injects meanwhile."""
         eject_all(patcher.model)
         compiles = self.compiles(patcher)
         with contextlib.ExitStack() as stack:
-            stack.enter_context(replaced_forwards(self._kept_compiled if compiles else self._kept))
+            stack.enter_context(replaced_forwards(self._compiled_blocks if compiles else self._plain_blocks))
             stack.callback(eject_all, patcher.model)
-            self._present.fetch = stack.enter_context(fetching(patcher))
+            self._state.fetch = stack.enter_context(fetching(patcher))
             stack.enter_context(many_kinds() if compiles else contextlib.nullcontext())
             yield
 
-    def compiles(self, patcher) -> bool:
+    def give_up_compiling(self):
+        """From now on no block is compiled."""
+        self.settings = replace(self.settings, compiled=False)
+
+    def compiles(self, patcher: ModelPatcher) -> bool:
         """Whether blocks are compiled now."""
-        if not self.compiled:
+        if not self.settings.compiled:
             return False
         return are_resident(self._in_blocks, patcher.load_device, patcher.model.get_dtype_inference())
 
@@ -102,40 +118,43 @@ class Differentiable:
     @cached_property
     def _forwards(self) -> dict[nn.Module, Callable]:
         on_copies = partial(self._fetched, run=run_on_copies)
-        return frozen_forwards(self.root) | self._kept | self._recomputed(on_copies)
+        return frozen_forwards(self.root) | self._plain_blocks | self._recomputed(on_copies)
 
     @cached_property
     def _compiled_forwards(self) -> dict[nn.Module, Callable]:
         """Compiled code has no need of frozen layers, but of norms that copy their input, into which blocks write."""
         inside = {module for module in self._in_blocks if not is_norm(module)}
         outside = {module: forward for module, forward in frozen_forwards(self.root).items() if module not in inside}
-        return outside | self._kept_compiled | self._recomputed(self._compiled)
+        return outside | self._compiled_blocks | self._recomputed(self._compiled)
 
     @cached_property
-    def _kept(self) -> dict[nn.Module, Callable]:
+    def _plain_blocks(self) -> dict[nn.Module, Callable]:
         return {block: self._fetched(block) for block in self._blocks}
 
     @cached_property
-    def _kept_compiled(self) -> dict[nn.Module, Callable]:
+    def _compiled_blocks(self) -> dict[nn.Module, Callable]:
         return {block: self._compiled(block) for block in self._blocks}
 
     def _recomputed(self, on_copies: Callable[[nn.Module], Callable]) -> dict[nn.Module, Callable]:
         """on_copies: makes of a block a forward that leaves its inputs alone."""
-        recomputed = self._blocks[: -self.kept_blocks or None] if self.checkpointing else []
+        recomputed = self._blocks[: -self.settings.kept_blocks or None] if self.settings.checkpointing else []
         return {
             block: _checkpointed(
-                on_copies(block), not self.trained.isdisjoint(block.modules()), self.offload, self._present
+                on_copies(block),
+                trained=not self.trained.isdisjoint(block.modules()),
+                offload=self.settings.offload,
+                state=self._state,
             )
             for block in recomputed
         }
 
-    def _fetched(self, block: nn.Module, run: Callable = lambda forward, *args, **kwargs: forward(*args, **kwargs)):
+    def _fetched(self, block: nn.Module, run: Callable = call) -> Callable:
         """Its forward, by `run`, once its weights are on their way."""
         forward = block.forward  # not the whole model, which a graph may outlive
-        weights = self._present
+        state = self._state
 
-        def fetched(*args, **kwargs):
-            weights.fetch(block)
+        def fetched(*args: Any, **kwargs: Any):
+            state.fetch(block)
             return run(forward, *args, **kwargs)
 
         return fetched
@@ -182,7 +201,7 @@ def blocks(root: nn.Module) -> Iterator[nn.Module]:
             yield from blocks(child)
 
 
-def _own(value):
+def _own(value: Any) -> Any:
     """What later changes of the model to what it passed to a block don't reach, but for a tensor's content."""
     if isinstance(value, dict):  # block_index and the like
         return dict(value)
@@ -190,20 +209,20 @@ def _own(value):
     return value.as_subclass(Tensor) if torch.is_tensor(value) else value
 
 
-def _checkpointed(forward: Callable, trained: bool = False, offload: bool = False, present: _Present | None = None):
+def _checkpointed(forward: Callable, *, trained: bool, offload: bool, state: _OpenState) -> Callable:
     """A block's forward, which leaves its inputs alone, run without a graph, and again with one for its gradient.
 
     trained: whether there is something to train in it.
     """
 
-    def recomputable(*args, **kwargs):
+    def recomputable(*args: Any, **kwargs: Any):
         values = list(map(_own, (*args, *kwargs.values())))
         hidden = torch.is_grad_enabled() and _hides_gradient(value for value in values if not torch.is_tensor(value))
         if not torch.is_grad_enabled() or not (trained or hidden or any(map(needs_gradient, values))):
             return forward(*args, **kwargs)
-        guests = present.guests if present else None
+        guests = state.guests
 
-        def run(_, *values):
+        def run(_: Tensor, *values: Any):
             with guests.ordinary() if guests else contextlib.nullcontext():
                 return forward(*values[: len(args)], **dict(zip(kwargs, values[len(args) :])))
 

@@ -10,6 +10,7 @@ the straight-through one: that of the dequantised weight on the plain input.
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import comfy.ops
 import torch
@@ -32,7 +33,7 @@ NORMS = {
 
 
 def frozen_forwards(root: nn.Module) -> dict[nn.Module, Callable]:
-    """For each weight-bearing leaf (and each norm), the forward that passes gradients to its input alone."""
+    """The forward of each weight-bearing leaf (and each norm) that passes gradients to its input alone."""
     forwards = {}
     for module in root.modules():
         if forward := _frozen_forward(module, module.forward):
@@ -65,7 +66,7 @@ def is_stored_plainly(module: nn.Module) -> bool:
     return weight is None or (type(weight) in (Tensor, nn.Parameter) and weight.dtype in PLAIN)
 
 
-def needs_gradient(x) -> bool:
+def needs_gradient(x: Any) -> bool:
     return torch.is_tensor(x) and x.requires_grad and torch.is_grad_enabled()
 
 
@@ -86,7 +87,7 @@ def _is_linear_in_its_input(module: nn.Module) -> bool:
     return is_linear(module)
 
 
-def _kind_of(module: nn.Module, kinds) -> type | None:
+def _kind_of(module: nn.Module, kinds: Iterable[type]) -> type | None:
     return next((kind for kind in kinds if isinstance(module, kind)), None)
 
 
@@ -140,13 +141,13 @@ class FrozenLinear:
         # The host's fp8 layers write into their input, which autograd may have saved before.
         self._writes = isinstance(module, comfy.ops.fp8_ops.Linear)
 
-    def __call__(self, x: Tensor, *args, **kwargs) -> Tensor:
+    def __call__(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         if not needs_gradient(x):
             return self._forward(x, *args, **kwargs)
         _check_others(self.module, args, kwargs)
         return _ThroughLinear.apply(x, self, args, kwargs)
 
-    def plain(self, x: Tensor, *args, **kwargs) -> Tensor:
+    def plain(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Its output, without a graph."""
         y = self._forward(copy(x) if self._writes else x, *args, **kwargs)
         # F.linear may return a view, and autograd forbids writing into a view that a Function returned.
@@ -168,14 +169,14 @@ class FrozenLinear:
 
 class _ThroughLinear(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, layer, args, kwargs):
+    def forward(ctx: Any, x: Tensor, layer: FrozenLinear, args: tuple, kwargs: dict):
         ctx.layer = layer
         ctx.shape = x.shape
         return layer.plain(x, *args, **kwargs)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, gradient):
+    def backward(ctx: Any, gradient: Tensor):
         return ctx.layer.pull(gradient, ctx.shape), None, None, None
 
 
@@ -186,7 +187,7 @@ class Recomputed:
         self.module = module
         self.forward = forward
 
-    def __call__(self, x: Tensor, *args, **kwargs) -> Tensor:
+    def __call__(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         if not needs_gradient(x):
             return self.forward(x, *args, **kwargs)
         _check_others(self.module, args, kwargs)
@@ -195,7 +196,7 @@ class Recomputed:
 
 class _ThroughRecomputed(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, module, forward):
+    def forward(ctx: Any, x: Tensor, module: nn.Module, forward: Callable):
         # The block may go on to write into x; where that matters, keep a copy.
         ctx.save_for_backward(x if is_linear(module) else copy(x))
         ctx.module = module
@@ -204,7 +205,7 @@ class _ThroughRecomputed(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, gradient):
+    def backward(ctx: Any, gradient: Tensor):
         with torch.enable_grad(), own_parameters([ctx.module]):
             x = ctx.saved_tensors[0].detach().requires_grad_()
             try:
@@ -220,7 +221,7 @@ def _check_others(module: nn.Module, args: tuple, kwargs: dict):
         raise _no_gradient(module, "more than one of its inputs needs one")
 
 
-def _no_gradient(module: nn.Module, reason) -> ValueError:
+def _no_gradient(module: nn.Module, reason: Any) -> ValueError:
     kind = type(module)
     return ValueError(
         f"This MODEL can't be trained as it is: its layers of the kind {kind.__module__}.{kind.__qualname__} pass no "

@@ -7,6 +7,7 @@ gradient, since its inputs have none; a patch may lie between trained blocks and
 import contextlib
 from collections.abc import Callable, Iterable, Iterator
 from copy import copy as shallow
+from typing import Any
 
 import torch
 from comfy.controlnet import ControlBase
@@ -27,7 +28,7 @@ CONSTANTS = (ModelPatcher, ControlBase, WeightHook)  # classes of the host with 
 QUIET = ("optimized_attention_override", "rope_options", "wrappers", "callbacks")  # options that are no guests
 
 
-def has_guests(patcher, cond: list, ours: str) -> bool:
+def has_guests(patcher: ModelPatcher, cond: list, ours: str) -> bool:
     """Whether more than the model takes part in its step, or changes the model for the length of one sampling.
 
     ours: the key of our own wrappers and callbacks.
@@ -79,7 +80,7 @@ class Guests:
                 parameter.requires_grad_(True)
 
     def ordinary(self) -> contextlib.AbstractContextManager:
-        """The second half of `constant`; a backward is outside of it, and so is what runs again there."""
+        """The tensors' half of `constant`; a backward is outside of it, and so is what runs again there."""
         return OrdinaryInputs()
 
 
@@ -91,7 +92,7 @@ def _modules_of(found: Iterable) -> list[nn.Module]:
 class OrdinaryInputs(TorchFunctionMode):
     """Where a gradient passes, operations get ordinary tensors in place of inference tensors, in the same memory."""
 
-    def __torch_function__(self, func, types, args=(), kwargs=None):
+    def __torch_function__(self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None):
         kwargs = kwargs or {}
         if torch.is_grad_enabled() and func.__name__ != "__set__":
             tensors = [value for value in _flat((*args, *kwargs.values())) if isinstance(value, Tensor)]
@@ -109,7 +110,7 @@ def _flat(values: Iterable) -> Iterator:
             yield value
 
 
-def _ordinary(value):
+def _ordinary(value: Any):
     if type(value) in (list, tuple):
         return type(value)(map(_ordinary, value))
     plain = type(value) in (Tensor, nn.Parameter)
@@ -122,7 +123,7 @@ class ConstantControl:
     def __init__(self, control: ControlBase):
         self._control = control
 
-    def get_control(self, *args, **kwargs):
+    def get_control(self, *args: Any, **kwargs: Any):
         with torch.inference_mode():
             found = self._control.get_control(*args, **kwargs)
         return tree_map_only(Tensor, own, found)
@@ -132,7 +133,7 @@ class ConstantControl:
 
 
 def make_constant(conds: list[dict]):
-    """In conditionings as the host prepared them for one sampling: ordinary tensors, and ControlNets' constants."""
+    """Give conditionings, as the host prepared them for one sampling, ordinary tensors, and ControlNets' constants."""
     controls = {id(cond["control"]): ConstantControl(cond["control"]) for cond in conds if cond.get("control")}
     for cond in conds:
         if cond.get("control"):
@@ -140,7 +141,7 @@ def make_constant(conds: list[dict]):
         cond["model_conds"] = {name: _with_own_tensors(value) for name, value in cond["model_conds"].items()}
 
 
-def _with_own_tensors(value):
+def _with_own_tensors(value: Any):
     """One of the host's CONDRegular and the like."""
     value = shallow(value)
     value.cond = tree_map_only(Tensor, own, value.cond)

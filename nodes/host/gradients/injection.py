@@ -8,9 +8,11 @@ what it was before the first of them came.
 import contextlib
 from collections.abc import Callable, Iterator
 from functools import partial
+from typing import Any
 
 import comfy.model_management
 import torch
+from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import CallbacksMP, PatcherInjection
 from comfy.weight_adapter.bypass import BypassForwardHook
 from torch import Tensor, nn
@@ -35,13 +37,13 @@ class Injection:
         self._noted: dict[nn.Module, list] = {}  # by model: clones may have models of their own, on other devices
         self._in: dict[nn.Module, contextlib.ExitStack] = {}
 
-    def put_into(self, patcher):
+    def put_into(self, patcher: ModelPatcher):
         """Before the injections that it has, so that this sees the layers first."""
         patcher.injections = {KEY: [PatcherInjection(self._note, self._take_off)], **patcher.injections}
         patcher.add_callback_with_key(CallbacksMP.ON_INJECT_MODEL, KEY, self._put_on)
         patcher.add_callback_with_key(CallbacksMP.ON_EJECT_MODEL, KEY, self._restore)
 
-    def _note(self, patcher):
+    def _note(self, patcher: ModelPatcher):
         """The forwards as they are, of all modules that may get another one."""
         if patcher.model in self._noted:
             return
@@ -49,7 +51,7 @@ class Injection:
         modules = self._layers_of(patcher) if alone else patcher.model.modules()
         self._noted[patcher.model] = [(module.__dict__, module.__dict__.get("forward")) for module in modules]
 
-    def _put_on(self, patcher):
+    def _put_on(self, patcher: ModelPatcher):
         if patcher.model in self._in:
             return
         forwards = {}
@@ -61,11 +63,11 @@ class Injection:
         stack = self._in[patcher.model] = contextlib.ExitStack()
         stack.enter_context(replaced_forwards(forwards))
 
-    def _take_off(self, patcher):
+    def _take_off(self, patcher: ModelPatcher):
         if stack := self._in.pop(patcher.model, None):
             stack.close()
 
-    def _restore(self, patcher):
+    def _restore(self, patcher: ModelPatcher):
         self._take_off(patcher)
         for attributes, forward in self._noted.pop(patcher.model, ()):
             if forward is not None:
@@ -73,8 +75,8 @@ class Injection:
             else:
                 attributes.pop("forward", None)
 
-    def _layers_of(self, patcher) -> list[nn.Module]:
-        """In the order of the adapters; looked up once, unless the MODEL replaces parts of its model."""
+    def _layers_of(self, patcher: ModelPatcher) -> list[nn.Module]:
+        """The layers, in the order of the adapters; looked up once, unless the MODEL replaces parts of its model."""
         model = patcher.model
         if any(name.startswith("diffusion_model") for name in patcher.object_patches.keys()):
             return [model.get_submodule(name) for name in self._adapters]
@@ -83,7 +85,7 @@ class Injection:
         return self._layers[model]
 
 
-def take_out_of(patcher):
+def take_out_of(patcher: ModelPatcher):
     """Undo `put_into`, and all else of ours, on a MODEL."""
     patcher.remove_injections(KEY)
     patcher.remove_attachments(KEY)
@@ -99,7 +101,7 @@ def eject_all(model: nn.Module):
 
 
 @contextlib.contextmanager
-def injected(patcher) -> Iterator[None]:
+def injected(patcher: ModelPatcher) -> Iterator[None]:
     """With the MODEL's injections in. Gradients pass those of others too, whose tensors are constants."""
     others = patcher.injections.keys() - {KEY}
     before = {module: module.__dict__.get("forward") for module in patcher.model.modules()} if others else {}
@@ -112,12 +114,12 @@ def injected(patcher) -> Iterator[None]:
         patcher.eject_model()
 
 
-def _past_constants(forward: Callable, *args, **kwargs):
+def _past_constants(forward: Callable, *args: Any, **kwargs: Any):
     with OrdinaryInputs():
         return forward(*args, **kwargs)
 
 
-def _elsewhere(hook: BypassForwardHook, device: torch.device, x: Tensor, *args, **kwargs) -> Tensor:
+def _elsewhere(hook: BypassForwardHook, device: torch.device, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     """The layer where it is, its adapter on another device."""
     y = hook.original_forward(x, *args, **kwargs)
     return hook.adapter.bypass_forward(lambda *_, **__: y.to(device), x.to(device)).to(y.device)

@@ -6,15 +6,17 @@ fetched serves its backward too. The host does so for the models that ask it to;
 
 import contextlib
 from collections.abc import Callable, Iterator
+from typing import Any
 
 from comfy import model_prefetch
+from comfy.model_patcher import ModelPatcher
 from torch import nn
 
 from .compiled import is_compiled
 
 
 @contextlib.contextmanager
-def fetching(patcher) -> Iterator[Callable[[nn.Module], None]]:
+def fetching(patcher: ModelPatcher) -> Iterator[Callable[[nn.Module], None]]:
     """What to call with a block before it runs: nothing where nothing is streamed."""
     device = patcher.load_device
     streamed = patcher.is_dynamic() and not is_compiled(patcher)
@@ -36,5 +38,5 @@ def fetching(patcher) -> Iterator[Callable[[nn.Module], None]]:
         model_prefetch.PREFETCH_QUEUES[:] = [q for q in model_prefetch.PREFETCH_QUEUES if q is not queue]
 
 
-def _nothing(_):
+def _nothing(_: Any):
     pass

@@ -6,6 +6,7 @@ and a strip is convolved with the rows next to it.
 """
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -21,7 +22,7 @@ class NormSiluConv(torch.autograd.Function):
     """conv(silu(norm(x))) of x (B, C, H, W), with the host's GroupNorm and Conv2d; their weights are constant."""
 
     @staticmethod
-    def forward(ctx, x, norm, conv):
+    def forward(ctx: Any, x: Tensor, norm: nn.GroupNorm, conv: nn.Conv2d):
         ctx.norm = norm
         ctx.conv = conv
         mean, rstd = statistics(x, norm)
@@ -37,7 +38,7 @@ class NormSiluConv(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, gradient):
+    def backward(ctx: Any, gradient: Tensor):
         x, mean, rstd = ctx.saved_tensors
         to_x = torch.empty_like(x)
         sums = mean.new_zeros(2, *mean.shape)  # over the picture, of the gradient at the norm, and of it times x

@@ -4,9 +4,11 @@ import contextlib
 import types
 import weakref
 from collections.abc import Iterator
+from typing import Any
 
 import comfy.utils
 import torch
+from comfy.model_patcher import ModelPatcher
 from torch import Tensor, nn
 
 from ....srpo_core.digest import WHOLE, digest
@@ -15,7 +17,7 @@ PLAIN = (type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.d
 
 
 @contextlib.contextmanager
-def as_carried(patcher) -> Iterator[nn.Module]:
+def as_carried(patcher: ModelPatcher) -> Iterator[nn.Module]:
     """The shared model with this MODEL's object patches, and without those that another MODEL left on it.
 
     The host leaves them on for as long as a MODEL is loaded. Weights and their patches stay as they are.
@@ -31,20 +33,20 @@ def as_carried(patcher) -> Iterator[nn.Module]:
             comfy.utils.set_attr(model, name, before[name])
 
 
-def latent_in(patcher, latent: Tensor) -> Tensor:
+def latent_in(patcher: ModelPatcher, latent: Tensor) -> Tensor:
     """A latent as the VAE gives it, in the space that this MODEL works in."""
     with as_carried(patcher) as model:
         return model.process_latent_in(latent)
 
 
-def latent_out(patcher, latent: Tensor) -> Tensor:
-    """The other way round."""
+def latent_out(patcher: ModelPatcher, latent: Tensor) -> Tensor:
+    """A latent as this MODEL works with it, in the space of the VAE."""
     with as_carried(patcher) as model:
         return model.process_latent_out(latent)
 
 
-def signature(patcher, ignore: str = "") -> tuple:
-    """Of all that a MODEL carries: equal where nothing of it has changed, whatever clones it came through.
+def signature(patcher: ModelPatcher, ignore: str = "") -> tuple:
+    """A value for all that a MODEL carries: equal where nothing of it has changed, whatever clones it came through.
 
     Plain values, small tensors and small modules (a model_sampling) count by value; all else, such as a function or
     another model, by identity, so that a node that made it anew counts as a change. The weights themselves are not
@@ -75,13 +77,13 @@ def kind_of(cond: list) -> tuple:
     return tuple(tuple((name, _kind(value)) for name, value in sorted(extra.items())) for _, extra in cond)
 
 
-def _kind(value) -> tuple:
+def _kind(value: Any) -> tuple:
     hooks = tuple(_kind(hook) for hook in getattr(value, "hooks", ()))
     before = getattr(value, "previous_controlnet", None)
     return type(value).__qualname__, hooks, None if before is None else _kind(before)
 
 
-def _value(thing, inside: frozenset):
+def _value(thing: Any, inside: frozenset):
     """inside: the ids of what `thing` lies in; what lies in itself counts by identity."""
     if isinstance(thing, _Same):
         return thing
@@ -114,14 +116,14 @@ def _is_small(tensor: Tensor) -> bool:
 class _Same:
     """Equal to another of the very same object, without keeping that alive where it need not be."""
 
-    def __init__(self, thing):
+    def __init__(self, thing: Any):
         self._id = id(thing)
         try:
             self._thing = weakref.ref(thing)
         except TypeError:
             self._thing = lambda: thing
 
-    def __eq__(self, other) -> bool:
+    def __eq__(self, other: object) -> bool:
         return isinstance(other, _Same) and self._id == other._id and self._thing() is other._thing() is not None
 
     def __hash__(self) -> int:

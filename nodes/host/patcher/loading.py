@@ -5,12 +5,15 @@ they become neither those nor ordinary ones, and no layer can read them ("Infere
 counter").
 """
 
+from typing import Any
+
 import comfy.model_management
 import torch
+from comfy.model_patcher import ModelPatcher
 
 
 @torch.inference_mode()
-def load(patcher, memory_required: float = 0):
+def load(patcher: ModelPatcher, memory_required: float = 0):
     """Have the host load this model, and unload others for it where it must.
 
     memory_required: bytes that are needed beside the weights.
@@ -19,7 +22,7 @@ def load(patcher, memory_required: float = 0):
 
 
 @torch.inference_mode(False)
-def load_ordinary(patcher):
+def load_ordinary(patcher: ModelPatcher):
     """The same for a model whose weights autograd will save: they are ordinary tensors afterwards."""
     load(patcher)
     for tensor in (*patcher.model.parameters(), *patcher.model.buffers()):
@@ -27,6 +30,6 @@ def load_ordinary(patcher):
             tensor.data = tensor.data.clone()
 
 
-def own(value):
+def own(value: Any):
     """A copy of a tensor, which is an ordinary one outside of inference mode; anything else as it is."""
     return value.clone() if torch.is_tensor(value) else value

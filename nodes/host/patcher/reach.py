@@ -2,7 +2,8 @@
 
 import functools
 from collections.abc import Iterable, Iterator
-from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
+from types import BuiltinFunctionType, CellType, FunctionType, MethodType, ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -36,7 +37,7 @@ def reached(values: Iterable, ends: tuple[type, ...] = ()) -> Iterator:
             todo.extend(_inside(value))
 
 
-def _inside(value) -> Iterator:
+def _inside(value: Any) -> Iterator:
     if isinstance(value, CONTAINERS):
         yield from value
     elif isinstance(value, dict):
@@ -54,7 +55,7 @@ def _inside(value) -> Iterator:
         yield from (getattr(value, name, None) for name in ((slots,) if isinstance(slots, str) else slots))
 
 
-def _content(cell):
+def _content(cell: CellType):
     """None of one that is not filled yet."""
     try:
         return cell.cell_contents

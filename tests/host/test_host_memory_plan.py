@@ -5,13 +5,13 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from in_process import new_adapter
+from in_process import new_adapter, new_flow, pack_module
 from oracle import host_model, host_tiny_vae, host_vae, random_clip, random_flux, random_tiny_vae, random_vae
 
 from srpo_core.algorithm.metrics import saturation
 from srpo_core.rewards import clip_reward
 from srpo_core.run.draws import draw_noise
-from srpo_core.run.memory import LiveBytes, Use
+from srpo_core.run.memory import LiveBytes
 from srpo_core.toy.models import load_tokenizer
 
 CONTEXT = torch.randn(1, 6, 32)
@@ -22,6 +22,23 @@ COND = [[CONTEXT, {"pooled_output": POOLED}]]
 @pytest.fixture(scope="module")
 def reward(pack):
     return pack("nodes.host.reward").managed(clip_reward(random_clip(), load_tokenizer()))
+
+
+def workload(pack, model, vae, rewards, shape, batch=1):
+    data = SimpleNamespace(cond=lambda indices: COND)
+    made = pack("nodes.host.memory_estimate").Workload
+    return made(model=model, vae=vae, rewards=rewards, dataset=data, shape=shape, batch=batch)
+
+
+def estimate(pack, model, vae, rewards, shape, at_once, **settings):
+    blocks = pack("nodes.host.gradients.differentiable").BlockSettings(**settings)
+    return pack("nodes.host.memory_estimate").estimate(workload(pack, model, vae, rewards, shape), at_once, blocks)
+
+
+def memory_use(at_once=1, kept_blocks=0, offload=False, sampled_at_once=1):
+    return pack_module("srpo_core.run.memory").MemoryUse(
+        at_once=at_once, kept_blocks=kept_blocks, offload=offload, sampled_at_once=sampled_at_once
+    )
 
 
 def trainable(pack, rank, dtype=torch.float32):
@@ -48,7 +65,7 @@ def counted(pack, model, adapter, vae, reward, shape, at_once, checkpointing):
     resting = 3 * sum(parameter.nbytes for parameter in parameters)  # without gradients
     own = resting * 4 // 3
     host_flow = pack("nodes.host.flow_model")
-    flow = host_flow.HostFlow(model, host_flow.Sampling(steps=2), None, checkpointing)
+    flow = new_flow(model, host_flow.Sampling(steps=2), checkpointing=checkpointing)
     cond = [[CONTEXT.repeat(at_once, 1, 1), {"pooled_output": POOLED.repeat(at_once, 1)}]]
     x = draw_noise(list(range(at_once)), shape)
     sigma = torch.full((at_once,), 0.9)
@@ -92,7 +109,7 @@ def test_estimate_is_what_a_run_takes(pack, reward, side, at_once, rank, checkpo
     (model, adapter) = trainable(pack, rank, dtype)
     vae = host_vae(random_vae())
     shape = (16, side, side)
-    needs = pack("nodes.host.planning").estimate(model, vae, [reward], COND, shape, at_once, checkpointing)
+    needs = estimate(pack, model, vae, [reward], shape, at_once, checkpointing=checkpointing)
     peaks = counted(pack, model, adapter, vae, reward, shape, at_once, checkpointing)
     assert needs.keys() == peaks.keys()
     off = {name: round(needs[name].working / peak - 1, 3) for name, peak in peaks.items()}
@@ -102,7 +119,7 @@ def test_estimate_is_what_a_run_takes(pack, reward, side, at_once, rank, checkpo
 def test_weights_are_what_the_models_hold(pack, reward):
     (model, _) = trainable(pack, 4, torch.bfloat16)
     vae = host_vae(random_vae())
-    needs = pack("nodes.host.planning").estimate(model, vae, [reward], COND, (16, 8, 8), 1)
+    needs = estimate(pack, model, vae, [reward], (16, 8, 8), 1)
     parts = {"branch": model.model, "rollout": model.model, "decode": vae.first_stage_model}
     parts |= {"reward": reward.image_tower, "optimizer": torch.nn.Identity()}
     for stage, part in parts.items():
@@ -120,12 +137,12 @@ def test_estimating_touches_nothing(pack, reward):
     sigma = torch.full((1,), 0.9)
     loaded = list(comfy.model_management.current_loaded_models)
     with torch.inference_mode():  # as nodes are run
-        pack("nodes.host.planning").estimate(model, vae, [reward], COND, (16, 8, 8), 2)
+        estimate(pack, model, vae, [reward], (16, 8, 8), 2)
     assert comfy.model_management.current_loaded_models == loaded
     assert all(p.grad is None and type(p) is torch.nn.Parameter for p in adapter.parameters.values())
     flow.velocity(x, sigma, COND).pull(torch.ones_like(x))
     first = {name: p.grad for name, p in adapter.parameters.items()}
-    pack("nodes.host.planning").estimate(model, vae, [reward], COND, (16, 8, 8), 1)  # the model is loaded now
+    estimate(pack, model, vae, [reward], (16, 8, 8), 1)  # the model is loaded now
     for parameter in adapter.parameters.values():
         parameter.grad = None
     flow.velocity(x, sigma, COND).pull(torch.ones_like(x))
@@ -135,9 +152,8 @@ def test_estimating_touches_nothing(pack, reward):
 def test_blocks_that_are_kept(pack):
     (model, _) = trainable(pack, 4)
     vae = host_tiny_vae(random_tiny_vae())
-    estimate = pack("nodes.host.planning").estimate
     few, more, most, none = (
-        estimate(model, vae, [], COND, (16, 16, 16), 1, **options)["branch"].working
+        estimate(pack, model, vae, [], (16, 16, 16), 1, **options)["branch"].working
         for options in ({}, {"kept_blocks": 2}, {"kept_blocks": 4}, {"checkpointing": False})
     )
     assert few < more < most == none
@@ -146,25 +162,24 @@ def test_blocks_that_are_kept(pack):
 def test_another_adapter_on_the_same_model_does_not_count(pack):
     (model, _) = trainable(pack, 4)
     vae = host_tiny_vae(random_tiny_vae())
-    planning = pack("nodes.host.planning")
     shape = (16, 8, 8)
-    alone = planning.estimate(model, vae, [], COND, shape, 1)
+    alone = estimate(pack, model, vae, [], shape, 1)
     base = pack("nodes.host.adapters.adapter").without_adapter(model)
     other = new_adapter(base, rank=64, alpha=64.0).attach(base)
     x = draw_noise([0], shape)
     pack("nodes.host.flow_model").HostFlow(other).velocity(x, torch.full((1,), 0.9), COND)  # is injected from now on
-    assert planning.estimate(model, vae, [], COND, shape, 1) == alone
+    assert estimate(pack, model, vae, [], shape, 1) == alone
 
 
-def plan(pack, monkeypatch, free, memory, use, *of):
+def plan(pack, monkeypatch, free, memory, use, work):
     """The plan where so many bytes are free, with the adapter that is there."""
     import comfy.model_management
 
-    there = sum(p.nbytes for p in pack("nodes.host.adapters.adapter").adapter_of(of[0]).parameters.values())
+    there = sum(p.nbytes for p in pack("nodes.host.adapters.adapter").adapter_of(work.model).parameters.values())
     monkeypatch.setattr(comfy.model_management, "current_loaded_models", [])
     monkeypatch.setattr(comfy.model_management, "get_free_memory", lambda *_: free - there)
     monkeypatch.setattr(comfy.model_management, "extra_reserved_memory", lambda: 0)
-    return pack("nodes.host.planning").plan(memory, use, *of)
+    return pack("nodes.host.memory_plan").plan(memory, use, work)
 
 
 @pytest.mark.parametrize(
@@ -182,41 +197,43 @@ def test_by_hand(pack, reward, monkeypatch, share, kept_blocks, words):
     model = trainable(pack, 4)[0]
     vae = host_tiny_vae(random_tiny_vae())
     shape = (16, 16, 16)
-    needs = pack("nodes.host.planning").estimate(model, vae, [reward], COND, shape, 2, kept_blocks=kept_blocks)
+    needs = estimate(pack, model, vae, [reward], shape, 2, kept_blocks=kept_blocks)
     all_there = share > 0.9 and not kept_blocks
     free = int(share * max(need.peak if all_there else need.working for need in needs.values()))
-    found = plan(pack, monkeypatch, free, "by hand", Use(2, kept_blocks), model, vae, [reward], COND, shape, 8)
+    work = workload(pack, model, vae, [reward], shape, 8)
+    found = plan(pack, monkeypatch, free, "by hand", memory_use(2, kept_blocks), work)
     assert words in found.text and bool(words) == bool(found.text)
     there = 3 * sum(p.nbytes for p in pack("nodes.host.adapters.adapter").adapter_of(model).parameters.values())
-    assert found.use == Use(2, kept_blocks) and found.working == needs["branch"].working - there
+    assert found.use == memory_use(2, kept_blocks) and found.working == needs["branch"].working - there
 
 
 def test_a_plan_for_a_card_of_some_size(pack, reward, monkeypatch):
     model = trainable(pack, 4)[0]
     vae = host_tiny_vae(random_tiny_vae())
     shape = (16, 16, 16)
-    of = (model, vae, [reward], COND, shape)
-    planning = pack("nodes.host.planning")
+    of = (model, vae, [reward], shape)
+    work = workload(pack, *of, 8)
 
     def peak(*use):
-        needs = planning.estimate(*of, use[0], kept_blocks=use[1], offload=len(use) > 2)
+        needs = estimate(pack, *of, use[0], kept_blocks=use[1], offload=len(use) > 2)
         return max(need.peak for need in needs.values()), needs["branch"].working
 
     def planned(free, memory):
-        return plan(pack, monkeypatch, free, memory, Use(4, 2, True), *of, 8)
+        return plan(pack, monkeypatch, free, memory, memory_use(4, 2, True), work)
 
     blocks = 4
-    assert planned(int(1.01 * peak(4, blocks)[0]), "auto").use == Use(4, blocks, sampled_at_once=8)
+    assert planned(int(1.01 * peak(4, blocks)[0]), "auto").use == memory_use(4, blocks, sampled_at_once=8)
     between = (peak(2, 1)[0] + peak(2, 2)[0]) // 2
-    assert planned(between, "auto").use == Use(2, 1, sampled_at_once=8)
-    chosen = plan(pack, monkeypatch, int(1.01 * peak(8, blocks)[0]), "auto", Use(0), *of, 8)
-    assert chosen.use == Use(8, blocks, sampled_at_once=8)
+    assert planned(between, "auto").use == memory_use(2, 1, sampled_at_once=8)
+    chosen = plan(pack, monkeypatch, int(1.01 * peak(8, blocks)[0]), "auto", memory_use(0), work)
+    assert chosen.use == memory_use(8, blocks, sampled_at_once=8)
     little = planned(peak(1, 0)[0] - 1, "auto")
-    assert little.use == Use(1, 0, True, 8) and "slower" in little.text
-    monkeypatch.setitem(planning.CARDS, "8 GB", between)  # of a larger card no more than this is used
+    assert little.use == memory_use(1, 0, True, 8) and "slower" in little.text
+    cards = pack("nodes.host.memory_plan").CARDS
+    monkeypatch.setitem(cards, "8 GB", between)  # of a larger card no more than this is used
     small = planned(10 * between, "8 GB")
     there = 3 * sum(p.nbytes for p in pack("nodes.host.adapters.adapter").adapter_of(model).parameters.values())
-    assert small.use == Use(2, 1, sampled_at_once=8) and small.working == peak(2, 1)[1] - there + 9 * between
+    assert small.use == memory_use(2, 1, sampled_at_once=8) and small.working == peak(2, 1)[1] - there + 9 * between
 
 
 def on_device(pack, model, device):
@@ -235,9 +252,8 @@ def test_parked_inputs_are_not_on_the_device(pack, monkeypatch):
     shape = (16, 16, 16)
     model = on_device(pack, model, "meta")
     monkeypatch.setattr(torch, "autocast", lambda *_, **__: contextlib.nullcontext())  # which this device has not
-    estimate = pack("nodes.host.planning").estimate
     there, offloaded = (
-        estimate(model, vae, [], COND, shape, 1, offload=offload)["branch"] for offload in (False, True)
+        estimate(pack, model, vae, [], shape, 1, offload=offload)["branch"] for offload in (False, True)
     )
     tokens = 6 + 8 * 8
     width = 32
@@ -249,13 +265,12 @@ def test_only_what_computes_on_the_models_device_is_counted(pack, reward, monkey
     monkeypatch.setattr(torch, "autocast", lambda *_, **__: contextlib.nullcontext())
     model = on_device(pack, trainable(pack, 4)[0], "meta")
     vae = host_tiny_vae(random_tiny_vae())
-    estimate = pack("nodes.host.planning").estimate
     stages = {}
     for places in (("meta", "meta"), ("cpu", "meta"), ("meta", "cpu"), ("cpu", "cpu")):
         vae.device = torch.device(places[0])
         held = SimpleNamespace(load_device=torch.device(places[1]))
         monkeypatch.setattr(reward.image_tower, "patcher", held, raising=False)
-        stages[places] = estimate(model, vae, [reward], COND, (16, 16, 16), 1)
+        stages[places] = estimate(pack, model, vae, [reward], (16, 16, 16), 1)
     assert {places: sorted(set(needs) & {"decode", "reward"}) for places, needs in stages.items()} == {
         ("meta", "meta"): ["decode", "reward"],
         ("cpu", "meta"): ["reward"],
@@ -282,18 +297,20 @@ def test_how_many_share_a_forward_is_chosen_where_the_model_is_on_a_gpu(
         planned.append(use.at_once)
         if fails:
             raise RuntimeError("no such operation on tensors without content")
-        return Use(4, 57, False, 8), 123, "a warning"
+        return memory_plan.MemoryPlan(memory_use(4, 57, False, 8), 123, "a warning")
 
-    monkeypatch.setattr(pack("nodes.host.planning"), "plan", plan)
+    memory_plan = pack("nodes.host.memory_plan")
+    monkeypatch.setattr(memory_plan, "plan", plan)
     server = SimpleNamespace(send_progress_text=lambda text, node: said.append((text, node)))
     monkeypatch.setattr(PromptServer, "instance", server, raising=False)
-    decoder = SimpleNamespace(vae=SimpleNamespace(device=torch.device(vae_device)))
-    data = SimpleNamespace(cond=lambda indices: COND)
-    trainer = SimpleNamespace(model=SimpleNamespace(load_device=torch.device(device)))
-    world = trainer, decoder, [], data, (16, 8, 8), 8
-    used = pack("nodes.memory").use_of_memory("7", memory, Use(0, 3), *world)
+    vae = SimpleNamespace(device=torch.device(vae_device))
+    model = SimpleNamespace(load_device=torch.device(device))
+    work = workload(pack, model, vae, [], (16, 8, 8), 8)
+    used = pack("nodes.memory").plan_memory("7", memory, memory_use(0, 3), work)
     assert planned == ([] if asked is None else [asked])
     if fails or asked is None:
-        assert used == (Use(1, 3), None) and not said
+        assert used == memory_plan.MemoryPlan(memory_use(1, 3)) and not said
     else:
-        assert used == (Use(4, 57, False, 8), 123) and said == [("a warning", "7")]
+        assert used == memory_plan.MemoryPlan(memory_use(4, 57, False, 8), 123, "a warning") and said == [
+            ("a warning", "7")
+        ]
