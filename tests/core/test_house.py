@@ -182,6 +182,11 @@ def test_functions_are_short():
     assert {name: lines for name, lines in (lengths | tools).items() if lines > 60} == {}
 
 
+def test_files_are_short():
+    lines = {path: (ROOT / path).read_text("utf-8").count("\n") for path in trees(*SHIPPED, *TOOLS)}
+    assert {path: count for path, count in lines.items() if count > 300} == {}
+
+
 def names_in(node: ast.AST) -> set[str]:
     return {ast.unparse(part) for part in ast.walk(node) if isinstance(part, (ast.Name, ast.Attribute, ast.Subscript))}
 
@@ -217,6 +222,17 @@ def defined() -> set[str]:
 
 def called(node: ast.Call) -> str:
     return node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+
+
+def test_no_call_has_more_than_four_positional_arguments():
+    ours = defined() - set(DRAWING)
+    found = [
+        f"{path}:{node.lineno} {called(node)}"
+        for path, tree in trees(*SHIPPED, *TOOLS).items()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call) and len(node.args) > MOST_POSITIONAL and called(node) in ours
+    ]
+    assert found == []
 
 
 def names_given(node: ast.AST) -> list[str]:

@@ -32,7 +32,7 @@ class NormSiluConv(torch.autograd.Function):
             scale = rstd * weight
             for rows in strips(x):
                 y[:, :, rows] = convolved(
-                    x, rows, kernel, bias, lambda part: F.silu(affine(part, mean, scale, shift), inplace=True)
+                    x, rows, kernel, bias, function=lambda part: F.silu(affine(part, mean, scale, shift), inplace=True)
                 )
         return y
 
