@@ -137,8 +137,8 @@ def cross_model(weights: Weights) -> Tower:
     head_width = max(1, shape(weights, f"{first}to_kv.weight", 2)[0] // 2)
     heads = max(1, shape(weights, f"{first}to_q.weight", 2)[0] // head_width)
     depth = layers(weights, "cross_model.layers.")
-    build = lambda: CrossModel(depth, dim, heads, head_width, inner)  # noqa: E731
-    return Tower(weights, build, "cross_model.", lambda name: f"cross_model.{name}")
+    sizes = (dim, heads, head_width, inner)
+    return Tower(weights, lambda: CrossModel(depth, *sizes), "cross_model.", lambda name: f"cross_model.{name}")
 
 
 def cross_width(weights: Weights) -> int:

@@ -28,7 +28,7 @@ OF_THE_HOST = ("comfy", "comfy_api", "comfy_execution", "comfy_extras", "folder_
 MOST_POSITIONAL = 4
 # Of a sheet that is drawn on: places, sizes and colours in the order of every drawing library.
 DRAWING = ("text", "box")
-HOME_MADE = ("said", "told", "handed", "parked", "listed", "schedule")
+HOME_MADE = ("said", "handed", "parked", "schedule", "Seen", "Listed", "Schedule")
 
 
 @cache
@@ -244,6 +244,10 @@ def test_the_vocabulary_is_used():
     used = {part.lower() for part in used}
     assert len(vocabulary()) == 30
     assert [word for word in vocabulary() if word not in used and f"{word}s" not in used] == []
+
+
+def test_no_word_is_home_made():
+    assert {name: path for name, path in identifiers().items() if name in HOME_MADE} == {}
 
 
 def test_the_guide_names_files_that_there_are():
