@@ -247,8 +247,7 @@ class TrainNode(io.ComfyNode):
 def training_of(trainer: Trainer, updates: int, given: SimpleNamespace, node: str) -> Training:
     """What the inputs of SRPO Train say that a run is to be trained on and with; what it draws is encoded already."""
     from .host.decoder import HostDecoder
-    from .host.flow_model import HostFlow, Sampling, latent_shape
-    from .host.gradients.differentiable import BlockSettings
+    from .host.flow_model import BlockSettings, HostFlow, Sampling, latent_shape
     from .host.memory_estimate import Workload
 
     inputs = vars(given)

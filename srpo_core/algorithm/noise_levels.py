@@ -7,7 +7,7 @@ branch that end at the same noise level (SRPO, arXiv 2509.06942, section 3).
 
 import random
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor
@@ -18,8 +18,10 @@ GRID = 1000  # noise levels in the window
 WIDTH = GRID // 10  # how far a branch reaches, in grid cells
 MARGIN = 5  # positions closer than this to an end of the grid are not drawn
 
+Time = TypeVar("Time", float, Tensor)
 
-def shift(t: float, a: float = 3.0) -> float:
+
+def shift(t: Time, a: float = 3.0) -> Time:
     """Sampler time `t` in [0, 1] to sigma, by the resolution shift `a` of FLUX."""
     return a * t / (1 + (a - 1) * t)
 

@@ -47,8 +47,10 @@ def score_words(
     """
     if not getattr(reward, "reads_text", True):
         pair = torch.cat([images, noised(images, update, seeds or [0] * len(images))])
-        return score_all(reward, pair, positive + negative)[0].chunk(2)
-    return score_all(reward, images, positive, negative).unbind()
+        with_positive, with_negative = score_all(reward, pair, positive + negative)[0].chunk(2)
+    else:
+        with_positive, with_negative = score_all(reward, images, positive, negative)
+    return with_positive, with_negative
 
 
 def score_all(reward: Reward, images: Tensor, *texts: list[str]) -> Tensor:
