@@ -7,7 +7,7 @@ import torch
 from comfy_api.latest import io
 
 from ..srpo_core.algorithm.objective import parse_words
-from ..srpo_core.report.reward_table import MAPPED, ask_for, check_words, find_looks, score_table
+from ..srpo_core.report.reward_table import MAPPED, ask_for, check_words, find_saliency, score_table
 from ..srpo_core.report.sheet import thumbnail_size
 from ..srpo_core.report.table_picture import LARGE, ROWS, draw_table
 from ..srpo_core.rewards import Reward, name_of
@@ -98,13 +98,13 @@ class RewardTable(io.ComfyNode):
         on_progress = Progress(len(images) + maps)
 
         table = score_table(reward, images, columns, device=device, on_progress=on_progress)
-        looks = {}
+        saliency = {}
         if show_gradients:
             size = thumbnail_size(images, LARGE)
-            looks = find_looks(reward, images, table, size, device=device, on_progress=on_progress)
-            if not looks:
+            saliency = find_saliency(reward, images, table, size, device=device, on_progress=on_progress)
+            if not saliency:
                 log.warning("%s has no gradient at the pixels: there are no maps to show.", name_of(reward))
-        sheet = image_of(draw_table(images, table, looks, prompt=prompt, reward=name_of(reward)))
+        sheet = image_of(draw_table(images, table, saliency, prompt=prompt, reward=name_of(reward)))
         first = table.ranking[:best]
         lines = table.lines()
         shown = "\n".join([*lines[:ROWS], *[f"and {len(lines) - ROWS} more"] * (len(lines) > ROWS)])

@@ -26,7 +26,7 @@ from .gradients.frozen import is_stored_plainly
 from .gradients.guests import has_guests
 from .gradients.injection import KEY
 from .one_step import AsSampled, OneDifferentiableStep, OneStep
-from .patcher.carried import as_carried, kind_of, latent_in, signature
+from .patcher.carried import as_carried, latent_in, signature, structure_of
 from .patcher.loading import load, own
 
 LEAST_SIGMA = 1e-3  # at which a model is asked: at 0, where a window may end, a velocity would be 0 / 0
@@ -146,7 +146,7 @@ class HostFlow:
         return types == {torch.float32} and all(map(is_stored_plainly, model.modules()))
 
     def signature(self, cond: list) -> Hashable:
-        return signature(self.patcher, ignore=KEY), kind_of(cond), self.differentiable.settings
+        return signature(self.patcher, ignore=KEY), structure_of(cond), self.differentiable.settings
 
     def frozen_velocity(self, x: Tensor, sigma: Tensor, cond: list) -> Tensor:
         return or_uncompiled(

@@ -169,7 +169,7 @@ def _for_reward(images: Tensor, device: torch.device | str) -> Tensor:
 
 
 @torch.inference_mode(False)
-def find_looks(
+def find_saliency(
     reward: Reward,
     images: Tensor,
     table: Table,
@@ -182,7 +182,7 @@ def find_looks(
     With negative words one more map, of the words-gap, comes last. Nothing where the reward has no gradient.
     on_progress: called with 1 after each column.
     """
-    looks = {}
+    saliency = {}
     for i in table.ranking[:MAPPED]:
         image = _for_reward(images[i : i + 1], device)
         maps = []
@@ -194,8 +194,8 @@ def find_looks(
             maps.append(heat(gradient, size))
             gap = gap + weight * gradient
             on_progress(1)
-        looks[i] = torch.stack([*maps, heat(gap, size)] if table.has_gap else maps)
-    return looks
+        saliency[i] = torch.stack([*maps, heat(gap, size)] if table.has_gap else maps)
+    return saliency
 
 
 @torch.enable_grad()

@@ -24,20 +24,20 @@ STAR = "#c98a00"
 GROUPS = {"plain": "", "positive": "words", "negative": "negative words"}
 
 
-def draw_table(images: Tensor, table: Table, looks: dict[int, Tensor], prompt: str, reward: str) -> Image.Image:
+def draw_table(images: Tensor, table: Table, saliency: dict[int, Tensor], prompt: str, reward: str) -> Image.Image:
     """The table as a picture.
 
-    images: all pictures, (N, H, W, C) in [0, 1]. looks: from `find_looks`, at `thumbnail_size(images, LARGE)`.
+    images: all pictures, (N, H, W, C) in [0, 1]. saliency: from `find_saliency`, at `thumbnail_size(images, LARGE)`.
     prompt, reward: for the heading, with the reward's name. The best ROWS pictures are shown.
     """
     shown = table.ranking[:ROWS]
     columns = len(table.columns) + table.has_gap
     width = max(LEAST_WIDTH, 2 * MARGIN + LABEL + (1 + columns) * CELL - SPACE)
     heading = _heading(table, prompt=prompt, reward=reward, width=width)
-    notes = _notes(table, looks, reward, width)
+    notes = _notes(table, saliency, reward, width)
     titles = [wrap(column.title, 17, 3) for column in table.columns] + [["words-gap"]] * table.has_gap
     top = MARGIN + 24 * len(heading[0]) + 20 * len(heading[1]) + 30 + 17 * max(map(len, titles)) + 8
-    heights = [_row_height(images, i in looks) for i in shown]
+    heights = [_row_height(images, i in saliency) for i in shown]
     sheet = Sheet(width, top + sum(heights) + 12 + 17 * len(notes) + MARGIN)
 
     _draw_heading(sheet, *heading)
@@ -46,18 +46,18 @@ def draw_table(images: Tensor, table: Table, looks: dict[int, Tensor], prompt: s
     for rank, (i, height) in enumerate(zip(shown, heights)):
         if rank % 2 == 0:
             sheet.box(MARGIN / 2, y, width - MARGIN, height, colour=STRIPE)
-        _draw_row(sheet, y, height, rank=rank, i=i, image=images[i], table=table, look=looks.get(i))
+        _draw_row(sheet, y, height, rank=rank, i=i, image=images[i], table=table, saliency=saliency.get(i))
         y += height
     for line, note in enumerate(notes):
         sheet.text(MARGIN, y + 21 + 17 * line, note, 8, colour=FAINT)
     return sheet.render()
 
 
-def overlay(picture: np.ndarray, look: Tensor) -> np.ndarray:
-    """A look (h, w) in [0, 1] over a thumbnail (h, w, 3): what is not looked at turns dark and grey."""
+def overlay(picture: np.ndarray, saliency: Tensor) -> np.ndarray:
+    """A saliency map (h, w) in [0, 1] over a thumbnail (h, w, 3): what is not looked at turns dark and grey."""
     from matplotlib import colormaps
 
-    strength = look.numpy() ** 0.7  # lifts what is weak enough to be overlooked
+    strength = saliency.numpy() ** 0.7  # lifts what is weak enough to be overlooked
     grey = picture.mean(-1, keepdims=True) * 0.6
     glow = colormaps["inferno"](0.2 + 0.8 * strength)[..., :3] * 255
     cover = 0.8 * strength[..., None]
@@ -71,7 +71,7 @@ def _heading(table: Table, *, prompt: str, reward: str, width: int) -> tuple[lis
     return title, wrap(kind, width // 7, 2)
 
 
-def _notes(table: Table, looks: dict, reward: str, width: int) -> list[str]:
+def _notes(table: Table, saliency: dict, reward: str, width: int) -> list[str]:
     """What the picture does not say by itself."""
     count = len(table.values)
     strange = int((~table.values.isfinite()).sum())
@@ -85,7 +85,7 @@ def _notes(table: Table, looks: dict, reward: str, width: int) -> list[str]:
         ),
         (count > 1, "Star: the highest of its column; under a negative word the lowest."),
         (
-            looks,
+            saliency,
             "Maps: where a change of pixels changes the score most, |d score / d pixel|, smoothed, each on a scale of "
             f"its own{f'; for the best {MAPPED}' if count > MAPPED else ''}.",
         ),
@@ -128,19 +128,19 @@ def _cell(column: int) -> int:
 
 
 def _draw_row(
-    sheet: Sheet, y: int, height: int, *, rank: int, i: int, image: Tensor, table: Table, look: Tensor | None
+    sheet: Sheet, y: int, height: int, *, rank: int, i: int, image: Tensor, table: Table, saliency: Tensor | None
 ):
-    size = thumbnail_size(image[None], SMALL if look is None else LARGE)
+    size = thumbnail_size(image[None], SMALL if saliency is None else LARGE)
     picture = thumbnail(image, size)
-    above = y + 10 if look is not None else y + (height - size[0]) // 2
-    numbers = above + size[0] + 6 if look is not None else y + (height - NUMBERS) // 2
+    above = y + 10 if saliency is not None else y + (height - size[0]) // 2
+    numbers = above + size[0] + 6 if saliency is not None else y + (height - NUMBERS) // 2
     left = (LARGE - size[1]) // 2
     sheet.text(MARGIN, y + height / 2 - 8, str(rank + 1), 17, weight="bold")
     sheet.text(MARGIN, y + height / 2 + 14, f"picture {i + 1}", 8.5, colour=FAINT)
     sheet.paste(_cell(-1) + left, above, picture)
     for c in range(len(table.columns) + table.has_gap):
-        if look is not None:
-            sheet.paste(_cell(c) + left, above, overlay(picture, look[c]))
+        if saliency is not None:
+            sheet.paste(_cell(c) + left, above, overlay(picture, saliency[c]))
         if c < len(table.columns):
             _draw_score(sheet, _cell(c), y=numbers, table=table, i=i, c=c)
         else:

@@ -10,7 +10,16 @@ from tiny_world import TinyReward, numbers
 
 from srpo_core.algorithm.objective import Objective
 from srpo_core.report import reward_table, table_picture
-from srpo_core.report.reward_table import Column, Table, ask_for, find_looks, heat, number, pixel_gradient, score_table
+from srpo_core.report.reward_table import (
+    Column,
+    Table,
+    ask_for,
+    find_saliency,
+    heat,
+    number,
+    pixel_gradient,
+    score_table,
+)
 from srpo_core.report.sheet import thumbnail_size, wrap
 from srpo_core.report.table_picture import LARGE, SMALL, draw_table
 
@@ -275,13 +284,13 @@ def test_every_column_of_the_best_pictures_and_the_gap_have_a_map():
     done = []
     reward = ScoreAlone()
     table = table_of(reward, images)
-    looks = find_looks(reward, images, table, (16, 16), on_progress=done.append)
-    assert list(looks) == table.ranking[: reward_table.MAPPED] and sum(done) == 4 * 6
+    saliency = find_saliency(reward, images, table, (16, 16), on_progress=done.append)
+    assert list(saliency) == table.ranking[: reward_table.MAPPED] and sum(done) == 4 * 6
     image = images[0].movedim(-1, 0)
     directions = {text: direction(text, image) for text in texts_of((*WORDS, *NEGATIVE))}
     gap = sum(directions[t] for t in texts_of(WORDS)) / 3 - sum(directions[t] for t in texts_of(NEGATIVE)) / 2
     expected = [direction(PROMPT, image), *directions.values(), gap]
-    for maps in looks.values():  # this reward is linear: it looks at the same places in every picture
+    for maps in saliency.values():  # this reward is linear: it looks at the same places in every picture
         torch.testing.assert_close(maps, torch.stack([heat(g, (16, 16)) for g in expected]))
 
 
@@ -292,9 +301,9 @@ def test_a_word_that_looks_at_one_corner_lights_that_corner():
 
     images = pictures(1, 32, 32)
     table = table_of(Corner(), images, (), ())
-    (look,) = find_looks(Corner(), images, table, (64, 64))[0]
-    assert look[:8, -8:].min() > 0.3 and look.max() == 1
-    assert look[20:].max() < 1e-3 and look[:, :44].max() < 1e-3
+    (saliency,) = find_saliency(Corner(), images, table, (64, 64))[0]
+    assert saliency[:8, -8:].min() > 0.3 and saliency.max() == 1
+    assert saliency[20:].max() < 1e-3 and saliency[:, :44].max() < 1e-3
 
 
 class Silent:
@@ -314,7 +323,7 @@ class Blind:
 @pytest.mark.parametrize("reward", [Silent(), Blind()])
 def test_a_reward_without_a_gradient_at_the_pixels_has_no_maps(reward):
     images = pictures(2)
-    assert find_looks(reward, images, table_of(reward, images), (8, 8)) == {}
+    assert find_saliency(reward, images, table_of(reward, images), (8, 8)) == {}
 
 
 class Lazy(TinyReward):
@@ -334,11 +343,11 @@ def test_inside_inference_mode(reward, side):
         images = pictures(3, side, side) * 1.0
         assert images.is_inference()
         table = table_of(reward, images)
-        looks = find_looks(reward, images, table, (8, 8))
+        saliency = find_saliency(reward, images, table, (8, 8))
     outside = pictures(3, side, side)
     expected = table_of(reward, outside)
     torch.testing.assert_close(table.values, expected.values)
-    torch.testing.assert_close(looks, find_looks(reward, outside, expected, (8, 8)))
+    torch.testing.assert_close(saliency, find_saliency(reward, outside, expected, (8, 8)))
 
 
 # The picture
@@ -356,9 +365,9 @@ def where(picture, colour):
     return (rows.min(), rows.max()), (columns.min(), columns.max())
 
 
-def draw(images, values, columns=PLAIN, looks=None):
+def draw(images, values, columns=PLAIN, saliency=None):
     values = torch.tensor(values, dtype=torch.float32).view(len(images), len(columns))
-    return draw_table(images, Table(list(columns), values), looks or {}, PROMPT, "Toy")
+    return draw_table(images, Table(list(columns), values), saliency or {}, PROMPT, "Toy")
 
 
 def test_thumbnails_stand_in_the_order_of_the_ranking():
@@ -460,10 +469,10 @@ def test_the_star_is_at_the_highest_and_under_a_negative_word_at_the_lowest():
 
 def test_maps_lie_in_the_columns_of_their_words_beside_the_best():
     columns = [Column("a", "a", "positive"), Column("b", "b", "positive")]
-    look = torch.zeros(2, LARGE, LARGE)
-    look[0, :10, :10] = look[1, -10:, -10:] = 1.0  # "a" looks at the upper left, "b" at the lower right
+    saliency = torch.zeros(2, LARGE, LARGE)
+    saliency[0, :10, :10] = saliency[1, -10:, -10:] = 1.0  # "a" looks at the upper left, "b" at the lower right
     white = flat((255, 255, 255), (250, 0, 0))
-    sheet = np.asarray(draw(white, [[0.5, 0.5], [0.1, 0.1]], columns, {0: look}))
+    sheet = np.asarray(draw(white, [[0.5, 0.5], [0.1, 0.1]], columns, {0: saliency}))
     (top, _), _ = where(sheet, (153, 153, 153))  # what nothing looks at is grey
     cells = [sheet[top : top + LARGE, x : x + LARGE].astype(int) for x in map(table_picture._cell, (0, 1))]
     bright = [(cell != 153).any(-1) for cell in cells]

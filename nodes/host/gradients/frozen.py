@@ -42,7 +42,7 @@ def frozen_forwards(root: nn.Module) -> dict[nn.Module, Callable]:
 
 
 def _frozen_forward(module: nn.Module, forward: Callable) -> Callable | None:
-    norm = _kind_of(module, NORMS)
+    norm = _class_among(module, NORMS)
     if norm and _is_known(module):
         return lambda x: _norm(module, NORMS[norm], x) if needs_gradient(x) else forward(x)
     if module._modules or not (norm or any(p is not None for p in module._parameters.values())):
@@ -82,13 +82,13 @@ def _is_known(module: nn.Module) -> bool:
 
 
 def _is_linear_in_its_input(module: nn.Module) -> bool:
-    if _kind_of(module, CONVOLUTIONS):
+    if _class_among(module, CONVOLUTIONS):
         return module.padding_mode == "zeros" and not isinstance(module.padding, str)
     return is_linear(module)
 
 
-def _kind_of(module: nn.Module, kinds: Iterable[type]) -> type | None:
-    return next((kind for kind in kinds if isinstance(module, kind)), None)
+def _class_among(module: nn.Module, classes: Iterable[type]) -> type | None:
+    return next((each for each in classes if isinstance(module, each)), None)
 
 
 @contextlib.contextmanager
@@ -157,7 +157,7 @@ class FrozenLinear:
         """The gradient at the input, of this shape, given that at the output."""
         m = self.module
         with weight_of(m, gradient) as (weight, _):
-            if kind := _kind_of(m, CONVOLUTIONS):
+            if kind := _class_among(m, CONVOLUTIONS):
                 to_input = CONVOLUTIONS[kind]
                 gradient = to_input(shape, weight, gradient, m.stride, m.padding, m.dilation, m.groups)
             else:

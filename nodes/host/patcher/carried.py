@@ -72,7 +72,7 @@ def signature(patcher: ModelPatcher, ignore: str = "") -> tuple:
     return (_Same(patcher.model), *(_value(part, frozenset()) for part in parts))
 
 
-def kind_of(cond: list) -> tuple:
+def structure_of(cond: list) -> tuple:
     """What kinds of things a CONDITIONING holds: its entries' names and types, and their hooks and control models."""
     return tuple(tuple((name, _kind(value)) for name, value in sorted(extra.items())) for _, extra in cond)
 
