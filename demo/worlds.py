@@ -141,7 +141,7 @@ class DiffusersWorld:
             terms=[Term(reward=self.reward, objective=self._objective())],
             dataset=self.dataset,
             batching=batching,
-            window=Window(options["sigma_max"], options["sigma_min"]),
+            window=Window(sigma_max=options["sigma_max"], sigma_min=options["sigma_min"]),
         )
         train(run, training, options["updates"])
         sheets = [images.movedim(1, -1) for images in (before, self._sample(shown, trained=True))]
@@ -170,8 +170,8 @@ class DiffusersWorld:
         return Objective(
             positive=parse_words(words["positive"]),
             negative=parse_words(words["negative"]),
-            reward=Strength(words["reward_low_noise"], words["reward_high_noise"]),
-            penalty=Strength(words["penalty_low_noise"], words["penalty_high_noise"]),
+            denoise_strength=Strength(low_noise=words["reward_low_noise"], high_noise=words["reward_high_noise"]),
+            inversion_strength=Strength(low_noise=words["penalty_low_noise"], high_noise=words["penalty_high_noise"]),
             threshold=words["threshold"],
             branches=words["branches"],
         )

@@ -43,23 +43,23 @@ class ObjectiveNode(io.ComfyNode):
                 ),
                 strength_input(
                     "reward_low_noise",
-                    DEFAULT.reward.low_noise,
+                    DEFAULT.denoise_strength.low_noise,
                     "Denoise branch: how much more the positive word weighs, at the low-noise end of the window.",
                 ),
                 strength_input(
                     "reward_high_noise",
-                    DEFAULT.reward.high_noise,
+                    DEFAULT.denoise_strength.high_noise,
                     "Denoise branch: how much more the positive word weighs, at the high-noise end of the window.",
                 ),
                 strength_input(
                     "penalty_low_noise",
-                    DEFAULT.penalty.low_noise,
+                    DEFAULT.inversion_strength.low_noise,
                     "Inversion branch: how much more the negative word weighs, at the low-noise end. More of it "
                     "holds colours back.",
                 ),
                 strength_input(
                     "penalty_high_noise",
-                    DEFAULT.penalty.high_noise,
+                    DEFAULT.inversion_strength.high_noise,
                     "Inversion branch: how much more the negative word weighs, at the high-noise end of the window.",
                 ),
                 io.Float.Input(
@@ -110,8 +110,8 @@ class ObjectiveNode(io.ComfyNode):
             inputs,
             positive=words[0],
             negative=words[1],
-            reward=Strength(low_noise=inputs["reward_low_noise"], high_noise=inputs["reward_high_noise"]),
-            penalty=Strength(low_noise=inputs["penalty_low_noise"], high_noise=inputs["penalty_high_noise"]),
+            denoise_strength=Strength(low_noise=inputs["reward_low_noise"], high_noise=inputs["reward_high_noise"]),
+            inversion_strength=Strength(low_noise=inputs["penalty_low_noise"], high_noise=inputs["penalty_high_noise"]),
         )
         return io.NodeOutput(objective)
 

@@ -37,7 +37,7 @@ MOVED = 2**16  # elements of one tensor that are moved: of FLUX's LoRA of rank 1
 SILENT = 0.05  # of the change, that tensors without a gradient may make alone
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Slope:
     """How fast the velocity changes along the direction: as sampled, and as the gradient has it.
 
@@ -131,7 +131,7 @@ def measure(flow: FlowModel, x: Tensor, sigma: Tensor, cond: Any) -> Slope | Non
         if not math.isfinite(size):
             return None
         if not size:
-            return Slope(0.0, 0.0)
+            return Slope(sampled=0.0, gradient=0.0)
         towards = difference / size
         flow.velocity(x, sigma, cond).pull(towards.to(x))
 
@@ -140,7 +140,7 @@ def measure(flow: FlowModel, x: Tensor, sigma: Tensor, cond: Any) -> Slope | Non
             near, far = samples(short)
             found = ((near - far) * towards).sum().item() / 2
             gradient = sum(part.slope(short) for part in direction) / short
-            return Slope(found / short, gradient, EXACT if flow.exact else TOLERANCE)
+            return Slope(sampled=found / short, gradient=gradient, tolerance=EXACT if flow.exact else TOLERANCE)
 
         slope = best_of(map(slope_at, SHORTER))
         silent = [part for part in direction if part.parameter.grad is None or not part.parameter.grad.any()]

@@ -16,7 +16,7 @@ def saturation(images: Tensor) -> Tensor:
     return pixel_saturation(images).mean()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Summary:
     """What an update keeps of a score whose gradient is pulled: no picture, so that many take no memory.
 

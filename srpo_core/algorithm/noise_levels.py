@@ -1,8 +1,8 @@
 """Which noise levels an update trains: the window and its pairs of branches.
 
-The window is a grid of `GRID` noise levels between two sigmas, index 0 the noisiest. A
-position `m`, counted from the *low*-noise end, names one denoise branch and one inversion
-branch that end at the same noise level (SRPO, arXiv 2509.06942, section 3).
+The window is a grid of `GRID` noise levels between two sigmas. A position in it, a branch's
+`grid_index` too, counts from its low-noise end. A position `m` names one denoise branch and
+one inversion branch that end at the same noise level (SRPO, arXiv 2509.06942, section 3).
 """
 
 import random
@@ -31,7 +31,7 @@ class Branch:
     """One step of the model from `sigma_in` to `sigma_out`, for a batch of B samples.
 
     sigma_in, sigma_out: (B,) float64 in [0, 1).
-    grid_index: (B,) int64 in [0, GRID): where in the window, 0 the low-noise end; sets the strengths.
+    grid_index: (B,) int64 in [0, GRID): the position in the window that sets the strengths.
     """
 
     name: Literal["denoise", "inversion"]
@@ -45,7 +45,7 @@ class Branch:
         return (self.sigma_in - self.sigma_out).abs() / (1 - self.sigma_out)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Window:
     """The trained noise levels, `1 > sigma_max > sigma_min >= 0`.
 
@@ -72,7 +72,7 @@ class Window:
             )
 
     def grid(self) -> Tensor:
-        """(GRID,) float64, from sigma_max down to sigma_min."""
+        """(GRID,) float64 from sigma_max down to sigma_min, so that position `m` is entry `GRID - m`."""
         return torch.linspace(self.sigma_max, self.sigma_min, GRID, dtype=torch.float64)
 
     def branches(self, positions: list[int]) -> tuple[Branch, Branch]:

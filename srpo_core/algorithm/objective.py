@@ -11,13 +11,15 @@ import torch
 from torch import Tensor
 
 from ..checks import check_number
+from .control_words import PRESETS
 from .noise_levels import GRID, Branch
 
 ORDERS = ("rotate", "random")
+POSITIVE, NEGATIVE = PRESETS["realism"]
 BRANCHES = {"both": ("denoise", "inversion"), "denoise": ("denoise",), "inversion": ("inversion",)}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Strength:
     """How much heavier than the other word a branch weighs its own, by noise level.
 
@@ -32,7 +34,7 @@ class Strength:
         check_number("the strength at high noise", self.high_noise, 0)
 
     def at(self, grid_index: Tensor) -> Tensor:
-        """`k(i) = low + (high - low) i / (N - 1)` for (B,) indices, 0 the low-noise end; float64."""
+        """`k(i) = low + (high - low) i / (N - 1)` for (B,) positions in the window; float64."""
         return self.low_noise + (self.high_noise - self.low_noise) * grid_index.double() / (GRID - 1)
 
 
@@ -43,17 +45,18 @@ class Objective:
     positive, negative: control words.
     order: which of them update u (from 1) uses: "rotate" is `words[u % len(words)]`, as published, "random" draws
         for each sample.
-    reward, penalty: strengths of the denoise and of the inversion branch.
+    denoise_strength, inversion_strength: how heavy each branch weighs its own word; in the nodes, "reward" and
+        "penalty".
     threshold: rewards above it have no gradient, in the units of the reward.
     branches: "both", "denoise" or "inversion".
     Raises ValueError for a list with a blank word, an empty list, a threshold that is no finite number, or an unknown
     branch or order.
     """
 
-    positive: tuple[str, ...] = ("Natural-lighting", "Detail", "Detailed", "Real")
-    negative: tuple[str, ...] = ("Concept art", "Painting", "Anime", "Flat", "Oil")
-    reward: Strength = Strength(0.10, 0.25)
-    penalty: Strength = Strength(0.30, 0.01)
+    positive: tuple[str, ...] = POSITIVE
+    negative: tuple[str, ...] = NEGATIVE
+    denoise_strength: Strength = Strength(low_noise=0.10, high_noise=0.25)
+    inversion_strength: Strength = Strength(low_noise=0.30, high_noise=0.01)
     threshold: float = 0.7
     branches: str = "both"
     order: str = "rotate"
@@ -93,8 +96,8 @@ class Objective:
     def relative_reward(self, branch: Branch, positive: Tensor, negative: Tensor) -> Tensor:
         """(B,): the branch's own word, weighed `1 + k`, minus the other word."""
         if branch.name == "denoise":
-            return (1 + self.reward.at(branch.grid_index).to(positive)) * positive - negative
-        return (1 + self.penalty.at(branch.grid_index).to(negative)) * negative - positive
+            return (1 + self.denoise_strength.at(branch.grid_index).to(positive)) * positive - negative
+        return (1 + self.inversion_strength.at(branch.grid_index).to(negative)) * negative - positive
 
     def loss(self, branch: Branch, positive: Tensor, negative: Tensor) -> Tensor:
         """(B,): the hinge `relu(threshold - r) / 2` of each sample."""

@@ -62,7 +62,7 @@ class Recovered:
     guard: Tensor | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Score:
     """What the rewards answered to one recovered batch, and the way back to the adapter.
 

@@ -36,7 +36,7 @@ def round_order(seed: int, number: int, prompts: int) -> list[int]:
 class Batching:
     """What one update gathers: `batch` prompts, `at_once` of them in one forward; latents of `shape` (C, H, W).
 
-    sampled_at_once: how many are rolled out together; no fewer than `at_once`.
+    sampled_at_once: how many are rolled out together; `at_once` of them if that is more.
     pairs: how many pairs of branches one rollout serves, each at a noise level of its own; 1 as published.
     reuse: updates that the same prompts and their rollouts serve, at ever new noise levels; 1 as published.
     photo_share: of the prompts, how many are photos instead, where there are both; spread evenly.
@@ -80,9 +80,9 @@ class Draw:
         return self.data.prompts[self.index]
 
 
-def draws_of(update: int, batching: Batching, dataset: Dataset, photos: PhotoDataset | None = None) -> list[Draw]:
-    """What update `update` (from 0) takes: each prompt once per round, and each photo once per round of photos."""
-    first = update // batching.reuse * batching.batch
+def draws_of(made: int, batching: Batching, dataset: Dataset, photos: PhotoDataset | None = None) -> list[Draw]:
+    """What the update after `made` others takes: each prompt once per round, and each photo once per round of them."""
+    first = made // batching.reuse * batching.batch
     draws = []
     for number in range(first, first + batching.batch):
         photos_before = math.floor(number * batching.photo_share) if photos else 0

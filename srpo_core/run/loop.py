@@ -21,20 +21,21 @@ MOST_AHEAD = 512  # draws that are encoded before they are needed: gigabytes of 
 
 
 def prepare_data(
-    updates: range,
+    made: range,
     batching: Batching,
     dataset: Dataset,
     *,
     photos: PhotoDataset | None = None,
     also: Sequence[int] = (),
 ) -> int:
-    """Tell the datasets what these updates, the first is 0, will draw, so that they encode it all at once.
+    """Tell the datasets what the next updates will draw, so that they encode it all at once.
 
     They are told of about MOST_AHEAD draws at most, for what is encoded takes time and room on the disk.
-    also: more of the dataset that is needed now. Returns the first update that they were not told of.
+    made: how many updates the run has made before each of them, 0 before its first.
+    also: more of the dataset that is needed now. Returns how many are made before the first that they were not told of.
     """
-    end = updates.start + max(1, min(len(updates), MOST_AHEAD // batching.batch * batching.reuse))
-    draws = [draw for update in range(updates.start, end) for draw in draws_of(update, batching, dataset, photos)]
+    end = made.start + max(1, min(len(made), MOST_AHEAD // batching.batch * batching.reuse))
+    draws = [draw for before in range(made.start, end) for draw in draws_of(before, batching, dataset, photos)]
     dataset.prepare(list(dict.fromkeys([*also, *(draw.index for draw in draws if draw.data is dataset)])))
     if photos:
         photos.prepare(list(dict.fromkeys(draw.index for draw in draws if draw.data is photos)))
@@ -47,16 +48,16 @@ def prepare(run: Run, training: Training, updates: int) -> int:
     end = prepare_data(coming, training.batching, training.dataset, photos=training.photos)
     for term in training.terms:
         if isinstance(term.reward, PreparedReward):
-            texts = [text for update in range(run.updates, end) for text in texts_of(update, training, term.objective)]
+            texts = [text for made in range(run.updates, end) for text in texts_of(made, training, term.objective)]
             term.reward.prepare(list(dict.fromkeys(texts)))
     return end
 
 
-def texts_of(update: int, training: Training, objective: Objective) -> list[str]:
-    """All that a reward with this objective will be asked in update `update` (from 0)."""
-    draws = draws_of(update, training.batching, training.dataset, training.photos)
+def texts_of(made: int, training: Training, objective: Objective) -> list[str]:
+    """All that a reward with this objective will be asked in the update after `made` others."""
+    draws = draws_of(made, training.batching, training.dataset, training.photos)
     seeds = [draw_seed(training.batching, draw.number) for draw in draws]
-    positive, negative = objective.texts([draw.prompt for draw in draws], update + 1, seeds)
+    positive, negative = objective.texts([draw.prompt for draw in draws], made + 1, seeds)
     return [*positive, *negative]
 
 
@@ -64,7 +65,7 @@ def log_seeds(update: int, batching: Batching, draws: list[Draw]):
     """Name the noise of each sample, so that any of them can be made again, node by node."""
     seeds = [str(noise_seed(batching, draw)) for draw in draws]
     more = f" and {len(seeds) - MOST_NAMED} more" if len(seeds) > MOST_NAMED else ""
-    log.info("Update %d: noise seeds %s%s.", update + 1, ", ".join(seeds[:MOST_NAMED]), more)
+    log.info("Update %d: noise seeds %s%s.", update, ", ".join(seeds[:MOST_NAMED]), more)
 
 
 def describe_data(data: Dataset) -> str:
@@ -91,7 +92,8 @@ def train(run: Run, training: Training, updates: int, on_update: Callable[[dict]
             for _ in range(updates):
                 if run.updates >= ready:
                     ready = prepare(run, training, end - run.updates)
-                log_seeds(run.updates, batching, draws_of(run.updates, batching, training.dataset, training.photos))
+                draws = draws_of(run.updates, batching, training.dataset, training.photos)
+                log_seeds(run.updates + 1, batching, draws)
                 metrics = make_update(run, sample_scores(run, training), batching.batch * batching.pairs)
                 write(metrics)
                 if on_update(metrics):

@@ -24,14 +24,18 @@ class Undo:
     `keep` is to be called before anything but gradients and rollouts is changed, as late as can be, for the copy takes
     memory. Of a state that is larger than MOST_COPIED there is none: from then on a failure puts back what was last
     saved, all of it, its rollouts and count of updates too. A run that has neither is lost.
+
+    A schedule-free optimiser changes parameters when it is turned, so its state is copied at once. Where it is too
+    large for that, a failure before `keep` only turns it back: its parameters are then as before, up to rounding.
+
+    to_last_save: whether a failure puts back, or has put back, what was last saved.
     """
 
     def __init__(self, run: Run):
         self.run = run
         self.rollouts = dict(run.rollouts)
-        # To turn a schedule-free optimiser changes parameters.
         self.copy = copy_of(run, in_place=False) if run.turns else None
-        self.goes_back = False  # to what was last saved
+        self.to_last_save = False
 
     def __enter__(self) -> "Undo":
         return self
@@ -39,7 +43,7 @@ class Undo:
     def keep(self):
         """Keep the state whole, as it is now."""
         self.copy = self.copy or copy_of(self.run)
-        self.goes_back = self.copy is None
+        self.to_last_save = self.copy is None
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None):
         self.run.optimizer.zero_grad(set_to_none=True)
@@ -49,10 +53,7 @@ class Undo:
     def _put_back(self):
         try:
             self.run.turn("eval")
-            if self.goes_back:
-                go_back(self.run)
-            else:
-                self._put_copy_back()
+            self._restore()
         except BaseException as error:
             self.run.lost = True
             log.error(
@@ -61,13 +62,13 @@ class Undo:
             if not isinstance(error, Exception):
                 raise
 
-    def _put_copy_back(self):
-        """Before the state was to be kept there was nothing to change but the rollouts."""
-        rollouts = self.rollouts
+    def _restore(self):
+        """Before the state is kept there is nothing to put back but the rollouts."""
+        if self.to_last_save:
+            return go_back(self.run)
         if self.copy:
             self.run.put_back(self.copy)
-            rollouts = {name: self.run.rollouts.get(name, latent) for name, latent in rollouts.items()}
-        self.run.rollouts = rollouts
+        self.run.rollouts = self.rollouts
 
 
 def copy_of(state: TrainState, in_place: bool = True) -> State | None:

@@ -108,7 +108,7 @@ def make_update(run: Run, scores: Iterable[Score], prompts: int) -> dict[str, fl
             if not_finite := run.not_finite():
                 raise NotFinite(not_finite)
     except NotFinite as why:
-        if undo.goes_back:
+        if undo.to_last_save:
             _stop_gone_back(run, metrics["update"], why)
         why_skipped = str(why)
     _count(run, metrics, why_skipped)

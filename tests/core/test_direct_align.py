@@ -20,7 +20,7 @@ def cases(draw_from):
     """(x0, noise, velocity), (B, C, H, W) each, and both branches at B positions of some window."""
     shape = tuple(draw_from(st.integers(1, size)) for size in (4, 16, 5, 5))
     sigma_max = draw_from(st.floats(0.1, 0.98))
-    window = Window(sigma_max, draw_from(st.floats(0, 0.9)) * sigma_max)
+    window = Window(sigma_max=sigma_max, sigma_min=draw_from(st.floats(0, 0.9)) * sigma_max)
     positions = [draw_from(st.integers(1, GRID - 1)) for _ in range(shape[0])]
     return draw(shape, draw_from(st.integers(0, 2**31))), window.branches(positions)
 
@@ -48,7 +48,7 @@ def test_an_exact_model_gives_x0_back(case):
 
 def test_an_exact_model_gives_x0_back_at_every_sigma():
     x0, noise, _ = draw((GRID - 1, 1, 2, 2), seed=0)
-    for branch in Window(0.98, 0.0).branches(list(range(1, GRID))):
+    for branch in Window(sigma_max=0.98, sigma_min=0.0).branches(list(range(1, GRID))):
         torch.testing.assert_close(recovered(x0, noise, noise - x0, branch), x0, **TOLERANCE)
 
 

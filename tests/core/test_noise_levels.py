@@ -9,7 +9,7 @@ from srpo_core.algorithm.noise_levels import GRID, MARGIN, Window, draw_position
 
 HPS = Window()
 PICKSCORE = Window(sigma_min=shift(0.4))
-WINDOWS = {"HPS": HPS, "PickScore": PICKSCORE, "down to the clean image": Window(0.5, 0.0)}
+WINDOWS = {"HPS": HPS, "PickScore": PICKSCORE, "down to the clean image": Window(sigma_max=0.5, sigma_min=0.0)}
 
 
 def branch_pair(m, sigma_max, sigma_min, n=1000, k0=100):
@@ -108,13 +108,13 @@ def test_positions_are_drawn_uniformly_with_both_ends():
 @pytest.mark.parametrize("sigma_max", [1.0, 1.2, float("nan")])
 def test_pure_noise_is_refused(sigma_max):
     with pytest.raises(ValueError, match="sigma_max is .* below 1"):
-        Window(sigma_max, 0.5)
+        Window(sigma_max=sigma_max, sigma_min=0.5)
 
 
 @pytest.mark.parametrize("sigma_max, sigma_min", [(0.5, 0.5), (0.5, 0.7), (0.5, -0.1), (0.5, float("nan"))])
 def test_empty_or_reversed_windows_are_refused(sigma_max, sigma_min):
     with pytest.raises(ValueError, match="is empty"):
-        Window(sigma_max, sigma_min)
+        Window(sigma_max=sigma_max, sigma_min=sigma_min)
 
 
 @pytest.mark.parametrize("positions", [[0], [GRID], [500, -1]])

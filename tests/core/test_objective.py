@@ -11,7 +11,10 @@ from srpo_core.algorithm.noise_levels import GRID, Window
 from srpo_core.algorithm.objective import Objective, Strength, parse_words
 
 HPS = Objective()
-PICKSCORE = Objective(reward=Strength(0.10, 0.50), penalty=Strength(0.60, 0.01))
+PICKSCORE = Objective(
+    denoise_strength=Strength(low_noise=0.10, high_noise=0.50),
+    inversion_strength=Strength(low_noise=0.60, high_noise=0.01),
+)
 ENDS = torch.tensor([0, GRID - 1])
 rewards = st.floats(-2, 2, width=64)
 
@@ -23,10 +26,10 @@ def float64(*values):
 @pytest.mark.parametrize(
     "strength, low, high",
     [
-        (HPS.reward, 0.10, 0.25),
-        (HPS.penalty, 0.30, 0.01),
-        (PICKSCORE.reward, 0.10, 0.50),
-        (PICKSCORE.penalty, 0.60, 0.01),
+        (HPS.denoise_strength, 0.10, 0.25),
+        (HPS.inversion_strength, 0.30, 0.01),
+        (PICKSCORE.denoise_strength, 0.10, 0.50),
+        (PICKSCORE.inversion_strength, 0.60, 0.01),
     ],
 )
 def test_strength_runs_from_the_low_noise_end_to_the_high_noise_end(strength, low, high):
@@ -51,10 +54,12 @@ def shared_bias_weight(m):
 def test_shared_bias_is_punished_at_low_noise_and_rewarded_at_high_noise():
     m = list(range(1, GRID))
     weight = shared_bias_weight(m)
-    assert (HPS.reward.at(ENDS) - HPS.penalty.at(ENDS)).tolist() == pytest.approx([-0.20, 0.24], abs=1e-7)
+    assert (HPS.denoise_strength.at(ENDS) - HPS.inversion_strength.at(ENDS)).tolist() == pytest.approx(
+        [-0.20, 0.24], abs=1e-7
+    )
     assert weight[[0, -1]].tolist() == pytest.approx([-0.20, 0.24], abs=1e-3)
     denoise, inversion = Window().branches(m)
-    expected = HPS.reward.at(denoise.grid_index) - HPS.penalty.at(inversion.grid_index)
+    expected = HPS.denoise_strength.at(denoise.grid_index) - HPS.inversion_strength.at(inversion.grid_index)
     torch.testing.assert_close(weight, expected, rtol=0, atol=1e-12)
     assert (weight.diff() > 0).all()
     crossing = denoise.sigma_out[weight.abs().argmin()].item()
@@ -66,8 +71,8 @@ def test_each_branch_weighs_its_own_word(samples):
     positions, positive, negative = zip(*samples)
     denoise, inversion = Window().branches(list(positions))
     for branch, strength, own, other in (
-        (denoise, HPS.reward, positive, negative),
-        (inversion, HPS.penalty, negative, positive),
+        (denoise, HPS.denoise_strength, positive, negative),
+        (inversion, HPS.inversion_strength, negative, positive),
     ):
         k = [
             strength.low_noise + (strength.high_noise - strength.low_noise) * i / 999
