@@ -190,7 +190,7 @@ class Naive:
             stepped = euler_step(x, self.velocity(x, branch.sigma_in, cond).to(x), branch.sigma_in, branch.sigma_out)
             image = self.decode(recover(stepped, noised.noise, branch.sigma_out)).clamp(0, 1)
             term = self.world.term
-            scores = score_words(term.reward, image, *term.objective.texts(prompts, 1), 1)
+            scores = score_words(term.reward, image, *term.objective.texts(prompts, 1), update=1)
             term.objective.loss(branch, *scores).sum().backward()
 
     def step(self):

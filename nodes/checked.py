@@ -7,7 +7,7 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..srpo_core.checks import check_number, check_whole, shown
+from ..srpo_core.checks import check_integer, check_number, shown
 
 SHOWN = 12  # of the options, in a sentence
 
@@ -54,7 +54,7 @@ def _checked_value(declared: io.Input, value: Any) -> Any:
 def _checked_number(declared: io.Int.Input | io.Float.Input, value: Any) -> int | float:
     if isinstance(declared, io.Int.Input):
         value = int(value) if isinstance(value, Integral) and not isinstance(value, bool) else value
-        check_whole(declared.id, value, declared.min, declared.max)
+        check_integer(declared.id, value, declared.min, declared.max)
         return value
     value = value if isinstance(value, (bool, int)) or not isinstance(value, Real) else float(value)
     check_number(declared.id, value, declared.min, declared.max)

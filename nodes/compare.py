@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import comfy.model_management
 from comfy_api.latest import io
 
-from ..srpo_core.report.compare import Comparison, plural, score
+from ..srpo_core.report.compare import Comparison, plural, score_pictures
 from ..srpo_core.report.compare_picture import draw_comparison
 from .checked import checked
 from .host.progress import Progress, show_text
@@ -149,7 +149,7 @@ class Compare(io.ComfyNode):
         comparison = Comparison(texts, numbers, before, after)
         if reward is not None:
             device = comfy.model_management.get_torch_device()
-            scores = score(comparison, reward, given.objective, device=device, on_progress=on_progress)
+            scores = score_pictures(comparison, reward, given.objective, device=device, on_progress=on_progress)
             comparison = replace(comparison, scores=scores)
         sheet = image_of(draw_comparison(comparison, note_of(comparison, given)))
         summary = comparison.summary()

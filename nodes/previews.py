@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from ..srpo_core.algorithm.protocols import Dataset
-from ..srpo_core.seeds import FIRST_KEPT
+from ..srpo_core.seeds import FIRST_RESERVED
 
 if TYPE_CHECKING:
     from comfy.model_patcher import ModelPatcher
@@ -70,7 +70,7 @@ class Previews:
         count = settings.count
         indices = previewed(dataset, count)
         dataset.prepare(indices)
-        seeds = settings.seeds or range(FIRST_KEPT, FIRST_KEPT + count)
+        seeds = settings.seeds or range(FIRST_RESERVED, FIRST_RESERVED + count)
         self.samples = FixedSamples(
             dataset=dataset,
             sampling=settings.sampling,

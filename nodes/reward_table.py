@@ -7,7 +7,7 @@ import torch
 from comfy_api.latest import io
 
 from ..srpo_core.algorithm.objective import parse_words
-from ..srpo_core.report.reward_table import MAPPED, ask_for, check_words, find_saliency, score_table
+from ..srpo_core.report.reward_table import MAPPED, ask_for, check_table_words, find_saliency, score_table
 from ..srpo_core.report.sheet import thumbnail_size
 from ..srpo_core.report.table_picture import LARGE, ROWS, draw_table
 from ..srpo_core.rewards import Reward, name_of
@@ -120,5 +120,5 @@ class RewardTable(io.ComfyNode):
 
 
 def check_typed_words(words: str, negative: str):
-    """Raises ValueError as `parse_words` and `check_words` do."""
-    check_words(parse_words(words), parse_words(negative))
+    """Raises ValueError as `parse_words` and `check_table_words` do."""
+    check_table_words(parse_words(words), parse_words(negative))

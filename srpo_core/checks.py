@@ -13,7 +13,7 @@ def check_number(name: str, value: Any, low: float = -math.inf, high: float = ma
         raise ValueError(f"{name} is {shown(value)}: give a number{_range(low, high)}.")
 
 
-def check_whole(name: str, value: Any, low: float = -math.inf, high: float = math.inf):
+def check_integer(name: str, value: Any, low: float = -math.inf, high: float = math.inf):
     """Raises ValueError, a sentence that names the input, unless the value is a whole number in [low, high]."""
     if not (is_number(value) and isinstance(value, int) and low <= value <= high):
         raise ValueError(f"{name} is {shown(value)}: give a whole number{_range(low, high)}.")
@@ -40,4 +40,9 @@ def shown(value: Any) -> str:
         text = repr(value)
     except ValueError:  # Python writes no number of thousands of digits
         text = "a number of thousands of digits"
-    return text if len(text) <= 40 else f"{text[:37]}..."
+    return shorten(text, 40)
+
+
+def shorten(text: str, most: int) -> str:
+    """The text, or its beginning and three dots where it has more than `most` characters."""
+    return text if len(text) <= most else f"{text[: most - 3]}..."

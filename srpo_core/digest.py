@@ -7,14 +7,14 @@ import torch
 from torch import Tensor
 
 WHOLE = 2**16  # values: a larger tensor is sampled
-RUN = 64  # values in each of the three runs of a sample
+STRETCH = 64  # values in each of the three stretches of a sample
 
 
 def digest(value: Any) -> str:
     """32 hex digits of None, numbers, strings, dtypes and tensors, and of lists, tuples and dicts of such.
 
     Equal values have equal digests, on every start; a list and a tuple count as equal, the order in a dict does not
-    matter. A tensor counts with its shape, dtype and values: all of them up to WHOLE, of a larger one the RUN at its
+    matter. A tensor counts with its shape, dtype and values: all of them up to WHOLE, of a larger one a STRETCH at its
     beginning, middle and end, so that gigabytes of weights take a moment. Raises TypeError for anything else.
     """
     state = hashlib.blake2b(digest_size=16)
@@ -25,8 +25,8 @@ def digest(value: Any) -> str:
 def _feed(state: hashlib.blake2b, value: Any):
     if isinstance(value, Tensor):
         _feed(state, ["tensor", value.dtype, list(value.shape)])
-        for run in _runs(value.detach().reshape(-1)):
-            state.update(run.cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        for stretch in _stretches(value.detach().reshape(-1)):
+            state.update(stretch.cpu().contiguous().view(torch.uint8).numpy().tobytes())
     elif isinstance(value, (list, tuple)):
         state.update(f"list {len(value)};".encode())
         for item in value:
@@ -42,8 +42,8 @@ def _feed(state: hashlib.blake2b, value: Any):
         raise TypeError(f"a {type(value).__name__} has no digest")
 
 
-def _runs(flat: Tensor) -> list[Tensor]:
+def _stretches(flat: Tensor) -> list[Tensor]:
     count = flat.numel()
     if count <= WHOLE:
         return [flat]
-    return [flat[start : start + RUN] for start in (0, (count - RUN) // 2, count - RUN)]
+    return [flat[start : start + STRETCH] for start in (0, (count - STRETCH) // 2, count - STRETCH)]

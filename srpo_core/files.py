@@ -21,26 +21,26 @@ IN_THE_WAY = (FileExistsError, NotADirectoryError, IsADirectoryError)
 
 
 @contextmanager
-def writing(folder: Path, kept: str = "") -> Iterator[None]:
-    """What goes wrong with the disk inside is a RuntimeError, a sentence for the user that ends with `kept`."""
+def writing(folder: Path, reassurance: str = "") -> Iterator[None]:
+    """What goes wrong with the disk inside is a RuntimeError, a sentence for the user that ends with `reassurance`."""
     try:
         yield
     except (OSError, SafetensorError) as error:  # safetensors has no OSError
         in_the_way = isinstance(error, IN_THE_WAY)
         advice = "move away what lies there" if in_the_way else "make room on its disk, or let ComfyUI write there"
         raise RuntimeError(
-            f"{folder} can't be written to ({error}): {advice}, and queue again. {kept}".strip()
+            f"{folder} can't be written to ({error}): {advice}, and queue again. {reassurance}".strip()
         ) from error
 
 
-def write_whole(path: Path, write: Callable[[Path], Any], kept: str = ""):
+def write_whole(path: Path, write: Callable[[Path], Any], reassurance: str = ""):
     """Let `write` fill a temporary file beside `path`, then rename: readers see the old file or the new one.
 
-    Makes the folder. Raises RuntimeError, a sentence that ends with `kept`, on a full disk and the like, and what else
-    `write` raises; nothing is left of the temporary file then.
+    Makes the folder. Raises RuntimeError, a sentence that ends with `reassurance`, on a full disk and the like, and
+    what else `write` raises; nothing is left of the temporary file then.
     """
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")  # two processes may fill one cache
-    with writing(path.parent, kept):
+    with writing(path.parent, reassurance):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             write(temporary)

@@ -16,7 +16,7 @@ from torch._dynamo.exc import TorchDynamoException
 from ...srpo_core.algorithm import scaling as scaled
 from ...srpo_core.algorithm.direct_align import at_least_fp32
 from ...srpo_core.algorithm.protocols import Pullback
-from ...srpo_core.checks import check_number, check_whole
+from ...srpo_core.checks import check_integer, check_number
 from .adapters.adapter import adapter_of, without_adapter
 from .fitting import check_conditioning, check_latent, check_model, names_other_text_encoders
 from .gradients.attention import quickest
@@ -45,7 +45,7 @@ class Sampling:
     guidance: float = 1.0
 
     def __post_init__(self):
-        check_whole("steps", self.steps, 1)
+        check_integer("steps", self.steps, 1)
         check_number("guidance", self.guidance, 0)
 
 

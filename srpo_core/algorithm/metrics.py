@@ -20,7 +20,7 @@ def saturation(images: Tensor) -> Tensor:
 class Summary:
     """What an update keeps of a score whose gradient is pulled: no picture, so that many take no memory.
 
-    samples: B; numbers: means over them, each (); answers, trains, velocity_ratio, guard: the score's.
+    samples: B; numbers: means over them, each (); answers, trains, velocity_ratio, guard_loss: the score's.
     pulls: (), whether there was a gradient to pull: a hinge that is met has none, and neither has a clipped picture.
     """
 
@@ -30,7 +30,7 @@ class Summary:
     numbers: dict[str, Tensor]
     answers: tuple[Answer, ...]
     velocity_ratio: Tensor | None
-    guard: Tensor | None
+    guard_loss: Tensor | None
 
 
 def summarise(score: Score) -> Summary:
@@ -44,8 +44,8 @@ def summarise(score: Score) -> Summary:
         "error_gain": branch.error_gain.mean(),
     }
     pulls = (score.gradient != 0).any()
-    if recovered.guard is not None:
-        pulls = pulls | (recovered.guard > 0).any().to(pulls.device)
+    if recovered.guard_loss is not None:
+        pulls = pulls | (recovered.guard_loss > 0).any().to(pulls.device)
     return Summary(
         samples=len(score.loss),
         trains=score.trains,
@@ -53,7 +53,7 @@ def summarise(score: Score) -> Summary:
         numbers=numbers,
         answers=score.answers,
         velocity_ratio=recovered.velocity_ratio,
-        guard=recovered.guard,
+        guard_loss=recovered.guard_loss,
     )
 
 
@@ -61,9 +61,11 @@ def describe(summaries: list[Summary]) -> dict[str, float]:
     """The numbers of one update, averaged over its samples and branches; those of named rewards end in "/name"."""
     samples = [each.samples for each in summaries]
     numbers = {name: mean((each.numbers[name].item() for each in summaries), samples) for name in summaries[0].numbers}
-    for name in ("velocity_ratio", "guard"):
-        if compared := [value for each in summaries if (value := getattr(each, name)) is not None]:
-            numbers[name] = torch.cat(compared).mean().item()
+    compared = {
+        "velocity_ratio": [each.velocity_ratio for each in summaries if each.velocity_ratio is not None],
+        "guard": [each.guard_loss for each in summaries if each.guard_loss is not None],
+    }
+    numbers |= {name: torch.cat(values).mean().item() for name, values in compared.items() if values}
     answers = [answer for each in summaries for answer in each.answers]
     for name in dict.fromkeys(answer.name for answer in answers):
         numbers |= describe_answers([answer for answer in answers if answer.name == name], f"/{name}" if name else "")
@@ -78,5 +80,6 @@ def describe_answers(answers: list[Answer], suffix: str) -> dict[str, float]:
     return {f"{key}{suffix}": value for key, value in numbers.items()}
 
 
-def mean(values: Iterable[float], weights: list[int]) -> float:
-    return sum(value * weight for value, weight in zip(values, weights)) / sum(weights)
+def mean(values: Iterable[float], counts: list[int]) -> float:
+    """The mean over all samples, of means over parts of them that have these counts."""
+    return sum(value * count for value, count in zip(values, counts)) / sum(counts)

@@ -40,7 +40,7 @@ class Strength:
 
 @dataclass(frozen=True, kw_only=True)
 class Objective:
-    """What the reward is asked, and how its answers become a loss. The defaults are the HPS run's.
+    """SRPO's objective (see `protocols.TrainingObjective`). The defaults are the HPS run's.
 
     positive, negative: control words.
     order: which of them update u (from 1) uses: "rotate" is `words[u % len(words)]`, as published, "random" draws

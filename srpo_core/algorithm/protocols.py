@@ -1,6 +1,7 @@
-"""What the core asks of the two models it trains through, a flow model and a decoder, and of a dataset.
+"""What the core asks of the two models it trains through, a flow model and a decoder, of a dataset and an objective.
 
-Implemented by `nodes/` for what ComfyUI loaded, and by `headless/` for diffusers' models.
+Flow models, decoders and datasets of prompts are in `nodes/host/` for what ComfyUI loaded, and in `headless/` for
+diffusers' models; a dataset of photos is in `data/photo_latents.py`, the objective in `objective.py`.
 """
 
 from collections.abc import Callable, Hashable, Sequence
@@ -9,6 +10,8 @@ from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
 from torch.nn import Parameter
+
+from .noise_levels import Branch
 
 
 @dataclass
@@ -54,7 +57,10 @@ class FlowModel(Protocol):
         """What `velocity` gives without the adapter, (B, C, H, W), without gradient."""
 
     def rollout(self, noise: Tensor, cond: Any, seed: int) -> Tensor:
-        """Sample without gradient from pure noise (B, C, H, W) to the clean latent x0; seed: of stochastic samplers."""
+        """Sample without gradient from pure noise (B, C, H, W) to the clean latent x0.
+
+        seed: what a stochastic sampler draws its noise from.
+        """
 
 
 class Decoder(Protocol):
@@ -90,3 +96,19 @@ class PhotoDataset(Dataset, Protocol):
 
     def latents(self, indices: list[int]) -> Tensor:
         """(B, C, H, W): photos of one shape, as x0."""
+
+
+class TrainingObjective(Protocol):
+    """What a reward is asked, and how its answers become a loss."""
+
+    def trains(self, branch: Branch) -> bool:
+        """Whether this branch is trained; the other one is not even computed."""
+
+    def texts(self, prompts: list[str], update: int, seeds: Sequence[int] = ()) -> tuple[list[str], list[str]]:
+        """What the reward reads in update `update` (the first is 1): positive and negative texts, one for each prompt.
+
+        seeds: those of the samples, for what is drawn.
+        """
+
+    def loss(self, branch: Branch, positive: Tensor, negative: Tensor) -> Tensor:
+        """(B,), from the rewards with the positive and with the negative texts, (B,) each; differentiable in both."""

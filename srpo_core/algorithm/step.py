@@ -51,7 +51,8 @@ class Recovered:
         given that loss's gradient at `value`; the guard's is added to it.
     parameters: those of the adapter, by name; none of a model without one.
     seeds: the samples', as in Noised.
-    velocity_ratio, guard: (count,) norm ratio and guard's loss of the compared samples; None where none was compared.
+    velocity_ratio, guard_loss: (count,), the norm ratio and the guard's loss of the compared samples; None where none
+        was compared.
     """
 
     value: Tensor
@@ -59,7 +60,7 @@ class Recovered:
     parameters: Mapping[str, Parameter]
     seeds: tuple[int, ...] = ()
     velocity_ratio: Tensor | None = None
-    guard: Tensor | None = None
+    guard_loss: Tensor | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,7 +120,7 @@ def one_step_recover(
         velocity.pull(gradient)
 
     ratio = norm_ratio(velocity.value[part], frozen)
-    return Recovered(value, pull, flow.parameters, noised.seeds, velocity_ratio=ratio, guard=loss)
+    return Recovered(value, pull, flow.parameters, noised.seeds, velocity_ratio=ratio, guard_loss=loss)
 
 
 @torch.inference_mode(False)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..checks import check_number
 from ..rewards import Reward
-from .objective import Objective
+from .protocols import TrainingObjective
 
 NONE_TRAINS = "Every reward has the weight 0, so all watch and none trains: give one of them a weight."
 
@@ -49,7 +49,7 @@ class Term:
     """
 
     reward: Reward
-    objective: Objective
+    objective: TrainingObjective
     weight: float = 1.0
     name: str = ""
     normalised: bool = False

@@ -27,11 +27,11 @@ class Conditionings:
 
     def __init__(self, folder: Path | None = None):
         self.folder = folder
-        self._kept: dict[str, Conditioning] = {}
+        self._in_memory: dict[str, Conditioning] = {}
 
     def missing(self, keys: Iterable[str]) -> list[str]:
         """The keys that are not known, each once; a file that can't be read is not known."""
-        return [key for key in dict.fromkeys(keys) if key not in self._kept and not self._readable(key)]
+        return [key for key in dict.fromkeys(keys) if key not in self._in_memory and not self._readable(key)]
 
     def add(self, key: str, conditioning: Conditioning):
         """Keep it. On disk it is written whole or not at all."""
@@ -40,12 +40,12 @@ class Conditionings:
                 return write_whole(self._file(key), lambda path: _save(path, conditioning))
             except RuntimeError as error:  # in memory it is, so no more is lost than time at the next start
                 log.warning("An encoded prompt is not kept for the next start: %s", error)
-        self._kept[key] = conditioning
+        self._in_memory[key] = conditioning
 
     def get(self, key: str) -> Conditioning:
         """Raises ValueError if its file has gone since it was added or found."""
-        if key in self._kept:
-            return self._kept[key]
+        if key in self._in_memory:
+            return self._in_memory[key]
         try:
             return _load(self._file(key))
         except (OSError, SafetensorError) as error:

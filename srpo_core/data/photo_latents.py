@@ -118,14 +118,14 @@ def measure_all(
         except UnusablePhoto as why:
             left_out.append(f"{readable(photo.file)} {why}.")
     if not usable:
-        raise ValueError("None of the photos can be used:\n" + shortened(left_out))
+        raise ValueError("None of the photos can be used:\n" + first_lines(left_out))
     if left_out:
         total = len(left_out) + len(usable)
         log.warning("%d of %d photos are left out:\n%s", len(left_out), total, "\n".join(left_out))
     return usable, left_out
 
 
-def shortened(lines: list[str], most: int = 10) -> str:
+def first_lines(lines: list[str], most: int = 10) -> str:
     rest = [f"... and {len(lines) - most} more."] if len(lines) > most else []
     return "\n".join(lines[:most] + rest)
 
@@ -202,12 +202,12 @@ def _as_stored(latents: Tensor) -> Tensor:
 class Photos:
     """Photos as a dataset (see `protocols.PhotoDataset`): their captions are its prompts.
 
-    captions: those of the photos, encoded, as a dataset of their own.
-    to_model: from the VAE's latents to the flow model's space.
+    caption_dataset: the photos' captions, encoded, as a dataset of their own.
+    to_model: takes the VAE's latents to the flow model's space.
     """
 
     encoded: Latents
-    captions: Any
+    caption_dataset: Any
     to_model: Callable[[Tensor], Tensor] = _as_stored
 
     @property
@@ -222,13 +222,13 @@ class Photos:
         """Encode the photos, and then the captions, that are not yet."""
         indices = list(dict.fromkeys(indices))
         self.encoded.prepare(indices)
-        self.captions.prepare([self.encoded.stand_in(index) for index in indices])
+        self.caption_dataset.prepare([self.encoded.stand_in(index) for index in indices])
 
     def cond(self, indices: list[int]) -> Any:
-        return self.captions.cond([self.encoded.stand_in(index) for index in indices])
+        return self.caption_dataset.cond([self.encoded.stand_in(index) for index in indices])
 
     def cond_shape(self, index: int) -> Hashable:
-        return self.captions.cond_shape(self.encoded.stand_in(index))
+        return self.caption_dataset.cond_shape(self.encoded.stand_in(index))
 
     def shape(self, index: int) -> Shape:
         return self.encoded.shape(index)

@@ -62,7 +62,9 @@ def parse_prompts(text: str, where: str = "") -> list[str]:
     and for more than MOST prompts, MOST_CHOSEN choices or MOST_WILD characters, with the line's number from 1.
     """
     prompts: list[str] = []
-    chosen = drawn = wild = 0
+    chosen = 0
+    drawn = 0
+    wild = 0
     for number, line, row in rows(text, where):
         made = combine(line, row)
         if any(isinstance(part, Choice) for part in row):
@@ -146,18 +148,18 @@ def lines(text: str, where: str = "", whole: bool = True) -> Iterator[tuple[int,
 
 def uncommented(line: str, inside: bool) -> tuple[str, bool]:
     """What is left of a line, and whether a comment goes on in the next one. inside: it begins in a comment."""
-    kept: list[str] = []
+    pieces: list[str] = []
     start = 0
     while True:
         if inside:
             end = line.find("*/", start)
             if end < 0:
-                return "".join(kept), True
+                return "".join(pieces), True
             start = end + 2
             inside = False
         found = COMMENT.search(line, start)
-        kept.append(line[start : found.start() if found else None])
+        pieces.append(line[start : found.start() if found else None])
         if found is None or found[0] == "//":
-            return "".join(kept), False
+            return "".join(pieces), False
         start = found.end()
         inside = True

@@ -96,7 +96,8 @@ def check_prompt(prompt: str):
 
 def depth(text: str, opening: str, closing: str) -> int:
     """How many brackets stand inside each other at most."""
-    now = most = 0
+    now = 0
+    most = 0
     for character in text:
         now = now + (character == opening) - (character == closing and now > 0)
         most = max(most, now)

@@ -45,7 +45,7 @@ class FluxFlow:
 
     The adapter sits on every Linear of the blocks, modulation included; its weights are fp32, drawn from `seed`.
     cond: {"context": (B, T, D), "pooled": (B, P)}. Latents are (B, C, H, W) with even H and W.
-    guidance: of the trained step; rollout_guidance: of the `steps` Euler steps of a rollout.
+    guidance: that of the trained step; rollout_guidance: that of the `steps` Euler steps of a rollout.
     shift: the rollout's resolution shift; the default is ComfyUI's for FLUX.
     checkpointing: recompute the blocks in the backward pass: a third more time for a fraction of the memory.
     """
@@ -53,6 +53,7 @@ class FluxFlow:
     def __init__(
         self,
         transformer: FluxTransformer2DModel,
+        *,
         rank: int = 16,
         alpha: float = 16.0,
         seed: int = 0,

@@ -6,6 +6,7 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
+from ..checks import shorten
 from .sheet import fonts, printable
 
 if TYPE_CHECKING:
@@ -83,7 +84,3 @@ def _draw_legend(axes: "Axes", keys: tuple[str, ...]):
     for text, key in zip(axes.legend(fontsize=6).get_texts(), keys):
         label = printable(key.removeprefix("reward_").removeprefix("words_gap/"))
         text.set(text=shorten(label, LONGEST_LABEL), parse_math=False, family=fonts())
-
-
-def shorten(text: str, most: int) -> str:
-    return text if len(text) <= most else f"{text[: most - 3]}..."

@@ -14,10 +14,10 @@ from .reward_table import ask_for, digits_for, number, score_table
 
 
 @dataclass(frozen=True)
-class Scores:
+class PictureScores:
     """The scores that a reward gave.
 
-    name: of the number. values: (2, N) float64, before and after; may hold NaN. note: what the number is, a sentence.
+    name: what the number is called. values: (2, N) float64, before and after; may hold NaN. note: what the number is, a sentence.
     """
 
     name: str
@@ -43,7 +43,7 @@ class Comparison:
     seeds: list[int]
     before: Tensor
     after: Tensor
-    scores: Scores | None = None
+    scores: PictureScores | None = None
 
     @cached_property
     def means(self) -> list[tuple[str, str, str]]:
@@ -62,13 +62,14 @@ class Comparison:
 
 
 @torch.no_grad()
-def score(
+def score_pictures(
     comparison: Comparison,
     reward: Reward,
     objective: Objective | None,
+    *,
     device: torch.device | str = "cpu",
     on_progress: Callable[[int], None] = lambda pictures: None,
-) -> Scores:
+) -> PictureScores:
     """Every picture's words-gap with the objective's words; without an objective the score of its prompt alone.
 
     A reward without text gives its one score. on_progress: called with the number of pictures of each part that is
@@ -80,7 +81,7 @@ def score(
         reward.prepare(list(dict.fromkeys(column.text for columns in asked for column in columns)))
     rows = zip(*(images.tensor_split(len(asked)) for images in (comparison.before, comparison.after)))
     tables = [
-        score_table(reward, torch.cat(row), columns, device, on_progress=on_progress)
+        score_table(reward, torch.cat(row), columns, device=device, on_progress=on_progress)
         for row, columns in zip(rows, asked)
     ]
     values = torch.cat([table.merit.unflatten(0, (2, -1)) for table in tables], 1)
@@ -88,8 +89,8 @@ def score(
     if objective and tables[0].has_gap:
         positive = plural(len(objective.positive), "word")
         negative = plural(len(objective.negative), "negative word")
-        return Scores("words-gap", values, f"Words-gap of {name}: mean over {positive} - mean over {negative}.")
-    return Scores(name, values)
+        return PictureScores("words-gap", values, f"Words-gap of {name}: mean over {positive} - mean over {negative}.")
+    return PictureScores(name, values)
 
 
 def plural(many: int, what: str) -> str:

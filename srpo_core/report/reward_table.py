@@ -40,7 +40,7 @@ def ask_for(reward: Reward, prompt: str, words: Sequence[str] = (), negative: Se
     prompt = prompt.strip()
     if not getattr(reward, "reads_text", True):
         return [Column(name_of(reward), prompt)]
-    check_words(words, negative)
+    check_table_words(words, negative)
     columns = [Column("prompt", prompt)] if prompt else []
     for side, listed in (("positive", words), ("negative", negative)):
         columns += [Column(word, f"{word}. {prompt}" if prompt else word, side) for word in listed]
@@ -52,7 +52,7 @@ def ask_for(reward: Reward, prompt: str, words: Sequence[str] = (), negative: Se
     return columns
 
 
-def check_words(words: Sequence[str], negative: Sequence[str]):
+def check_table_words(words: Sequence[str], negative: Sequence[str]):
     """Raises ValueError for negative words that have nothing to stand against, and for too many words."""
     if negative and not words:
         raise ValueError(
@@ -78,14 +78,14 @@ class Table:
         return any(column.side == "negative" for column in self.columns)
 
     @cached_property
-    def weights(self) -> Tensor:
+    def shares(self) -> Tensor:
         """(columns,) float64: how much each counts for the merit. 1 / words, -1 / negative words, the prompt nothing.
 
         Without any word the prompt counts alone.
         """
         sides = [column.side for column in self.columns]
-        shares = {"plain": 0.0 if "positive" in sides else 1.0, "positive": 1.0, "negative": -1.0}
-        return torch.tensor([shares[side] / sides.count(side) for side in sides], dtype=torch.float64)
+        of_side = {"plain": 0.0 if "positive" in sides else 1.0, "positive": 1.0, "negative": -1.0}
+        return torch.tensor([of_side[side] / sides.count(side) for side in sides], dtype=torch.float64)
 
     @cached_property
     def merit(self) -> Tensor:
@@ -94,7 +94,7 @@ class Table:
         With negative words the words-gap, mean over words - mean over negative words; else the mean over words;
         without words the plain score.
         """
-        return self.values.double() @ self.weights
+        return self.values.double() @ self.shares
 
     @property
     def merit_name(self) -> str:
@@ -140,6 +140,7 @@ def score_table(
     reward: Reward,
     images: Tensor,
     columns: list[Column],
+    *,
     device: torch.device | str = "cpu",
     on_progress: Callable[[int], None] = lambda pictures: None,
 ) -> Table:
@@ -174,6 +175,7 @@ def find_saliency(
     images: Tensor,
     table: Table,
     size: tuple[int, int],
+    *,
     device: torch.device | str = "cpu",
     on_progress: Callable[[int], None] = lambda maps: None,
 ) -> dict[int, Tensor]:
@@ -187,12 +189,12 @@ def find_saliency(
         image = _for_reward(images[i : i + 1], device)
         maps = []
         gap = torch.zeros_like(image[0])
-        for column, weight in zip(table.columns, table.weights.tolist()):
+        for column, share in zip(table.columns, table.shares.tolist()):
             gradient = pixel_gradient(reward, image, column.text)
             if gradient is None:
                 return {}
             maps.append(heat(gradient, size))
-            gap = gap + weight * gradient
+            gap = gap + share * gradient
             on_progress(1)
         saliency[i] = torch.stack([*maps, heat(gap, size)] if table.has_gap else maps)
     return saliency

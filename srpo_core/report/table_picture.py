@@ -194,7 +194,8 @@ class Scale:
 
     def __post_init__(self):
         finite = self.values[self.values.isfinite()]
-        self.low, self.high = (finite.min().item(), finite.max().item()) if len(finite) else (0.0, 0.0)
+        self.low = finite.min().item() if len(finite) else 0.0
+        self.high = finite.max().item() if len(finite) else 0.0
         self.digits = digits_for(self.values)
 
     def share(self, value: float) -> float:

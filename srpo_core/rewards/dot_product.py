@@ -32,6 +32,7 @@ class DotProductReward:
         self,
         image_tower: nn.Module,
         text_tower: Callable[[], nn.Module],
+        *,
         tokenize: Callable[[list[str]], Tensor],
         pixels: Pixels,
         scale: float,

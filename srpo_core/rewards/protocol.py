@@ -36,6 +36,7 @@ def score_words(
     images: Tensor,
     positive: list[str],
     negative: list[str],
+    *,
     update: int,
     seeds: Sequence[int] = (),
 ) -> tuple[Tensor, Tensor]:

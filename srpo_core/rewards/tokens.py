@@ -78,7 +78,8 @@ def siglip_tokenizer(weights: Path, vocabulary: int, context: int) -> Tokenizer:
         raise ValueError(
             f"{file.name} can't be read as a tokenizer ({error}). {where_from(weights, second)}"
         ) from error
-    end, pad = (find(token) for token in (("<eos>", "<pad>") if second else ("</s>", "</s>")))
+    end = find("<eos>" if second else "</s>")
+    pad = find("<pad>" if second else "</s>")
     if end is None or pad is None or size > vocabulary:
         raise ValueError(
             f"{file.name} is the tokenizer of another model than {weights.name}: it has {size} tokens, and the model "
@@ -98,7 +99,8 @@ def siglip_tokenizer_file(weights: Path, second: bool) -> Path:
 
 
 def where_from(weights: Path, second: bool) -> str:
-    name, repo = ("tokenizer.json", "siglip2") if second else ("spiece.model", "siglip")
+    name = "tokenizer.json" if second else "spiece.model"
+    repo = "siglip2" if second else "siglip"
     return (
         f"Take {name} from the model's page, such as huggingface.co/google/{repo}-so400m-patch14-384, and put it "
         f"beside the weights as '{weights.stem}.{name}'."

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..algorithm.protocols import Dataset, PhotoDataset
-from ..checks import check_number, check_whole
+from ..checks import check_integer, check_number
 from ..seeds import derived_seed
 
 
@@ -39,7 +39,7 @@ class Batching:
     sampled_at_once: how many are rolled out together; `at_once` of them if that is more.
     pairs: how many pairs of branches one rollout serves, each at a noise level of its own; 1 as published.
     reuse: updates that the same prompts and their rollouts serve, at ever new noise levels; 1 as published.
-    photo_share: of the prompts, how many are photos instead, where there are both; spread evenly.
+    photo_share: the share of the prompts that are photos instead, where there are both; spread evenly.
     shared_noise: all prompts of an update take one noise, as published, in place of each its own.
     Raises ValueError, a sentence, for what is no number in its range.
     """
@@ -56,11 +56,11 @@ class Batching:
 
     def __post_init__(self):
         for name in ("batch", "at_once", "pairs", "reuse"):
-            check_whole(name, getattr(self, name), 1)
+            check_integer(name, getattr(self, name), 1)
         for side in self.shape:
-            check_whole("a side of the latent", side, 1)
-        check_whole("sampled_at_once", self.sampled_at_once, 0)
-        check_whole("seed", self.seed, 0, 2**64 - 1)
+            check_integer("a side of the latent", side, 1)
+        check_integer("sampled_at_once", self.sampled_at_once, 0)
+        check_integer("seed", self.seed, 0, 2**64 - 1)
         check_number("photo_share", self.photo_share, 0.0, 1.0)
 
 

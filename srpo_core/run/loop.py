@@ -4,8 +4,7 @@ import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from ..algorithm.objective import Objective
-from ..algorithm.protocols import Dataset, PhotoDataset
+from ..algorithm.protocols import Dataset, PhotoDataset, TrainingObjective
 from ..digest import digest
 from ..rewards import PreparedReward
 from .draws import Batching, Draw, draw_seed, draws_of, noise_seed
@@ -53,7 +52,7 @@ def prepare(run: Run, training: Training, updates: int) -> int:
     return end
 
 
-def texts_of(made: int, training: Training, objective: Objective) -> list[str]:
+def texts_of(made: int, training: Training, objective: TrainingObjective) -> list[str]:
     """All that a reward with this objective will be asked in the update after `made` others."""
     draws = draws_of(made, training.batching, training.dataset, training.photos)
     seeds = [draw_seed(training.batching, draw.number) for draw in draws]

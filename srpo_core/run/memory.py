@@ -92,7 +92,8 @@ class BlockBytes(NamedTuple):
 
 def over_blocks(before: int, blocks: Iterable[BlockBytes]) -> tuple[int, int]:
     """The peak of a forward and backward through blocks, and what is held between the two; `before` is there anyway."""
-    held = peak = before
+    held = before
+    peak = before
     for block in blocks:
         held += block.saved
         peak = max(peak, held + block.transient)
@@ -148,7 +149,7 @@ def sampled_together(rollout: StageBytes, resting: int, *, at_once: int, batch: 
 
     Together they fill a GPU better, and weights that don't fit there are fetched once for all. Those have the room
     first where they fit, and otherwise half of it.
-    rollout: of `at_once` pictures; resting: what of that is there for any number.
+    rollout: the bytes for `at_once` pictures; resting: those of them that are there for any number.
     """
     each = (rollout.working - resting) / at_once
     room = budget - resting - (rollout.weights if rollout.peak <= budget else budget / 2)

@@ -4,7 +4,7 @@ import importlib
 import json
 import math
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 
 from ..checks import is_number
 from ..files import parse_json
+from .settings import Settings
 
 BETAS = (0.9, 0.999)
 OPTIONAL: dict[
@@ -29,9 +30,29 @@ OPTIMIZERS = ("AdamW", *OPTIONAL)
 CHOSEN = ("params", "lr", "weight_decay", "betas", "eps", "fused")  # of an optimiser's groups: not from a file
 
 
-def make_optimizer(name: str, parameters: Iterable[Parameter], learning_rate: float, weight_decay: float) -> Optimizer:
-    """One of OPTIMIZERS. Raises ValueError for another, and ImportError, a sentence, where its package is missing."""
-    options: dict[str, Any] = {"lr": learning_rate, "weight_decay": weight_decay, "betas": BETAS}
+@runtime_checkable
+class ScheduleFree(Protocol):
+    """An optimiser that takes gradients at another point than its result."""
+
+    def train(self) -> Any:
+        """Move the parameters to where it takes gradients."""
+
+    def eval(self) -> Any:
+        """Move the parameters to its result."""
+
+
+def turn(optimizer: Optimizer, mode: Literal["train", "eval"]):
+    """Let the parameters of a schedule-free optimiser be where it takes gradients ("train"), or its result."""
+    if isinstance(optimizer, ScheduleFree):
+        optimizer.train() if mode == "train" else optimizer.eval()
+
+
+def make_optimizer(parameters: Iterable[Parameter], settings: Settings) -> Optimizer:
+    """The settings' optimiser. Raises ValueError if it is none of OPTIMIZERS, and ImportError, a sentence, where its
+    package is missing.
+    """
+    name = settings.optimizer
+    options: dict[str, Any] = {"lr": settings.learning_rate, "weight_decay": settings.weight_decay, "betas": BETAS}
     if name == "AdamW":
         parameters = list(parameters)
         # On a GPU by one kernel, which takes no memory.
@@ -49,11 +70,13 @@ def make_optimizer(name: str, parameters: Iterable[Parameter], learning_rate: fl
     return make(parameters, **options, **more)
 
 
-def learning_rate_factor(update: int, warmup: int, cosine_to: int) -> float:
+def learning_rate_factor(update: int, settings: Settings) -> float:
     """The factor of the learning rate in `update` (the first is 1): a line up over `warmup`, then half a cosine down.
 
     It reaches 0 after update `cosine_to`; 0 for that keeps the learning rate constant.
     """
+    warmup = settings.warmup
+    cosine_to = settings.cosine_to
     if update <= warmup:
         return update / (warmup + 1)
     if not cosine_to:
@@ -141,12 +164,10 @@ def _after_a_step(name: str, parameter: Parameter, value: float) -> Optimizer:
     """On a stand-in for the parameter that is `value` everywhere: one optimiser keeps less of what is 0."""
     stand_in = Parameter(torch.full_like(parameter, value, requires_grad=False))
     stand_in.grad = torch.full_like(stand_in, 0.5)
-    optimizer = make_optimizer(name, [stand_in], 1e-3, 0.0)
-    if hasattr(optimizer, "train"):
-        optimizer.train()
+    optimizer = make_optimizer([stand_in], Settings(optimizer=name, learning_rate=1e-3, weight_decay=0.0))
+    turn(optimizer, "train")
     optimizer.step()
-    if hasattr(optimizer, "eval"):
-        optimizer.eval()
+    turn(optimizer, "eval")
     return optimizer
 
 

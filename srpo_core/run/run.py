@@ -18,7 +18,7 @@ from .history import History, history_text, read_history
 from .opening import Identity, open_state
 from .settings import DEFAULT, Settings
 from .state import TrainState
-from .state_file import VERSION, described
+from .state_file import VERSION, names_digest
 
 log = logging.getLogger(__name__)
 
@@ -28,7 +28,7 @@ class Run(TrainState):
 
     Opening a folder that holds a run continues it; the state on disk is always that of a whole update.
     identity: what a run can't change and go on, by name, such as {"rank": "16"}; settings may change.
-    lock: of the folder, where others could write there too; nothing is written once it does not hold any more.
+    lock: the folder's, where others could write there too; nothing is written once it does not hold any more.
     on_trouble: called at once with a sentence, whenever something can't be written and training goes on; `troubles`
     are all of these.
     saved: how many updates are on disk. failed_saves: how many saves in a row failed. history: metrics of each update.
@@ -44,6 +44,7 @@ class Run(TrainState):
         folder: Path,
         parameters: dict[str, Parameter],
         settings: Settings = DEFAULT,
+        *,
         identity: Identity | None = None,
         lock: FolderLock | None = None,
     ):
@@ -164,7 +165,7 @@ class Run(TrainState):
 
     def _write_state(self, path: Path):
         tensors, header = self.contents()
-        header |= self.identity | {"version": str(VERSION), "data": self.data, "tensors": described(tensors)}
+        header |= self.identity | {"version": str(VERSION), "data": self.data, "tensors": names_digest(tensors)}
         header["settings"] = json.dumps(asdict(self.settings))
         save_file(tensors, path, header)
 

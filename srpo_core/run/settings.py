@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from ..checks import check_number, check_whole
+from ..checks import check_integer, check_number
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,9 +31,9 @@ class Settings:
         check_number("max_gradient_norm", self.max_gradient_norm, 1e-6)
         check_number("ema", self.ema, 0.0, 0.9999)
         for name in ("save_every", "keep_snapshots"):
-            check_whole(name, getattr(self, name), 1)
+            check_integer(name, getattr(self, name), 1)
         for name in ("warmup", "cosine_to", "snapshot_every"):
-            check_whole(name, getattr(self, name), 0)
+            check_integer(name, getattr(self, name), 0)
 
 
 DEFAULT = Settings()

@@ -13,7 +13,7 @@ from torch.nn import Parameter
 
 from ..algorithm.metrics import Summary
 from ..algorithm.terms import Spread
-from .optimizers import learning_rate_factor, make_optimizer, optimizer_state, restore_optimizer
+from .optimizers import ScheduleFree, learning_rate_factor, make_optimizer, optimizer_state, restore_optimizer, turn
 from .settings import Settings
 from .state_file import COUNTS, State, spreads_of
 
@@ -31,9 +31,7 @@ class TrainState:
     def __init__(self, parameters: dict[str, Parameter], settings: Settings):
         self.parameters = parameters
         self.settings = settings
-        self.optimizer = make_optimizer(
-            settings.optimizer, parameters.values(), settings.learning_rate, settings.weight_decay
-        )
+        self.optimizer = make_optimizer(parameters.values(), settings)
         self.ema = {name: begin_average(p) for name, p in parameters.items()} if settings.ema else {}
         self.updates = 0
         self.skipped = 0
@@ -43,17 +41,16 @@ class TrainState:
 
     @property
     def turns(self) -> bool:
-        """Whether the optimiser is schedule-free: it takes gradients at another point than its result."""
-        return hasattr(self.optimizer, "train")
+        """Whether the optimiser is schedule-free, so that `turn` changes parameters."""
+        return isinstance(self.optimizer, ScheduleFree)
 
     def turn(self, mode: Literal["train", "eval"]):
-        """Let the parameters of a schedule-free optimiser be where it takes gradients ("train"), or its result."""
-        if self.turns:
-            getattr(self.optimizer, mode)()
+        """See `optimizers.turn`."""
+        turn(self.optimizer, mode)
 
     def step(self):
         """One step of the optimiser, at the learning rate of the next update."""
-        factor = learning_rate_factor(self.updates + 1, self.settings.warmup, self.settings.cosine_to)
+        factor = learning_rate_factor(self.updates + 1, self.settings)
         for group in self.optimizer.param_groups:
             group["lr"] = factor * self.settings.learning_rate
         self.optimizer.step()

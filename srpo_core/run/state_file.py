@@ -20,7 +20,13 @@ from ..files import parse_json, read_safetensors
 VERSION = 1  # of what a state file holds
 COUNTS = ("updates", "skipped", "skipped_in_a_row")  # saved in the state's header
 WRITTEN = (*COUNTS, "version", "numbers", "spreads", "settings", "data", "tensors", "optimizer")  # in every header
-KINDS = ("adapter", "ema", "rollout", "optimizer", "optimizer_group")  # of tensors, each before a dot in their names
+TENSOR_GROUPS = (
+    "adapter",
+    "ema",
+    "rollout",
+    "optimizer",
+    "optimizer_group",
+)  # of tensors, each before a dot in their names
 FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 DTYPES = (*FLOATS, torch.uint8, torch.int8, torch.int32, torch.int64)  # those that optimisers keep
 ROLLOUT_DIMENSIONS = (3, 4)  # (C, H, W), and of a video (C, T, H, W)
@@ -36,7 +42,7 @@ class NewerState(ValueError):
     """A file of a newer version of this software: a sentence."""
 
 
-def described(tensors: dict[str, Tensor]) -> str:
+def names_digest(tensors: dict[str, Tensor]) -> str:
     """A digest of which tensors there are, for the header: none can be missing or added later."""
     return digest(sorted(tensors))
 
@@ -54,7 +60,7 @@ def read_state(file: Path) -> State:
         tensors, header = read_safetensors(file)
     _check_header(header)  # another process may have replaced the file between
     _check_names({name: tuple(tensor.shape) for name, tensor in tensors.items()})
-    if described(tensors) != header["tensors"]:
+    if names_digest(tensors) != header["tensors"]:
         raise SpoiltState("lacks tensors, or has some that no run put there")
     for name, tensor in tensors.items():
         if tensor.dtype not in DTYPES or name.startswith("rollout.") and tensor.dtype not in FLOATS:
@@ -145,7 +151,7 @@ def _check_names(shapes: dict[str, tuple[int, ...]]):
         raise SpoiltState("has a moving average of other parameters than its adapter's")
     for name, shape in shapes.items():
         kind = name.partition(".")[0]
-        if kind not in KINDS or kind == "optimizer" and name.split(".", 2)[-1] not in trained:
+        if kind not in TENSOR_GROUPS or kind == "optimizer" and name.split(".", 2)[-1] not in trained:
             raise SpoiltState(f"has a tensor {name[:80]!r}, which belongs to nothing in it")
         if kind == "rollout" and len(shape) not in ROLLOUT_DIMENSIONS:
             raise SpoiltState(f"has a rollout of shape {shape}")

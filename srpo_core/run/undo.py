@@ -66,9 +66,11 @@ class Undo:
         """Before the state is kept there is nothing to put back but the rollouts."""
         if self.to_last_save:
             return go_back(self.run)
+        rollouts = self.rollouts
         if self.copy:
             self.run.put_back(self.copy)
-        self.run.rollouts = self.rollouts
+            rollouts = {name: self.run.rollouts.get(name, latent) for name, latent in rollouts.items()}
+        self.run.rollouts = rollouts
 
 
 def copy_of(state: TrainState, in_place: bool = True) -> State | None:

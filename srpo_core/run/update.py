@@ -18,7 +18,7 @@ from ..algorithm.metrics import describe, summarise
 from ..algorithm.noise_levels import GRID, Branch, draw_position
 from ..algorithm.step import Compared, Noised, Score, first_answers, one_step_recover, score_recovered
 from ..algorithm.terms import Spread, Term
-from ..checks import check_whole
+from ..checks import check_integer
 from .draws import Draw, cond_of, draw_noise, draw_seed, draws_of, noise_seed, of_one_shape, shape_of
 from .rollouts import Group, groups_of
 from .run import Run
@@ -83,7 +83,7 @@ def make_update(run: Run, scores: Iterable[Score], prompts: int) -> dict[str, fl
     in a row, and after MAX_FAILED_SAVES failed saves. Raises ValueError, before anything is changed, for scores that
     are not of this run's adapter as it is now, and where there were gradients and none reached it.
     """
-    check_whole("prompts", prompts, 1)
+    check_integer("prompts", prompts, 1)
     run.check_whole()
     why_skipped = ""
     try:

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from ..algorithm.terms import Spread
 from ..checks import check_number
 
-WINDOW = 4  # updates: the means of the first and of the last ones are compared
+COMPARED_UPDATES = 4  # the means of so many, the first and the last ones, are compared
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +37,7 @@ def crossed(
 
     watching: the names of the rewards that only watch.
     """
-    if len(history) < 2 * WINDOW:
+    if len(history) < 2 * COMPARED_UPDATES:
         return {}
     found = {}
     gap, _ = change(history, "words_gap")
@@ -58,8 +58,8 @@ def crossed(
 
 
 def change(history: list[dict[str, float]], key: str) -> tuple[float, float]:
-    """The mean of the last WINDOW updates minus that of the first, and that of the first; NaN where there is none."""
-    first, last = (window_mean(part, key) for part in (history[:WINDOW], history[-WINDOW:]))
+    """The mean of the last COMPARED_UPDATES minus that of the first, and that of the first; NaN where there is none."""
+    first, last = (window_mean(part, key) for part in (history[:COMPARED_UPDATES], history[-COMPARED_UPDATES:]))
     return last - first, first
 
 

@@ -85,6 +85,7 @@ def train_flux(
     vae: "AutoencoderTiny",
     clip: "CLIPModel",
     tokenizer: "PreTrainedTokenizerFast",
+    *,
     scale: float = 1.0,
     seed: int = 3,
     steps: int = 8000,

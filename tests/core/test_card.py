@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from srpo_core.report.card import draw_card
-from srpo_core.report.compare import Comparison, Scores
+from srpo_core.report.compare import Comparison, PictureScores
 from srpo_core.report.compare_picture import draw_comparison
 from srpo_core.report.reward_table import Column, Table
 from srpo_core.report.sheet import printable
@@ -49,7 +49,7 @@ def table(name: str):
 
 
 def comparison(name: str):
-    scores = Scores(name, torch.tensor([[0.1, 0.2], [0.3, 0.1]]).double(), note=name)
+    scores = PictureScores(name, torch.tensor([[0.1, 0.2], [0.3, 0.1]]).double(), note=name)
     return draw_comparison(Comparison([name, "other"], [7], IMAGES, IMAGES, scores), note=name)
 
 

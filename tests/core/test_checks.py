@@ -14,7 +14,7 @@ from srpo_core.algorithm.guard import Guard
 from srpo_core.algorithm.noise_levels import Window
 from srpo_core.algorithm.objective import Objective, Strength
 from srpo_core.algorithm.terms import Term
-from srpo_core.checks import check_number, check_whole
+from srpo_core.checks import check_integer, check_number
 from srpo_core.run.draws import Batching
 from srpo_core.run.settings import Settings
 from srpo_core.run.watch import Limits
@@ -52,7 +52,7 @@ def test_a_value_that_is_no_number_is_refused_in_a_sentence(make, name, value):
 @given(st.one_of(st.floats(), st.integers(), st.booleans(), st.text(max_size=3)))
 def test_a_check_lets_through_what_is_in_the_range_and_nothing_else(value):
     number = type(value) in (int, float) and -2 <= value <= 3
-    for check, passes in ((check_number, number), (check_whole, number and type(value) is int)):
+    for check, passes in ((check_number, number), (check_integer, number and type(value) is int)):
         if passes:
             check("it", value, -2, 3)
         else:

@@ -8,7 +8,7 @@ import torch
 from tiny_world import TinyReward
 
 from srpo_core.algorithm.objective import Objective
-from srpo_core.report.compare import Comparison, Scores, plural, score
+from srpo_core.report.compare import Comparison, PictureScores, plural, score_pictures
 from srpo_core.report.compare_picture import LEAST_WIDTH, MOST, draw_comparison
 
 PROMPTS = ["a red circle", "a blue square", "a green star"]
@@ -40,7 +40,7 @@ def one_by_one(comparison, texts):
 
 def test_the_score_is_the_words_gap_of_all_words_and_of_the_pictures_own_prompt():
     comparison = compared()
-    scores = score(comparison, TinyReward(), OBJECTIVE)
+    scores = score_pictures(comparison, TinyReward(), OBJECTIVE)
     positive = one_by_one(comparison, lambda prompt: [f"{word}. {prompt}" for word in OBJECTIVE.positive])
     negative = one_by_one(comparison, lambda prompt: [f"{word}. {prompt}" for word in OBJECTIVE.negative])
     torch.testing.assert_close(scores.values, positive - negative, rtol=0, atol=1e-6)
@@ -50,7 +50,7 @@ def test_the_score_is_the_words_gap_of_all_words_and_of_the_pictures_own_prompt(
 
 def test_without_an_objective_the_prompt_alone_is_asked():
     comparison = compared()
-    scores = score(comparison, TinyReward(), None)
+    scores = score_pictures(comparison, TinyReward(), None)
     torch.testing.assert_close(scores.values, one_by_one(comparison, lambda prompt: [prompt]), rtol=0, atol=1e-6)
     assert (scores.name, scores.sign) == ("TinyReward", "")
 
@@ -63,7 +63,7 @@ def test_a_reward_without_text_gives_its_one_score():
             return images.mean((1, 2, 3))
 
     comparison = compared()
-    scores = score(comparison, Brightness(), OBJECTIVE)
+    scores = score_pictures(comparison, Brightness(), OBJECTIVE)
     expected = torch.stack([images.double().mean((1, 2, 3)) for images in (comparison.before, comparison.after)])
     torch.testing.assert_close(scores.values, expected, rtol=0, atol=1e-6)
     assert scores.name == "Brightness"
@@ -79,13 +79,13 @@ def test_all_texts_are_prepared_before_the_first_picture():
             assert set(texts) <= set(self.prepared)
 
     reward = Prepared()
-    score(compared(), reward, OBJECTIVE)
+    score_pictures(compared(), reward, OBJECTIVE)
     assert len(reward.prepared) == len(PROMPTS) * (1 + 3 + 2)
 
 
 def test_progress_counts_every_picture_and_what_it_raises_ends_the_work():
     done = []
-    score(compared(), TinyReward(), OBJECTIVE, on_progress=done.append)
+    score_pictures(compared(), TinyReward(), OBJECTIVE, on_progress=done.append)
     assert sum(done) == 2 * len(PROMPTS) * len(SEEDS)
 
     def cancel(_):
@@ -93,7 +93,7 @@ def test_progress_counts_every_picture_and_what_it_raises_ends_the_work():
 
     reward = TinyReward()
     with pytest.raises(InterruptedError):
-        score(compared(), reward, OBJECTIVE, on_progress=cancel)
+        score_pictures(compared(), reward, OBJECTIVE, on_progress=cancel)
     assert len(reward.asked) == 1
 
 
@@ -102,10 +102,10 @@ def test_one_sentence_says_what_changed():
     red = torch.tensor([0.8, 0.4, 0.4]).expand(2, 4, 4, 3)
     plain = Comparison(["a"], [0, 1], red, grey)
     assert plain.summary() == "2 pictures: saturation 0.50 -> 0.00"
-    scores = Scores("words-gap", torch.tensor([[-0.3, -0.1], [-0.1, 0.0]], dtype=torch.float64))
+    scores = PictureScores("words-gap", torch.tensor([[-0.3, -0.1], [-0.1, 0.0]], dtype=torch.float64))
     scored = Comparison(["a"], [0, 1], red, grey, scores)
     assert scored.summary() == "2 pictures: words-gap -0.200 -> -0.050, saturation 0.50 -> 0.00"
-    strange = Comparison(["a"], [0], red[:1], grey[:1], Scores("HPS", torch.tensor([[math.nan], [0.25]])))
+    strange = Comparison(["a"], [0], red[:1], grey[:1], PictureScores("HPS", torch.tensor([[math.nan], [0.25]])))
     assert strange.summary() == "1 picture: HPS NaN -> 0.2500, saturation 0.50 -> 0.00"
     assert (plural(1, "prompt"), plural(3, "prompt")) == ("1 prompt", "3 prompts")
 
@@ -129,7 +129,7 @@ def places(rows, columns, height=8, width=8, prompts=None):
     count = rows * columns
     colours = [[(200 + 50 * after, 3 * i, 250 - 3 * i) for i in range(count)] for after in (0, 1)]
     images = [flat(colour, height, width) for colour in colours]
-    scores = Scores("words-gap", torch.linspace(-1, 1, 2 * count).view(2, count))
+    scores = PictureScores("words-gap", torch.linspace(-1, 1, 2 * count).view(2, count))
     sheet = draw_comparison(Comparison(prompts or ["a"] * rows, list(range(columns)), *images, scores), "A note.")
     found = [where(sheet, colour) for half in colours for colour in half]
     sizes = {(int(y[1] - y[0]) + 1, int(x[1] - x[0]) + 1) for y, x in found}

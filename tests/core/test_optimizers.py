@@ -120,10 +120,11 @@ def test_a_run_of_a_gpu_goes_on_without_one_and_back():
 def test_resumed_equals_uninterrupted_in_bf16(name):
     start = torch.linspace(-1e-4, 1e-4, 64, dtype=torch.bfloat16)  # so small that Prodigy's first steps count
     parameters = [torch.nn.Parameter(start.clone()) for _ in range(2)]
-    straight, first = (make_optimizer(name, [p], RATE.get(name, 1e-2), 1e-2) for p in parameters)
+    chosen = Settings(optimizer=name, learning_rate=RATE.get(name, 1e-2), weight_decay=1e-2)
+    straight, first = (make_optimizer([p], chosen) for p in parameters)
     steps(straight, parameters[0], range(6))
     steps(first, parameters[1], range(3))
-    again = make_optimizer(name, [parameters[1]], RATE.get(name, 1e-2), 1e-2)
+    again = make_optimizer([parameters[1]], chosen)
     restore_optimizer(again, ["p"], *optimizer_state(first, ["p"]))
     steps(again, parameters[1], range(3, 6))
     assert torch.equal(*parameters) and not torch.equal(parameters[0], start)
@@ -151,7 +152,7 @@ def test_eight_bits_resume(tmp_path):
     moments = [state["state1"].dtype for state in straight.optimizer.state.values()]
     assert moments == [torch.uint8] * 2
     exact = torch.nn.Parameter(torch.linspace(-1, 1, 4096))
-    steps(make_optimizer("AdamW", [exact], 1e-2, 1e-4), exact, range(5))
+    steps(make_optimizer([exact], Settings(optimizer="AdamW", learning_rate=1e-2, weight_decay=1e-4)), exact, range(5))
     moved = exact.detach() - torch.linspace(-1, 1, 4096)
     assert (straight.parameters["p"].detach() - exact.detach()).norm() < 0.1 * moved.norm()
 
@@ -159,7 +160,7 @@ def test_eight_bits_resume(tmp_path):
 def after_steps(name, dtype, count=200, rate=1e-4, decay=0.0):
     """Where a parameter of 1 is after `count` steps against a gradient of 1."""
     parameter = torch.nn.Parameter(torch.ones(8, dtype=dtype))
-    optimizer = make_optimizer(name, [parameter], rate, decay)
+    optimizer = make_optimizer([parameter], Settings(optimizer=name, learning_rate=rate, weight_decay=decay))
     for _ in range(count):
         parameter.grad = torch.ones_like(parameter)
         optimizer.step()
@@ -189,7 +190,9 @@ def test_kahan_sums_are_adamw_in_fp32():
 def test_small_gradients_step_as_far():
     """Clipping to the published norm leaves a large model gradients of 1e-6 and less for each parameter."""
     parameter = torch.nn.Parameter(torch.zeros(8))
-    optimizer = make_optimizer("AdamW with Kahan sums", [parameter], 1e-3, 0.0)
+    optimizer = make_optimizer(
+        [parameter], Settings(optimizer="AdamW with Kahan sums", learning_rate=1e-3, weight_decay=0.0)
+    )
     parameter.grad = torch.full((8,), 1e-6)
     optimizer.step()
     assert parameter.detach().numpy() == pytest.approx(-1e-3, rel=0.02)
@@ -237,9 +240,15 @@ def test_a_moving_average_that_begins_later_begins_at_the_parameters(tmp_path):
 
 
 def test_learning_rate_factor():
-    assert [learning_rate_factor(u, 0, 0) for u in (1, 2, 100)] == [1, 1, 1]
-    assert [learning_rate_factor(u, 3, 0) for u in (1, 2, 3, 4, 5)] == [0.25, 0.5, 0.75, 1, 1]
-    cosine = [learning_rate_factor(u, 2, 6) for u in range(1, 9)]
+    assert [learning_rate_factor(u, Settings(warmup=0, cosine_to=0)) for u in (1, 2, 100)] == [1, 1, 1]
+    assert [learning_rate_factor(u, Settings(warmup=3, cosine_to=0)) for u in (1, 2, 3, 4, 5)] == [
+        0.25,
+        0.5,
+        0.75,
+        1,
+        1,
+    ]
+    cosine = [learning_rate_factor(u, Settings(warmup=2, cosine_to=6)) for u in range(1, 9)]
     expected = [1 / 3, 2 / 3, *(0.5 * (1 + math.cos(math.pi * t / 4)) for t in range(4)), 0, 0]
     assert cosine == pytest.approx(expected)
 
@@ -258,10 +267,10 @@ def test_refusals(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="made with optimizer AdamW, not Prodigy"):
         Run(tmp_path, world()["flow"].parameters, settings("Prodigy"))
     with pytest.raises(ValueError, match='no optimiser "SGDD": choose one of AdamW'):
-        make_optimizer("SGDD", [], 1e-3, 0.0)
+        make_optimizer([], Settings(optimizer="SGDD", learning_rate=1e-3, weight_decay=0.0))
     monkeypatch.setitem(sys.modules, "schedulefree", None)
     with pytest.raises(ImportError, match="pip install schedulefree"):
-        make_optimizer("schedule-free AdamW", [], 1e-3, 0.0)
+        make_optimizer([], Settings(optimizer="schedule-free AdamW", learning_rate=1e-3, weight_decay=0.0))
 
 
 def test_a_run_of_a_newer_version_is_left_alone(tmp_path, monkeypatch):

@@ -404,7 +404,7 @@ def test_latents_are_those_of_the_cropped_photos(tmp_path, store):
     thirds(300, 200).save(picture(tmp_path / "photos/a.png"))
     picture(tmp_path / "photos/b.png", 100, 100)
     dataset, left_out = encode(tmp_path / "photos", store)
-    dataset = Photos(dataset.encoded, dataset.captions, lambda latents: 2 * latents)
+    dataset = Photos(dataset.encoded, dataset.caption_dataset, lambda latents: 2 * latents)
     assert dataset.prompts == ["a", "b"] and left_out == []
     assert [dataset.shape(i) for i in (0, 1)] == [(3, 6, 10), (3, 8, 8)]
     expected = 2 * torch.nn.functional.avg_pool2d(cropped(tmp_path / "photos/a.png", (80, 48)), 8)
@@ -418,7 +418,7 @@ def test_only_what_is_asked_for_is_encoded(tmp_path, store, encoder):
     before = describe_data(dataset)
     assert encoder.calls == 0 and before.startswith("9 photos")
     dataset.prepare([7, 2, 7])
-    assert encoder.calls == 2 and dataset.captions.told == [7, 2]
+    assert encoder.calls == 2 and dataset.caption_dataset.told == [7, 2]
     dataset.latents([2, 7]), dataset.shape(7), dataset.prepare([2])
     assert encoder.calls == 2
     dataset.latents([0])
@@ -540,7 +540,7 @@ def test_the_next_photo_stands_in_for_one_that_turns_out_broken(tmp_path, store,
         assert dataset.prompts[index] == f"{stand_ins[index]:02}" and dataset.cond([index]) == [stand_ins[index]]
         assert torch.equal(dataset.latents([index]), dataset.latents([stand_ins[index]]))
         assert dataset.shape(index) == dataset.shape(stand_ins[index])
-    assert set(dataset.captions.told) == {stand_ins[index] for index in order}
+    assert set(dataset.caption_dataset.told) == {stand_ins[index] for index in order}
     assert len(dataset.prompts) == 5 and left_out == [] and describe_data(dataset) == before
     assert "can't be read" in caplog.text and "The next photo is taken in its place" in caplog.text
 

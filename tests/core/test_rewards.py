@@ -196,7 +196,9 @@ def test_a_reward_with_score_alone_is_asked_twice():
 
 def test_the_negative_of_a_reward_without_text_is_the_image_with_noise():
     images = pictures(2, 3, 8, 8)
-    first, again, later = (score_words(Sharpness(), images, ["a", "b"], ["c", "d"], update) for update in (1, 1, 2))
+    first, again, later = (
+        score_words(Sharpness(), images, ["a", "b"], ["c", "d"], update=update) for update in (1, 1, 2)
+    )
     torch.testing.assert_close(first[0], Sharpness().score(images, []))
     assert (first[1] > first[0]).all()  # noise is taken for detail here
     assert torch.equal(first[1], again[1]) and not torch.equal(first[1], later[1])

@@ -123,7 +123,7 @@ class Tower(nn.Module):
 
 
 def reward_of(slope, dtype):
-    reward = DotProductReward(Tower(slope).to(dtype), None, None, Pixels(224), 1.0)
+    reward = DotProductReward(Tower(slope).to(dtype), None, tokenize=None, pixels=Pixels(224), scale=1.0)
     reward.text_features = lambda texts: torch.nn.functional.normalize(torch.ones(len(texts), 256).cumsum(0).sin())
     return reward
 

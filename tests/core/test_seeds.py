@@ -14,7 +14,7 @@ from srpo_core.algorithm.noise_levels import draw_position
 from srpo_core.algorithm.objective import Objective
 from srpo_core.run.draws import Batching, draw_noise, draw_seed, draws_of, noise_seed, prompt_index
 from srpo_core.run.training import Training
-from srpo_core.seeds import FIRST_KEPT, NOISES, derived_seed
+from srpo_core.seeds import FIRST_RESERVED, NOISES, derived_seed
 
 DRAWS = 160  # of a run of 20 updates
 SEEDS = [0, 1, 2, 3, 99, 100, 101, 2**32, 2**32 + 1, 2**63, 2**63 + 1, 2**64 - 1]
@@ -57,7 +57,7 @@ def test_random_words_of_other_seeds_and_samples_differ():
 def test_a_draw_has_a_seed_that_can_be_typed_and_that_previews_never_take(seed, number):
     drawn = draw_seed(Batching(shape=SHAPE, seed=seed), number)
     assert drawn == draw_seed(Batching(shape=SHAPE, batch=3, seed=seed), number) == derived_seed("draw", seed, number)
-    assert 0 <= drawn < FIRST_KEPT < NOISES <= 2**53  # a browser rounds whole numbers beyond
+    assert 0 <= drawn < FIRST_RESERVED < NOISES <= 2**53  # a browser rounds whole numbers beyond
 
 
 def test_noise_levels_do_not_follow_from_the_order_in_which_they_are_asked():

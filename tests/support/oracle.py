@@ -58,7 +58,7 @@ class Oracle:
     def __init__(self, flux: FluxTransformer2DModel, adapter, dtype=torch.float32):
         import comfy.utils
 
-        self.flow = FluxFlow(flux.to(dtype), RANK, ALPHA, checkpointing=False)
+        self.flow = FluxFlow(flux.to(dtype), rank=RANK, alpha=ALPHA, checkpointing=False)
         sizes = {"depth": 2, "depth_single_blocks": 2, "hidden_size": 256}
         self.places = comfy.utils.flux_to_diffusers(sizes, output_prefix="diffusion_model.")
         with torch.no_grad():

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from ....srpo_core.checks import check_number, check_whole
+from ....srpo_core.checks import check_integer, check_number
 
 FULL = "full"
 KINDS = ("LoRA", "LoKr", "LoHa", "OFT", FULL)
@@ -31,9 +31,9 @@ class AdapterSettings:
     precision: str = "fp32"
 
     def __post_init__(self):
-        check_whole("rank", self.rank, 1, 1024)
+        check_integer("rank", self.rank, 1, 1024)
         check_number("alpha", self.alpha, 0.01, 1024.0)
-        check_whole("seed", self.seed, 0, 2**64 - 1)
+        check_integer("seed", self.seed, 0, 2**64 - 1)
 
     @property
     def whole_layers(self) -> bool:
