@@ -39,7 +39,7 @@ class Sized:
 class Store:
     """Latents on disk, caption_from_name after what they were made of: the picture's bytes, its size, the VAE.
 
-    encode: images (1, 3, H, W) in [0, 1] to latents (1, C, h, w). identity: of the VAE; another one, other files.
+    encode: images (1, 3, H, W) in [0, 1] to latents (1, C, h, w). identity: the VAE's; another one, other files.
     """
 
     folder: Path

@@ -17,7 +17,8 @@ from .reward_table import ask_for, digits_for, number, score_table
 class PictureScores:
     """The scores that a reward gave.
 
-    name: what the number is called. values: (2, N) float64, before and after; may hold NaN. note: what the number is, a sentence.
+    name: what the number is called. values: (2, N) float64, before and after; may hold NaN.
+    note: what the number is, a sentence.
     """
 
     name: str

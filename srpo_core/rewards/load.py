@@ -95,7 +95,7 @@ def load_reward(
 ) -> Reward:
     """The reward that a file holds, its image tower in memory; the text tower is read when texts are new.
 
-    dtype: that of the towers, float32 or bfloat16. hps: whether a CLIP is an HPS, scored by its bare cosine; None goes by
+    dtype: the towers', float32 or bfloat16. hps: whether a CLIP is an HPS, scored by its bare cosine; None goes by
     the file's name, as nothing in the file tells. activation: "gelu" or "quick_gelu"; "auto" takes what a config.json
     (transformers) or open_clip_config.json of this model beside the file says, else what models of its layout and
     size have. backbone: the file of the model that an aesthetic predictor sees through. condition: what MPS judges, of
