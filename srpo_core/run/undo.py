@@ -69,6 +69,7 @@ class Undo:
         rollouts = self.rollouts
         if self.copy:
             self.run.put_back(self.copy)
+            # A late copy has those of this update too.
             rollouts = {name: self.run.rollouts.get(name, latent) for name, latent in rollouts.items()}
         self.run.rollouts = rollouts
 
