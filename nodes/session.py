@@ -65,7 +65,8 @@ class Session:
         self.first = run.updates
         self.updates = updates
         started = time.monotonic()
-        run.on_trouble = self._say
+        node = self.node
+        run.on_trouble = lambda text: show_text(text, node)  # the run outlives the session, and would keep all of it
         try:
             train(run, self.training, updates, self._on_update)
         finally:

@@ -37,7 +37,7 @@ class Sized:
 
 @dataclass(frozen=True)
 class Store:
-    """Latents on disk, caption_from_name after what they were made of: the picture's bytes, its size, the VAE.
+    """Latents on disk, named after what they were made of: the picture's bytes, its size, the VAE.
 
     encode: images (1, 3, H, W) in [0, 1] to latents (1, C, h, w). identity: the VAE's; another one, other files.
     """

@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
-from PIL.TiffImagePlugin import TiffImageFile
 from torch import Tensor
 
 OF_PLUG_IN = (".heic", ".heif")
@@ -48,6 +47,8 @@ def nearest_shape(size: Size, sizes: list[Size]) -> Size:
 
 def upright_size(file: Path) -> Size:
     """The size of the picture as people see it, from its header alone. Raises UnusablePhoto for what is no picture."""
+    from PIL.TiffImagePlugin import TiffImageFile  # here, to keep the import of the pack short
+
     with opened(file) as image:
         size = image.size
         if isinstance(image, TiffImageFile):  # Pillow may have turned it already

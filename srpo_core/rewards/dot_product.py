@@ -28,6 +28,9 @@ class DotProductReward:
     place, on_text: a host that manages memory, or can be told to stop, sets its own.
     """
 
+    place: Placement = staticmethod(where_it_is)
+    on_text: OnText = staticmethod(unheard)
+
     def __init__(
         self,
         image_tower: nn.Module,
@@ -44,8 +47,6 @@ class DotProductReward:
         self.pixels = pixels
         self.scale = scale
         self.features = TextFeatures() if features is None else features
-        self.place: Placement = where_it_is
-        self.on_text: OnText = unheard
 
     def score(self, images: Tensor, texts: list[str]) -> Tensor:
         """See Reward."""

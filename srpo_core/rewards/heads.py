@@ -36,10 +36,11 @@ class AestheticReward:
 
     reads_text = False
 
+    place: Placement = staticmethod(where_it_is)
+
     def __init__(self, image_tower: Scorer, pixels: Pixels):
         self.image_tower = image_tower
         self.pixels = pixels
-        self.place: Placement = where_it_is
 
     def score(self, images: Tensor, texts: list[str]) -> Tensor:
         """See Reward. The texts are not read."""

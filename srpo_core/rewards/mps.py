@@ -38,6 +38,9 @@ class MPSReward:
     condition: one of CONDITIONS. place, on_text: as of DotProductReward.
     """
 
+    place: Placement = staticmethod(where_it_is)
+    on_text: OnText = staticmethod(unheard)
+
     def __init__(
         self,
         image_tower: MPSImage,
@@ -55,8 +58,6 @@ class MPSReward:
         self._texts: dict[str, Text] = {}
         self.condition = CONDITIONS[condition]
         self._condition: Tensor | None = None  # its tokens
-        self.place: Placement = where_it_is
-        self.on_text: OnText = unheard
 
     def score(self, images: Tensor, texts: list[str]) -> Tensor:
         """See Reward."""

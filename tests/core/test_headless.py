@@ -259,7 +259,7 @@ def test_without_adapter_puts_it_back():
 # The rollout
 
 
-def test_rollout_is_euler_on_the_shifted_batching():
+def test_rollout_is_euler_on_the_shifted_sigmas():
     flow = moved(FluxFlow(new_flux(), rank=2, steps=5, guidance=3.5, rollout_guidance=1.5))
     sigmas = [shift(1 - i / 5, math.exp(1.15)) for i in range(6)]
     x = X

@@ -151,6 +151,9 @@ def test_models_of_two_kinds_are_refused(pack, toy):
 class Captions:
     prompts = list(CAPTIONS)
 
+    def prepare(self, indices):
+        """There is nothing to encode."""
+
     def cond(self, indices):
         return indices
 

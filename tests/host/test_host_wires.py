@@ -73,7 +73,9 @@ def test_half_precision_latents_are_taken_to_fp32(pack, kind):
     noise = SimpleNamespace(seed=3, generate_noise=lambda latent: comfy.sample.prepare_noise(latent["samples"], 3))
     for position in (0, 900):
         inject = pack("nodes.steps").NoisePriorInject.execute
-        noised, start, _ = inject(toy, {"samples": samples}, noise, position, 0.9643, 0.75).args
+        noised, start, _ = inject(
+            model=toy, latent={"samples": samples}, noise=noise, position=position, sigma_max=0.9643, sigma_min=0.75
+        ).args
         exact = toy.model.process_latent_in(samples.float())
         assert noised.x0.dtype == noised.noise.dtype == start["samples"].dtype == torch.float32
         torch.testing.assert_close(noised.x0, exact, rtol=0, atol=1e-6)
