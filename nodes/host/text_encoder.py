@@ -112,8 +112,8 @@ def _check_not_scheduled(conditioning: list):
     """A prompt of a dataset is one conditioning, whatever the noise level."""
     if len(conditioning) > 1:
         raise ValueError(
-            f"The hooks of these text encoders change over the steps, which makes {len(conditioning)} conditionings of a "
-            "prompt, and training takes one: switch schedule_clip off in Set CLIP Hooks."
+            f"The hooks of these text encoders change over the steps, which makes {len(conditioning)} conditionings of "
+            "a prompt, and training takes one: switch schedule_clip off in Set CLIP Hooks."
         )
 
 
