@@ -147,9 +147,9 @@ class World:
 
     def clean(self):
         """Close the runs and forget what they wrote. Raises Found for numbers in it that are not finite."""
-        runs = pack_module("nodes.runs")
+        runs = pack_module("nodes.open_runs")
         for name in runs.open_names():
-            runs.close_trainer(name)
+            runs.close_run(name)
         output = self.base / "output"
         spoilt = [str(file.relative_to(output)) for file in output.rglob("*.safetensors") if not finite(file)]
         shutil.rmtree(output)

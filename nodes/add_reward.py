@@ -18,13 +18,15 @@ class AddReward(io.ComfyNode):
             display_name="Add Reward",
             category=CATEGORY,
             description="One more reward for SRPO Train, with words and strengths of its own. Where several train, "
-            "each is divided by the spread of what it has said, so that equal weights mean equal say. With the "
-            "weight 0 it only watches: an honest witness that the run can't please.",
+            "each is divided by the spread of its scores in the run, so that equal weights mean equal influence. With "
+            "the weight 0 it only watches: an honest witness that the run can't please.",
             inputs=[
                 RewardModelType.Input("reward", tooltip="The reward model."),
                 ObjectiveType.Input("objective", tooltip="Words and strengths for this reward."),
                 *weighing_inputs(),
-                RewardsType.Input("more_rewards", optional=True, tooltip="From another Add Reward, for a third one."),
+                RewardsType.Input(
+                    "more_rewards", optional=True, tooltip="The rewards of another Add Reward, for a third one."
+                ),
             ],
             outputs=[RewardsType.Output(display_name="more rewards")],
         )

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import comfy.model_management
 from comfy_api.latest import io
 
+from ..srpo_core.algorithm.objective import Objective
+from ..srpo_core.algorithm.protocols import Dataset
+from ..srpo_core.pictures import to_tensor
 from ..srpo_core.report.compare import Comparison, plural, score_pictures
 from ..srpo_core.report.compare_picture import draw_comparison
+from ..srpo_core.rewards import Reward
 from .checked import checked
 from .host.progress import Progress, show_text
-from .inputs import sampler_inputs, settings_of, size_inputs
-from .outputs import image_of, preview
+from .host.sampling import Sampling
+from .inputs import GUIDANCE, guidance_input, sampler_inputs, settings_of, size_inputs
+from .outputs import preview
 from .sockets import CATEGORY, DatasetType, ObjectiveType, RewardModelType
 
 if TYPE_CHECKING:
@@ -40,32 +44,29 @@ def check_models(before: ModelPatcher, after: ModelPatcher, vae: VAE):
     HostDecoder(vae, before)  # raises if the VAE is another model's
 
 
-def fixed_samples(model: ModelPatcher, seeds: list[int], given: SimpleNamespace) -> FixedSamples:
-    """The pictures of each model: of every prompt one with each of the seeds; their conditionings are there then."""
-    from .host.flow_model import Sampling, latent_shape
+def fixed_samples(
+    dataset: Dataset, prompts: int, seeds: list[int], *, sampling: Sampling, shape: tuple[int, int, int], at_once: int
+) -> FixedSamples:
+    """The pictures of each model: of every prompt one with each of the seeds; their conditionings are there then.
+
+    prompts: how many of the dataset's, from the first. shape: (C, H, W) of latents, `at_once` in one forward.
+    """
     from .host.samples import FixedSamples
 
-    sampling = settings_of(Sampling, vars(given))
-    shape = latent_shape(model, given.width, given.height)
-    prompts = len(given.dataset.prompts[: given.prompts])
+    prompts = min(prompts, len(dataset.prompts))
     indices = [i for i in range(prompts) for _ in seeds]
-    given.dataset.prepare(indices)
+    dataset.prepare(indices)
     return FixedSamples(
-        dataset=given.dataset,
-        sampling=sampling,
-        shape=shape,
-        indices=indices,
-        seeds=seeds * prompts,
-        at_once=given.at_once,
+        dataset=dataset, sampling=sampling, shape=shape, indices=indices, seeds=seeds * prompts, at_once=at_once
     )
 
 
-def note_of(comparison: Comparison, given: SimpleNamespace) -> str:
-    """How the pictures were made, for their sheet."""
+def note_of(comparison: Comparison, sampling: Sampling, size: str) -> str:
+    """How the pictures were made, for their sheet. size: as in "720x720"."""
     prompts = plural(len(comparison.prompts), "prompt")
-    made = f"{prompts} x {plural(len(comparison.seeds), 'seed')}, {given.width}x{given.height}"
-    steps = plural(given.steps, "step")
-    return f"{made}; {given.sampler_name}, {given.scheduler}, {steps}, guidance {given.guidance:g}."
+    made = f"{prompts} x {plural(len(comparison.seeds), 'seed')}, {size}"
+    steps = plural(sampling.steps, "step")
+    return f"{made}; {sampling.sampler_name}, {sampling.scheduler}, {steps}, guidance {sampling.guidance:g}."
 
 
 class Compare(io.ComfyNode):
@@ -99,14 +100,7 @@ class Compare(io.ComfyNode):
                     tooltip="The seed of each prompt's first picture; the next one has the next seed.",
                 ),
                 *sampler_inputs(),
-                io.Float.Input(
-                    "guidance",
-                    default=3.5,
-                    min=0.0,
-                    max=100.0,
-                    step=0.1,
-                    tooltip="FLUX guidance: what you sample with.",
-                ),
+                guidance_input("guidance", GUIDANCE, "FLUX guidance: what you sample with."),
                 io.Int.Input(
                     "at_once",
                     default=1,
@@ -131,27 +125,41 @@ class Compare(io.ComfyNode):
     @classmethod
     @checked
     def execute(
-        cls, model_before: ModelPatcher, model_after: ModelPatcher, vae: VAE, seeds: int, **inputs: Any
+        cls,
+        model_before: ModelPatcher,
+        model_after: ModelPatcher,
+        dataset: Dataset,
+        vae: VAE,
+        width: int,
+        height: int,
+        prompts: int,
+        seeds: int,
+        seed: int,
+        at_once: int,
+        reward: Reward | None,
+        objective: Objective | None,
+        **inputs: Any,
     ) -> io.NodeOutput:
+        from .host.flow_model import latent_shape
         from .host.samples import decode
 
-        given = SimpleNamespace(**inputs)
-        reward = given.reward
-        if given.objective is not None and reward is None:
+        if objective is not None and reward is None:
             raise ValueError("An objective is connected, but no reward to ask: connect a reward too, or neither.")
         check_models(model_before, model_after, vae)
-        numbers = [given.seed + i for i in range(seeds)]
-        samples = fixed_samples(model_before, numbers, given)
+        numbers = [seed + i for i in range(seeds)]
+        sampling = settings_of(Sampling, inputs)
+        shape = latent_shape(model_before, width, height)
+        samples = fixed_samples(dataset, prompts, numbers, sampling=sampling, shape=shape, at_once=at_once)
         on_progress = Progress(len(samples.indices) * (4 if reward is None else 6))
         latents = [samples.sample(model, on_progress) for model in (model_before, model_after)]
         before, after = (decode(vae, latent, on_progress) for latent in latents)
-        texts = given.dataset.prompts[: given.prompts]  # by now a photo that turned out broken has another's
+        texts = dataset.prompts[:prompts]  # by now a photo that turned out broken has another's
         comparison = Comparison(texts, numbers, before, after)
         if reward is not None:
             device = comfy.model_management.get_torch_device()
-            scores = score_pictures(comparison, reward, given.objective, device=device, on_progress=on_progress)
+            scores = score_pictures(comparison, reward, objective, device=device, on_progress=on_progress)
             comparison = replace(comparison, scores=scores)
-        sheet = image_of(draw_comparison(comparison, note_of(comparison, given)))
+        sheet = to_tensor(draw_comparison(comparison, note_of(comparison, sampling, f"{width}x{height}")))
         summary = comparison.summary()
         show_text(summary, cls.hidden.unique_id)
         return io.NodeOutput(sheet, comparison.before, comparison.after, ui=preview(sheet, summary, cls))

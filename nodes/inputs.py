@@ -9,20 +9,27 @@ from comfy_api.latest import io
 
 from ..srpo_core.algorithm.guard import Guard
 from ..srpo_core.algorithm.noise_levels import Window
+from ..srpo_core.algorithm.terms import Term
 from ..srpo_core.report.sheet import printable
 from ..srpo_core.run.watch import Limits
+from .host.sampling import Sampling
 
 WARN = "warn"  # at a limit
 STOP = "stop"
 WINDOW = Window()
+SIDE = 720  # of pictures, as published
+GUIDANCE = 3.5  # what FLUX is usually sampled with
 
 Kind = TypeVar("Kind")
 
 
 def settings_of(kind: type[Kind], inputs: Mapping[str, Any], /, **others: Any) -> Kind:
-    """Settings of this kind, a dataclass: its fields are the inputs of the same names, but for `others`."""
-    named = {field.name: inputs[field.name] for field in fields(kind) if field.name in inputs}
-    return kind(**named | others)
+    """Settings of this kind, a dataclass: its fields are the inputs of the same names, but for `others`.
+
+    Raises KeyError for a field that is neither.
+    """
+    named = {field.name: inputs[field.name] for field in fields(kind) if field.name not in others}
+    return kind(**named, **others)
 
 
 def window_inputs() -> list:
@@ -52,7 +59,7 @@ def weighing_inputs() -> list:
     return [
         io.Float.Input(
             "weight",
-            default=1.0,
+            default=Term.weight,
             min=0.0,
             max=100.0,
             step=0.01,
@@ -79,26 +86,35 @@ def check_window(sigma_max: float | None = None, sigma_min: float | None = None)
         Window(sigma_max=sigma_max, sigma_min=sigma_min)
 
 
-def size_inputs() -> list:
-    return [
-        io.Int.Input("width", default=720, min=16, max=4096, step=16, tooltip="Width of the pictures."),
-        io.Int.Input("height", default=720, min=16, max=4096, step=16, tooltip="Height of the pictures."),
-    ]
+def size_inputs(width: str = "Width of the pictures.", height: str = "Height of the pictures.") -> list:
+    """width, height: the tooltips."""
+    return [side_input("width", width), side_input("height", height)]
+
+
+def side_input(name: str, tooltip: str) -> io.Int.Input:
+    return io.Int.Input(name, default=SIDE, min=16, max=4096, step=16, tooltip=tooltip)
 
 
 def sampler_inputs() -> list:
     return [
         io.Combo.Input(
-            "sampler_name", options=comfy.samplers.SAMPLER_NAMES, default="euler", tooltip="Samples the pictures."
+            "sampler_name",
+            options=comfy.samplers.SAMPLER_NAMES,
+            default=Sampling.sampler_name,
+            tooltip="The sampler of the pictures.",
         ),
         io.Combo.Input(
             "scheduler",
             options=comfy.samplers.SCHEDULER_NAMES,
-            default="simple",
+            default=Sampling.scheduler,
             tooltip="The scheduler of the sampler.",
         ),
-        io.Int.Input("steps", default=25, min=1, max=1000, tooltip="Sampler steps of a picture."),
+        io.Int.Input("steps", default=Sampling.steps, min=1, max=1000, tooltip="Sampler steps of a picture."),
     ]
+
+
+def guidance_input(name: str, default: float, tooltip: str) -> io.Float.Input:
+    return io.Float.Input(name, default=default, min=0.0, max=100.0, step=0.1, tooltip=tooltip)
 
 
 def limit_inputs() -> list:

@@ -13,6 +13,8 @@ import folder_paths
 import torch
 from comfy_api.latest import io
 
+from ..srpo_core.rewards.activation import ACTIVATIONS
+from ..srpo_core.rewards.mps import CONDITIONS
 from .checked import answer_of, check_choice
 from .folders import cache_folder
 from .sockets import CATEGORY, RewardModelType
@@ -23,8 +25,7 @@ if TYPE_CHECKING:
 NONE = "none"
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 FAMILIES = {"auto": None, "HPS": True, "CLIP": False}
-ACTIVATIONS = ["auto", "gelu", "quick_gelu"]
-CONDITIONS = ["overall", "aesthetics", "quality", "semantic"]
+JUDGED = list(CONDITIONS)  # the first is the default
 ALSO = ("clip_vision", "text_encoders")  # where people keep such files too
 
 folder_paths.add_model_folder_path("rewards", str(Path(folder_paths.models_dir) / "rewards"))
@@ -135,7 +136,7 @@ class LoadReward(io.ComfyNode):
                 io.Combo.Input(
                     "file",
                     options=choices(),
-                    tooltip="From models/rewards, models/clip_vision or models/clip; published ones are listed too.",
+                    tooltip="A file of models/rewards, models/clip_vision or models/clip; published ones are listed.",
                 ),
                 io.Combo.Input(
                     "dtype",
@@ -151,7 +152,7 @@ class LoadReward(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "activation",
-                    options=ACTIVATIONS,
+                    options=list(ACTIVATIONS),
                     default="auto",
                     tooltip="auto: quick_gelu for sizes that OpenAI trained, else gelu. Choose gelu for LAION's L/14.",
                 ),
@@ -168,8 +169,8 @@ class LoadReward(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "condition",
-                    options=CONDITIONS,
-                    default=CONDITIONS[0],
+                    options=JUDGED,
+                    default=JUDGED[0],
                     optional=True,
                     tooltip="For MPS alone: what of a picture it judges.",
                 ),
@@ -193,15 +194,15 @@ class LoadReward(io.ComfyNode):
         activation: str,
         backbone: str,
         download: bool,
-        condition: str = CONDITIONS[0],
+        condition: str = JUDGED[0],
     ) -> io.NodeOutput:
         from ..srpo_core.rewards.load import load_reward
         from .host.reward import managed
 
         check_choice("dtype", dtype, ["auto", *DTYPES])
         check_choice("family", family, list(FAMILIES))
-        check_choice("activation", activation, ACTIVATIONS)
-        check_choice("condition", condition, CONDITIONS)
+        check_choice("activation", activation, list(ACTIVATIONS))
+        check_choice("condition", condition, JUDGED)
         cpu = comfy.model_management.get_torch_device().type == "cpu"
         reward = load_reward(
             fetched(file),

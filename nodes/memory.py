@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from comfy_api.latest import io
 
 from ..srpo_core.run.memory import AUTO, BY_HAND, CARDS, GB, MemoryUse
 from .host.progress import show_text
+from .inputs import settings_of
 
 if TYPE_CHECKING:
     from .host.memory_estimate import Workload
@@ -30,7 +31,7 @@ def memory_inputs() -> list:
         ),
         io.Boolean.Input(
             "park_inputs",
-            default=False,
+            default=MemoryUse.offload,
             optional=True,
             tooltip="The inputs of the blocks wait for the backward in RAM: a little slower, but frees about 1 GB at "
             "720x720.",
@@ -42,9 +43,14 @@ def memory_inputs() -> list:
             max=1024,
             optional=True,
             tooltip="How many pictures of a batch are sampled together, if more than at_once: a GPU does so faster, "
-            "above all where the model does not fit. memory chooses it on a GPU, but for by hand.",
+            "above all where the model does not fit. On a GPU it is chosen for you, unless memory is 'by hand'.",
         ),
     ]
+
+
+def memory_by_hand(*, at_once: int, batch: int, park_inputs: bool, **inputs: Any) -> MemoryUse:
+    """What the inputs of SRPO Train set; kept_blocks and sampled_at_once are among the others."""
+    return settings_of(MemoryUse, inputs, at_once=min(at_once, batch), offload=park_inputs)
 
 
 def plan_memory(node: str, memory: str, by_hand: MemoryUse, workload: Workload) -> MemoryPlan:

@@ -28,15 +28,15 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainerSettings:
-    """What is trained and how it steps. start_from: where a new run begins, as `begin_at` takes it; empty: nowhere."""
+class OpenRunSettings:
+    """What is trained and how it steps. start_from: where a new run begins, as `fork_from` takes it; empty: nowhere."""
 
     adapter: AdapterSettings
     run: Settings
     start_from: str = ""
 
 
-class Trainer:
+class OpenRun:
     """An open run on a MODEL.
 
     base, model: the MODEL without and with the adapter. run: the core's Run. left_out: a sentence about what of the
@@ -45,8 +45,8 @@ class Trainer:
 
     left_out = ""
 
-    def __init__(self, name: str, base: ModelPatcher, settings: TrainerSettings, save_open: Callable[[str], None]):
-        """save_open: see `begin_at`."""
+    def __init__(self, name: str, base: ModelPatcher, settings: OpenRunSettings, save_open: Callable[[str], None]):
+        """save_open: see `fork_from`."""
         from .host.adapters.adapter import Adapter
 
         self.name = name
@@ -65,7 +65,7 @@ class Trainer:
             raise
         self.take(base)
 
-    def made_with(self, base: ModelPatcher, settings: TrainerSettings) -> bool:
+    def made_with(self, base: ModelPatcher, settings: OpenRunSettings) -> bool:
         """Whether this run can go on with that MODEL, whatever else it carries, and with those settings."""
         same = self.settings.adapter == settings.adapter and self.run.settings == settings.run
         return same and self.base.model is base.model and self.adapter.fits(base)
@@ -80,9 +80,9 @@ class Trainer:
         folder = run_folder(self.name)
         adapter = self.settings.adapter
         start_from = self.settings.start_from
-        began = begin_at(self.name, start_from, adapter.start_lora, save_open)
+        began = fork_from(self.name, start_from, adapter.start_lora, save_open)
         try:
-            self._start()
+            self._load_start_lora()
             return Run(folder, self.adapter.parameters, self.settings.run, identity=adapter.identity(), lock=self.lock)
         except BaseException as error:
             if began:
@@ -108,14 +108,14 @@ class Trainer:
         else:
             log.warning('The run "%s" is closed as it was saved, at update %d.', self.name, self.run.saved)
         self.lock.release()
-        self.run.optimizer.state.clear()  # for as long as there is RAM, ComfyUI's cache keeps this trainer
+        self.run.optimizer.state.clear()  # for as long as there is RAM, ComfyUI's cache keeps this object
         self.run.ema.clear()
 
     @property
     def _folder(self) -> Path:
         return model_folder(self.name) if self.settings.adapter.whole_layers else lora_folder(self.name)
 
-    def _start(self):
+    def _load_start_lora(self):
         from .host.adapters.start_lora import start_at
 
         name = self.settings.adapter.start_lora
@@ -158,7 +158,7 @@ class Trainer:
             self.run.write_aside(file, lambda path: comfy.utils.save_torch_file(state, str(path), metadata))
 
 
-def begin_at(name: str, start_from: str, start_lora: str, save_open: Callable[[str], None]) -> bool:
+def fork_from(name: str, start_from: str, start_lora: str, save_open: Callable[[str], None]) -> bool:
     """Let a run that is new begin where another is, or was: "its name", or "its name@update" for a snapshot.
 
     For who holds the run's lock. save_open: saves the run of a name, if it is open. Returns whether the run begins

@@ -4,14 +4,6 @@ import math
 
 import torch
 from comfy_api.latest import io, ui
-from PIL.Image import Image
-
-from ..srpo_core.pictures import to_tensor
-
-
-def image_of(picture: Image) -> torch.Tensor:
-    """An IMAGE of the host: (1, H, W, 3) float32 in [0, 1]."""
-    return to_tensor(picture)
 
 
 def preview(image: torch.Tensor, text: str, node: type[io.ComfyNode]) -> dict:

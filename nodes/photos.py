@@ -21,6 +21,7 @@ from ..srpo_core.digest import digest
 from .checked import answer_of, checked
 from .folders import cache_folder
 from .host.progress import Progress, Steps, show_text
+from .inputs import size_inputs
 from .prompts import Prompts
 from .sockets import CATEGORY, DatasetType
 
@@ -46,7 +47,7 @@ def for_model(dataset: Dataset | None, model: ModelPatcher) -> Dataset | None:
 
 
 def store_of(vae: VAE | None) -> Store:
-    """Where latents of this VAE are kept. Raises ValueError for none, and for a VAE of anything but pictures."""
+    """The store of this VAE's latents. Raises ValueError for none, and for a VAE of anything but pictures."""
     if vae is None:
         raise ValueError("There is no VAE: the file that vae comes from has none. Use Load VAE.")
     vae.throw_exception_if_invalid()
@@ -82,7 +83,7 @@ def check_photos(name: str):
         scan_folder(folder)
 
 
-def summary(photos: list[Sized], left_out: list[str], found: FolderScan, default_caption: str = "") -> str:
+def photos_summary(photos: list[Sized], left_out: list[str], found: FolderScan, default_caption: str = "") -> str:
     """What the dataset is, and what was not understood in its folder, for the node to show."""
     sentences = [f"{len(photos)} photos in {len({photo.size for photo in photos})} sizes."]
     sentences += found.notes(default_caption)
@@ -119,15 +120,10 @@ class PhotosNode(io.ComfyNode):
                     options=folder_paths.get_input_subfolders(),
                     tooltip="A folder in ComfyUI's input folder. A caption is in the .txt beside its picture.",
                 ),
-                io.Int.Input(
-                    "width",
-                    default=720,
-                    min=16,
-                    max=4096,
-                    step=16,
-                    tooltip="With height, the area that photos are shrunk to; each keeps about its own shape.",
+                *size_inputs(
+                    "With height, the area that photos are shrunk to; each keeps about its own shape.",
+                    "With width, the area that photos are shrunk to; each keeps about its own shape.",
                 ),
-                io.Int.Input("height", default=720, min=16, max=4096, step=16, tooltip="See width."),
                 io.String.Input(
                     "default_caption",
                     default="",
@@ -161,7 +157,7 @@ class PhotosNode(io.ComfyNode):
         photos, left_out = measure_all(found.photos, sizes, Progress(len(found.photos)))
         latents = Latents(photos, store, Steps())
         prompts = Prompts(latents.captions, Encoded(clip, latents.captions, cache_folder("prompts")))
-        text = summary(photos, left_out, found, default_caption)
+        text = photos_summary(photos, left_out, found, default_caption)
         log.info("%s: %s", folder, text)
         show_text(text, cls.hidden.unique_id)
         return io.NodeOutput(Photos(latents, prompts))

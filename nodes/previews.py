@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from comfy.model_patcher import ModelPatcher
     from comfy.sd import VAE
 
-    from .host.flow_model import Sampling
-    from .open_run import Trainer
+    from .host.samples import FixedSamples
+    from .open_run import OpenRun
 
 LARGEST_SEED = 2**64 - 1
 
@@ -37,24 +37,23 @@ def previewed(dataset: Dataset, count: int) -> list[int]:
     return [i % len(dataset.prompts) for i in range(count)]
 
 
+def seeds_of(typed: Sequence[int], count: int) -> list[int]:
+    """The seeds of `count` previews: the typed ones, taken around again where there are fewer.
+
+    Where there are none, previews begin from noise that training never draws; one that is typed may be among
+    training's, and repeats another from 2**32 on (see seeds.py).
+    """
+    seeds = typed or range(FIRST_RESERVED, FIRST_RESERVED + count)
+    return [seeds[i % len(seeds)] for i in range(count)]
+
+
 @dataclass(frozen=True, kw_only=True)
 class PreviewSettings:
-    """Which samples a run shows of itself, and how often.
+    """Which samples a run shows of itself. vae: decodes them. every: updates between two pictures on the node."""
 
-    dataset: of which the first `count` prompts are shown. vae: decodes them. shape: (C, H, W) of latents, `at_once` in
-    one forward. every: updates between two pictures on the node.
-    seeds: of the samples, taken around again where there are fewer. Where there are none, they begin from noise that
-    training never draws; one that is given may be among training's, and repeats another from 2**32 on (see seeds.py).
-    """
-
-    dataset: Dataset
+    samples: FixedSamples
     vae: VAE
-    sampling: Sampling
-    shape: tuple[int, int, int]
-    at_once: int = 1
-    count: int = 4
     every: int = 5
-    seeds: Sequence[int] = ()
 
 
 class Previews:
@@ -63,31 +62,18 @@ class Previews:
     Those of now are of the run's moving average, if it has one.
     """
 
-    def __init__(self, trainer: Trainer, settings: PreviewSettings):
-        from .host.samples import FixedSamples
-
-        dataset = settings.dataset
-        count = settings.count
-        indices = previewed(dataset, count)
-        dataset.prepare(indices)
-        seeds = settings.seeds or range(FIRST_RESERVED, FIRST_RESERVED + count)
-        self.samples = FixedSamples(
-            dataset=dataset,
-            sampling=settings.sampling,
-            shape=settings.shape,
-            indices=indices,
-            seeds=[seeds[i % len(seeds)] for i in range(count)],
-            at_once=settings.at_once,
-        )
-        self.trainer = trainer
-        self.vae = settings.vae
-        self.before = self._sample(trainer.base)
+    def __init__(self, opened: OpenRun, settings: PreviewSettings):
+        samples = settings.samples
+        samples.dataset.prepare(samples.indices)
+        self.opened = opened
+        self.settings = settings
+        self.before = self._sample(opened.base)
 
     def now(self) -> torch.Tensor:
-        with self.trainer.run.averaged():
-            return self._sample(self.trainer.model)
+        with self.opened.run.averaged():
+            return self._sample(self.opened.model)
 
     def _sample(self, model: ModelPatcher) -> torch.Tensor:
         from .host.samples import decode
 
-        return decode(self.vae, self.samples.sample(model))
+        return decode(self.settings.vae, self.settings.samples.sample(model))

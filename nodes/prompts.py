@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import folder_paths
 import torch
@@ -29,15 +29,21 @@ NO_FILE = "none"
 CHECKED = 200_000  # characters that are looked at before a workflow is queued, while the server waits; the rest follows
 
 
+class EncodedPrompts(Protocol):
+    """The CONDITIONING of each prompt, which is encoded when it is first asked for."""
+
+    def prepare(self, indices: list[int]):
+        """Encode those that are not yet, all at once."""
+
+    def __getitem__(self, index: int) -> list: ...
+
+
 @dataclass(frozen=True)
 class Prompts:
-    """Prompts and the CONDITIONING of each, as the core's Dataset.
-
-    conditioning: what encodes them when they are asked for has `prepare(indices)`.
-    """
+    """Prompts and the CONDITIONING of each, as the core's Dataset."""
 
     prompts: list[str]
-    conditioning: Sequence[list]
+    conditioning: EncodedPrompts
 
     def content(self) -> list[str]:
         return self.prompts
@@ -104,7 +110,7 @@ def check(text: Sequence[str], file: str):
     check_prompts(joined if whole else joined[:CHECKED].rpartition("\n")[0] or joined[:CHECKED], whole=whole)
 
 
-def summary(prompts: Sequence[str]) -> str:
+def prompts_summary(prompts: Sequence[str]) -> str:
     """What the node says of its prompts."""
     text = f"{len(prompts):,} prompts." if len(prompts) > 1 else "1 prompt."
     bracketed = [prompt for prompt in prompts if "[" in prompt and "]" in prompt]
@@ -199,7 +205,7 @@ class PromptsNode(io.ComfyNode):
         prompts = choose(text, file[0], texts)
         dataset = Prompts(prompts, Encoded(clip[0], prompts, cache_folder("prompts")))
         if cls.hidden:  # none where it is called outside of a queued prompt
-            show_text(summary(prompts), cls.hidden.unique_id)
+            show_text(prompts_summary(prompts), cls.hidden.unique_id)
         return io.NodeOutput(dataset)
 
 

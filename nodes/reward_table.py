@@ -7,13 +7,14 @@ import torch
 from comfy_api.latest import io
 
 from ..srpo_core.algorithm.objective import parse_words
+from ..srpo_core.pictures import to_tensor
 from ..srpo_core.report.reward_table import MAPPED, ask_for, check_table_words, find_saliency, score_table
 from ..srpo_core.report.sheet import thumbnail_size
 from ..srpo_core.report.table_picture import LARGE, ROWS, draw_table
 from ..srpo_core.rewards import Reward, name_of
 from .checked import answer_of, checked
 from .host.progress import Progress, show_text
-from .outputs import image_of, preview
+from .outputs import preview
 from .sockets import CATEGORY, RewardModelType
 
 log = logging.getLogger(__name__)
@@ -104,7 +105,7 @@ class RewardTable(io.ComfyNode):
             saliency = find_saliency(reward, images, table, size, device=device, on_progress=on_progress)
             if not saliency:
                 log.warning("%s has no gradient at the pixels: there are no maps to show.", name_of(reward))
-        sheet = image_of(draw_table(images, table, saliency, prompt=prompt, reward=name_of(reward)))
+        sheet = to_tensor(draw_table(images, table, saliency, prompt=prompt, reward=name_of(reward)))
         first = table.ranking[:best]
         lines = table.lines()
         shown = "\n".join([*lines[:ROWS], *[f"and {len(lines) - ROWS} more"] * (len(lines) > ROWS)])

@@ -17,8 +17,8 @@ from ..srpo_core.run.training import Training
 from ..srpo_core.run.watch import Limits, crossed
 from .host.progress import show_text
 from .inputs import STOP
-from .messages import summary, warning
-from .open_run import Trainer
+from .messages import training_summary, warning
+from .open_run import OpenRun
 from .photos import replaced
 from .previews import Previews, PreviewSettings
 
@@ -33,61 +33,61 @@ class Pictures(NamedTuple):
 class Session:
     """Trains a run further, and shows on the node what becomes of it.
 
-    The samples before training are made with the session. at_limit: STOP ends the training at one of the `limits`; WARN
-    goes on. node: the id of the node that shows everything.
+    The samples before training are made with the session. updates: how many more to make. at_limit: STOP
+    ends the training at one of the `limits`; WARN goes on. node: the id of the node that shows everything.
     """
 
     def __init__(
         self,
-        trainer: Trainer,
+        opened: OpenRun,
         training: Training,
         *,
+        updates: int,
         previews: PreviewSettings,
         limits: Limits,
         at_limit: str,
         node: str,
     ):
-        self.trainer = trainer
+        self.opened = opened
         self.training = training
-        self.every = previews.every
+        self.updates = updates
         self.limits = limits
         self.at_limit = at_limit
         self.node = node
-        self.samples = Previews(trainer, previews)
+        self.previews = Previews(opened, previews)
+        self.first = opened.run.updates
+        self.bar = comfy.utils.ProgressBar(updates)
 
-    def run(self, updates: int) -> Pictures:
-        """Make `updates` more updates, or fewer where a limit ends them, save what was learned and say how it went.
+    def run(self) -> Pictures:
+        """Make the updates, or fewer where a limit ends them, save what was learned and say how it went.
 
         What was learned is saved, too, where the user cancels or anything fails. Raises as the core's `train` does.
         """
-        run = self.trainer.run
-        self.bar = comfy.utils.ProgressBar(updates)
-        self.first = run.updates
-        self.updates = updates
+        run = self.opened.run
         started = time.monotonic()
         node = self.node
         run.on_trouble = lambda text: show_text(text, node)  # the run outlives the session, and would keep all of it
         try:
-            train(run, self.training, updates, self._on_update)
+            train(run, self.training, self.updates, self._on_update)
         finally:
             if run.updates > self.first:
-                lora = self.trainer.save_lora()
-        after = self.samples.now()
+                lora = self.opened.save_lora()
+        after = self.previews.now()
         card = self._draw_card(after)
-        self._show(updates, card)  # else the node goes on to show the last preview
+        self._show(self.updates, card)  # else the node goes on to show the last preview
         self._say(self._report(time.monotonic() - started, lora))
-        return Pictures(torch.cat([self.samples.before, after]), card)
+        return Pictures(torch.cat([self.previews.before, after]), card)
 
     def _on_update(self, metrics: dict[str, float]) -> bool:
         """Whether the training ends here."""
         comfy.model_management.throw_exception_if_processing_interrupted()
-        run = self.trainer.run
+        run = self.opened.run
         every = run.settings.snapshot_every
         if every and metrics["update"] % every == 0:
-            self.trainer.save_lora()
+            self.opened.save_lora()
         made = run.updates - self.first
-        due = run.updates % self.every == 0 and made < self.updates
-        self._show(made, self._draw_card(self.samples.now()) if due else None)
+        due = run.updates % self.previews.settings.every == 0 and made < self.updates
+        self._show(made, self._draw_card(self.previews.now()) if due else None)
         reached = self._reached()
         if reached:
             self._say(reached)
@@ -95,21 +95,21 @@ class Session:
 
     def _reached(self) -> str:
         """The sentence that says which limits the run has crossed; empty if none."""
-        run = self.trainer.run
+        run = self.opened.run
         watching = [term.name for term in self.training.terms if not term.weight]
         reached = crossed(run.history, self.limits, watching, run.spreads)
         return warning(run.updates, reached) if reached else ""
 
     def _report(self, seconds: float, lora: Path) -> str:
-        run = self.trainer.run
-        text = summary(self.trainer, run.updates - self.first, seconds, lora)
+        run = self.opened.run
+        text = training_summary(self.opened, run.updates - self.first, seconds, lora)
         text += replaced(self.training.dataset, self.training.photos)
         return " ".join(filter(None, [text, self._reached(), *run.troubles]))
 
     def _draw_card(self, now: torch.Tensor) -> Image:
         """Samples before and now beside the curves; also a file in the run's folder."""
-        run = self.trainer.run
-        card = draw_card(self.samples.before, now, run.history, f"{self.trainer.name}, update {run.updates}")
+        run = self.opened.run
+        card = draw_card(self.previews.before, now, run.history, f"{self.opened.name}, update {run.updates}")
         file = run.folder / "samples" / f"{run.updates:06d}.png"
         run.write_aside(file, lambda path: card.save(path, "PNG"))
         return card

@@ -12,7 +12,7 @@ from ..srpo_core.algorithm.step import Noised, Recovered, Score
 if TYPE_CHECKING:
     from comfy.model_patcher import ModelPatcher
 
-TrainerType = io.Custom("SRPO_TRAINER")  # open_run.Trainer
+TrainerType = io.Custom("SRPO_TRAINER")  # open_run.OpenRun
 DatasetType = io.Custom("SRPO_DATASET")  # prompts.Prompts or srpo_core.data.photo_latents.Photos
 ObjectiveType = io.Custom("SRPO_OBJECTIVE")  # srpo_core.algorithm.objective.Objective
 RewardModelType = io.Custom("SRPO_REWARD_MODEL")  # srpo_core.rewards.Reward

@@ -19,8 +19,8 @@ from ..srpo_core.seeds import derived_seed
 from .checked import answer_of, checked
 from .host.progress import show_text
 from .inputs import check_window, reward_name, weighing_inputs, window_inputs
-from .open_run import Trainer
-from .runs import trainer_of
+from .open_run import OpenRun
+from .open_runs import run_of
 from .sockets import (
     CATEGORY,
     BothRecovered,
@@ -120,7 +120,7 @@ class OneStepRecover(io.ComfyNode):
             inputs=[
                 io.Model.Input("model", tooltip="The MODEL of SRPO Trainer, to train; any flow model, to look."),
                 io.Conditioning.Input("positive", tooltip="The prompt, with FluxGuidance (3.5 as published)."),
-                NoisedType.Input("noised", tooltip="From Noise-Prior Inject."),
+                NoisedType.Input("noised", tooltip="The noised latents of Noise-Prior Inject."),
             ],
             outputs=[
                 RecoveredType.Output(display_name="recovered"),
@@ -135,14 +135,14 @@ class OneStepRecover(io.ComfyNode):
         from .host.patcher.carried import latent_out
 
         flow = HostFlow(model)
-        trainer = trainer_of(model)
-        if trainer:
+        opened = run_of(model)
+        if opened:
             branch = noised.branches[0]
             x = inject(noised.x0, noised.noise, branch.sigma_in)
-            check_once(trainer.run.checked, flow, positive, lambda: (x[:1], branch.sigma_in[:1]))
+            check_once(opened.run.checked, flow, positive, lambda: (x[:1], branch.sigma_in[:1]))
         recovered = {branch.name: one_step_recover(flow, positive, noised, branch) for branch in noised.branches}
         latents = [{"samples": latent_out(model, r.value)} for r in recovered.values()]
-        update = trainer.run.updates + 1 if trainer else 1
+        update = opened.run.updates + 1 if opened else 1
         return io.NodeOutput(BothRecovered(model, noised, recovered, update), *latents)
 
 
@@ -158,7 +158,7 @@ class RewardNode(io.ComfyNode):
             inputs=[
                 RewardModelType.Input("reward", tooltip="The reward model."),
                 io.Vae.Input("vae", tooltip="The VAE that belongs to the model."),
-                RecoveredType.Input("recovered", tooltip="From One-Step Recover."),
+                RecoveredType.Input("recovered", tooltip="The recovered latents of One-Step Recover."),
                 ObjectiveType.Input("objective", tooltip="Words and strengths."),
                 io.String.Input(
                     "prompt", multiline=True, tooltip="The prompt of the picture; words are put before it."
@@ -168,7 +168,7 @@ class RewardNode(io.ComfyNode):
                     "normalise",
                     default=False,
                     optional=True,
-                    tooltip="Divide the loss by the spread of what this reward has said in the run, so that rewards of "
+                    tooltip="Divide the loss by the spread of this reward's scores in the run, so that rewards of "
                     "other units weigh alike. For several rewards on one picture.",
                 ),
             ],
@@ -227,7 +227,7 @@ class TrainStep(io.ComfyNode):
                 io.Autogrow.Input(
                     "rewards",
                     template=io.Autogrow.TemplatePrefix(
-                        RewardType.Input("reward", tooltip="What one reward said of one picture."),
+                        RewardType.Input("reward", tooltip="The scores of one picture by one reward."),
                         prefix="reward",
                         min=1,
                         max=16,
@@ -242,7 +242,7 @@ class TrainStep(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, trainer: Trainer, rewards: dict[str, Rewarded]) -> io.NodeOutput:
+    def execute(cls, trainer: OpenRun, rewards: dict[str, Rewarded]) -> io.NodeOutput:
         scores = [score for rewarded in rewards.values() if not rewarded.normalised for score in rewarded.scores]
         scaled = [score for rewarded in rewards.values() if rewarded.normalised for score in rewarded.scores]
         scores += normalise(scaled, trainer.run.spreads)

@@ -2,37 +2,37 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from comfy_api.latest import io, ui
 
-from ..srpo_core.algorithm.guard import Guard
-from ..srpo_core.algorithm.noise_levels import Window
-from ..srpo_core.algorithm.terms import Term, combine
+from ..srpo_core.algorithm.protocols import Dataset
+from ..srpo_core.pictures import to_tensor
 from ..srpo_core.run.draws import Batching
-from ..srpo_core.run.loop import prepare_data
 from ..srpo_core.run.memory import MemoryUse
-from ..srpo_core.run.training import Training
-from ..srpo_core.run.watch import Limits
 from .checked import answer_of, checked
+from .host.sampling import Sampling
 from .inputs import (
+    GUIDANCE,
     check_window,
     guard_inputs,
+    guidance_input,
     limit_inputs,
     sampler_inputs,
     settings_of,
     size_inputs,
     window_inputs,
 )
-from .memory import memory_inputs, plan_memory
-from .open_run import Trainer
-from .outputs import image_of, loss_map
-from .photos import for_model
-from .previews import PreviewSettings, parse_seeds, previewed
+from .memory import memory_inputs
+from .open_run import OpenRun
+from .outputs import loss_map
+from .previews import PreviewSettings, parse_seeds, previewed, seeds_of
 from .session import Session
 from .sockets import CATEGORY, DatasetType, ObjectiveType, RewardModelType, RewardsType, TrainerType
+from .training import limits_of, training_of
+
+if TYPE_CHECKING:
+    from comfy.sd import VAE
 
 
 class TrainNode(io.ComfyNode):
@@ -51,7 +51,7 @@ class TrainNode(io.ComfyNode):
             inputs=[
                 TrainerType.Input("trainer", tooltip="The run to train."),
                 DatasetType.Input(
-                    "dataset", tooltip="From SRPO Prompts, or from SRPO Photos to train without rollouts."
+                    "dataset", tooltip="The dataset of SRPO Prompts, or of SRPO Photos to train without rollouts."
                 ),
                 io.Vae.Input("vae", tooltip="The VAE that belongs to the model."),
                 RewardModelType.Input("reward", tooltip="The reward model."),
@@ -75,21 +75,15 @@ class TrainNode(io.ComfyNode):
                     "result. 0: on a GPU memory chooses, else 1.",
                 ),
                 *sampler_inputs(),
-                io.Float.Input(
+                guidance_input(
                     "rollout_guidance",
-                    default=1.0,
-                    min=0.0,
-                    max=100.0,
-                    step=0.1,
-                    tooltip="FLUX guidance of the rollouts: 1 as published with HPS, 2 with PickScore.",
+                    Sampling.guidance,
+                    "FLUX guidance of the rollouts: 1 as published with HPS, 2 with PickScore.",
                 ),
-                io.Float.Input(
+                guidance_input(
                     "guidance",
-                    default=3.5,
-                    min=0.0,
-                    max=100.0,
-                    step=0.1,
-                    tooltip="FLUX guidance of the trained step and of the previews: what you will sample with.",
+                    GUIDANCE,
+                    "FLUX guidance of the trained step and of the previews: what you will sample with.",
                 ),
                 *window_inputs(),
                 io.Int.Input(
@@ -109,13 +103,15 @@ class TrainNode(io.ComfyNode):
                 ),
                 io.Int.Input(
                     "previews",
-                    default=PreviewSettings.count,
+                    default=4,
                     min=1,
                     max=64,
                     tooltip="How many fixed-seed samples the picture shows.",
                 ),
                 RewardsType.Input(
-                    "more_rewards", optional=True, tooltip="From Add Reward: others that train too, or only watch."
+                    "more_rewards",
+                    optional=True,
+                    tooltip="The rewards of Add Reward: others that train too, or only watch.",
                 ),
                 io.Int.Input(
                     "pairs",
@@ -139,7 +135,7 @@ class TrainNode(io.ComfyNode):
                 DatasetType.Input(
                     "photos",
                     optional=True,
-                    tooltip="From SRPO Photos, to train on beside the prompts: in place of a part of them.",
+                    tooltip="The dataset of SRPO Photos, to train on beside the prompts: in place of a part of them.",
                 ),
                 io.Float.Input(
                     "photo_share",
@@ -170,7 +166,7 @@ class TrainNode(io.ComfyNode):
                 ),
                 io.Int.Input(
                     "kept_blocks",
-                    default=0,
+                    default=MemoryUse.kept_blocks,
                     min=0,
                     max=1000,
                     optional=True,
@@ -210,89 +206,47 @@ class TrainNode(io.ComfyNode):
 
     @classmethod
     @checked
-    def execute(cls, trainer: Trainer, updates: int, **inputs: Any) -> io.NodeOutput:
-        from .host.flow_model import Sampling
+    def execute(
+        cls,
+        trainer: OpenRun,
+        updates: int,
+        vae: VAE,
+        previews: int,
+        preview_every: int,
+        preview_dataset: Dataset | None,
+        preview_seeds: str,
+        at_limit: str,
+        **inputs: Any,
+    ) -> io.NodeOutput:
+        from .host.samples import FixedSamples
 
-        given = SimpleNamespace(**inputs)
         node = cls.hidden.unique_id
-        seeds = parse_seeds(given.preview_seeds)
-        training = training_of(trainer, updates, given, node)
-        previews = PreviewSettings(
-            dataset=given.preview_dataset or training.dataset,
-            vae=given.vae,
+        seeds = parse_seeds(preview_seeds)
+        also = 1 if preview_dataset else previews
+        training = training_of(trainer, updates, node, also_encoded=also, vae=vae, **inputs)
+        shown = preview_dataset or training.dataset
+        samples = FixedSamples(
+            dataset=shown,
             sampling=settings_of(Sampling, inputs),
             shape=training.batching.shape,
+            indices=previewed(shown, previews),
+            seeds=seeds_of(seeds, previews),
             at_once=training.batching.at_once,
-            count=given.previews,
-            every=given.preview_every,
-            seeds=seeds,
         )
-        limits = Limits(
-            words_gap=given.words_gap_limit,
-            saturation=given.saturation_limit,
-            watching=given.watching_limit,
-            velocity=given.velocity_limit,
+        session = Session(
+            trainer,
+            training,
+            updates=updates,
+            previews=PreviewSettings(samples=samples, vae=vae, every=preview_every),
+            limits=limits_of(**inputs),
+            at_limit=at_limit,
+            node=node,
         )
-        session = Session(trainer, training, previews=previews, limits=limits, at_limit=given.at_limit, node=node)
-        pictures = session.run(updates)
+        pictures = session.run()
         return io.NodeOutput(
             trainer,
             trainer.adapter.state_dict(),
             loss_map(trainer.run.history),
             pictures.samples,
-            ui=ui.PreviewImage(image_of(pictures.card), cls=cls),
+            ui=ui.PreviewImage(to_tensor(pictures.card), cls=cls),
         )
-
-
-def training_of(trainer: Trainer, updates: int, given: SimpleNamespace, node: str) -> Training:
-    """What the inputs of SRPO Train say that a run is to be trained on and with; what it draws is encoded already."""
-    from .host.decoder import HostDecoder
-    from .host.flow_model import BlockSettings, HostFlow, Sampling, latent_shape
-    from .host.memory_estimate import Workload
-
-    inputs = vars(given)
-    model = trainer.model
-    first = trainer.run.updates
-    window = settings_of(Window, inputs)
-    terms = combine([Term(reward=given.reward, objective=given.objective), *(given.more_rewards or ())])
-    dataset = for_model(given.dataset, model)
-    photos = for_model(given.photos, model)
-    shape = latent_shape(model, given.width, given.height)
-    decoder = HostDecoder(given.gradient_vae or given.vae, model)
-    batching = settings_of(Batching, inputs, shape=shape, at_once=1, sampled_at_once=1)
-    # All at once: text encoders take long to load.
-    also = [0] if given.preview_dataset else previewed(dataset, given.previews)
-    prepare_data(range(first, first + updates), batching, dataset, photos=photos, also=also)
-    by_hand = MemoryUse(
-        at_once=min(given.at_once, given.batch),
-        kept_blocks=given.kept_blocks,
-        offload=given.park_inputs,
-        sampled_at_once=given.sampled_at_once,
-    )
-    workload = Workload(
-        model=model,
-        vae=decoder.vae,
-        rewards=[term.reward for term in terms],
-        dataset=dataset,
-        shape=shape,
-        batch=given.batch,
-    )
-    memory = plan_memory(node, given.memory, by_hand, workload)
-    use = memory.use
-    flow = HostFlow(
-        model,
-        settings_of(Sampling, inputs, guidance=given.rollout_guidance),
-        given.guidance,
-        blocks=BlockSettings(kept_blocks=use.kept_blocks, offload=use.offload, compiled=given.compile_blocks),
-        working=memory.working,
-    )
-    return Training(
-        flow=flow,
-        decoder=decoder,
-        terms=terms,
-        dataset=dataset,
-        batching=replace(batching, at_once=use.at_once, sampled_at_once=use.sampled_at_once),
-        window=window,
-        photos=photos,
-        guard=Guard(norm_weight=given.norm_guard, distance_weight=given.frozen_pull),
-    )

@@ -16,8 +16,8 @@ from .host.adapters.settings import KINDS, NO_LORA, PRECISIONS, AdapterSettings
 from .host.adapters.targets import TARGETS
 from .host.progress import show_text
 from .inputs import settings_of
-from .open_run import TrainerSettings
-from .runs import open_trainer, state_of
+from .open_run import OpenRunSettings
+from .open_runs import open_run, state_of
 from .sockets import CATEGORY, TrainerType
 
 if TYPE_CHECKING:
@@ -119,7 +119,7 @@ class TrainerNode(io.ComfyNode):
                     min=0,
                     max=100000,
                     optional=True,
-                    tooltip="The update at which the learning rate has fallen to 0, along a cosine. 0: it stays, as "
+                    tooltip="The update after which the learning rate is 0; it falls along a cosine. 0: it stays, as "
                     "published.",
                 ),
                 io.Float.Input(
@@ -151,7 +151,7 @@ class TrainerNode(io.ComfyNode):
                 ),
                 io.String.Input(
                     "start_from",
-                    default=TrainerSettings.start_from,
+                    default=OpenRunSettings.start_from,
                     optional=True,
                     tooltip='For a new run: another run to begin at, as in "toy", or one of its snapshots, "toy@30".',
                 ),
@@ -205,12 +205,12 @@ class TrainerNode(io.ComfyNode):
     @classmethod
     @checked
     def execute(cls, model: ModelPatcher, run_name: str, adapter: str, start_from: str, **inputs: Any) -> io.NodeOutput:
-        settings = TrainerSettings(
+        settings = OpenRunSettings(
             run=settings_of(Settings, inputs),
             adapter=settings_of(AdapterSettings, inputs, kind=adapter),
             start_from=start_from,
         )
-        trainer = open_trainer(run_name, model, settings)
+        trainer = open_run(run_name, model, settings)
         if trainer.run.updates:
             log.info('The run "%s" goes on after update %d.', run_name, trainer.run.updates)
         if trainer.left_out and not trainer.run.updates:

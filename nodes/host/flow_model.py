@@ -3,7 +3,6 @@
 import contextlib
 import inspect
 from collections.abc import Callable, Hashable, Iterator
-from dataclasses import dataclass
 
 import comfy.model_management
 import comfy.samplers
@@ -16,7 +15,6 @@ from torch._dynamo.exc import TorchDynamoException
 from ...srpo_core.algorithm import scaling as scaled
 from ...srpo_core.algorithm.direct_align import at_least_fp32
 from ...srpo_core.algorithm.protocols import Pullback
-from ...srpo_core.checks import check_integer, check_number
 from .adapters.adapter import adapter_of, without_adapter
 from .fitting import check_conditioning, check_latent, check_model, names_other_text_encoders
 from .gradients.attention import quickest
@@ -28,25 +26,9 @@ from .gradients.injection import KEY
 from .one_step import AsSampled, OneDifferentiableStep, OneStep
 from .patcher.carried import as_carried, latent_in, signature, structure_of
 from .patcher.loading import load, own
+from .sampling import Sampling
 
 LEAST_SIGMA = 1e-3  # at which a model is asked: at 0, where a window may end, a velocity would be 0 / 0
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How rollouts are sampled, by the host's names; guidance is the distilled kind of FLUX.1-dev.
-
-    Raises ValueError for numbers that are none.
-    """
-
-    sampler_name: str = "euler"
-    scheduler: str = "simple"
-    steps: int = 25
-    guidance: float = 1.0
-
-    def __post_init__(self):
-        check_integer("steps", self.steps, 1)
-        check_number("guidance", self.guidance, 0)
 
 
 class HostFlow:

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from ...srpo_core.algorithm.protocols import Dataset
 from ...srpo_core.run.draws import draw_noise
-from .flow_model import HostFlow, Sampling
+from .flow_model import HostFlow
 from .patcher.carried import latent_out
+from .sampling import Sampling
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -76,8 +76,8 @@ def test_a_run_that_another_comfyui_has_open(host):
     folder = host.base / "output/srpo/theirs"
     folder.mkdir(parents=True)
     with FileLock(folder / "lock"):
-        refuses(host, prompts.train("theirs", 1), '"theirs"', "another ComfyUI")
-    host.run(prompts.train("theirs", 1))
+        refuses(host, prompts.train("locked", 1), '"theirs"', "another ComfyUI")
+    host.run(prompts.train("locked", 1))
 
 
 def test_nothing_to_train(host):

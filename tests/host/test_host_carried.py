@@ -73,10 +73,10 @@ def other_layer(model):
 
 
 def settings_of(pack, learning_rate=1e-4, **adapter):
-    """TrainerSettings of a small LoRA."""
+    """OpenRunSettings of a small LoRA."""
     of = pack("nodes.host.adapters.settings").AdapterSettings(**{"rank": 4, "alpha": 4.0, **adapter})
     run = pack("srpo_core.run.settings").Settings(learning_rate=learning_rate)
-    return pack("nodes.open_run").TrainerSettings(adapter=of, run=run)
+    return pack("nodes.open_run").OpenRunSettings(adapter=of, run=run)
 
 
 @pytest.fixture
@@ -84,18 +84,18 @@ def queue(pack, tmp_path, monkeypatch):
     """SRPO Trainer's part of one queued prompt: the trainer for this MODEL."""
     import folder_paths
 
-    runs = pack("nodes.runs")
+    runs = pack("nodes.open_runs")
     monkeypatch.setattr(folder_paths, "output_directory", str(tmp_path))
     prompts = []
 
     def queue(model, name="style", **adapter):
         prompts.append(SimpleNamespace(prompt_id=str(len(prompts)), node_id="1"))
         monkeypatch.setattr(runs, "get_executing_context", lambda: prompts[-1])
-        return runs.open_trainer(name, model, settings_of(pack, **adapter))
+        return runs.open_run(name, model, settings_of(pack, **adapter))
 
     yield queue
     for name in list(runs._open):
-        runs.close_trainer(name)
+        runs.close_run(name)
 
 
 def seen(pack, model):
@@ -130,7 +130,7 @@ def test_an_open_run_takes_the_model_as_it_comes(pack, base, queue, change):
     before = seen(pack, first.model)
     changed = CHANGES[change](base)
     again = queue(changed)
-    assert again is first and again.base is changed and pack("nodes.runs").trainer_of(again.model) is first
+    assert again is first and again.base is changed and pack("nodes.open_runs").run_of(again.model) is first
     during = seen(pack, again.model)
     assert_same(during, seen(pack, again.adapter.attach(changed)))
     assert max(difference(a, b) for a, b in zip(before, during)) > 1e-4
@@ -139,7 +139,7 @@ def test_an_open_run_takes_the_model_as_it_comes(pack, base, queue, change):
 
 def test_what_a_cache_kept_of_an_earlier_opening_is_not_handed_out_again(pack, base, queue):
     """ComfyUI keeps outputs of earlier prompts, by default, for as long as there is RAM."""
-    state_of = pack("nodes.runs").state_of
+    state_of = pack("nodes.open_runs").state_of
     states = []
     for name in ("style", "other", "style", "style"):
         trainer = queue(base, name)
@@ -152,13 +152,13 @@ def test_what_a_cache_kept_of_an_earlier_opening_is_not_handed_out_again(pack, b
 
 
 def test_a_list_of_settings_does_not_open_one_run_twice(pack, base, queue, monkeypatch):
-    runs = pack("nodes.runs")
+    runs = pack("nodes.open_runs")
     first = queue(base)
     context = runs.get_executing_context()
     monkeypatch.setattr(runs, "get_executing_context", lambda: context)
     with pytest.raises(ValueError, match='gets a list, and opens the run "style" again'):
-        runs.open_trainer("style", base, settings_of(pack, learning_rate=0.5))
-    assert runs.open_trainer("style", base, settings_of(pack)) is first and first.usable()
+        runs.open_run("style", base, settings_of(pack, learning_rate=0.5))
+    assert runs.open_run("style", base, settings_of(pack)) is first and first.usable()
 
 
 @pytest.mark.parametrize("change", CHANGES)

@@ -152,5 +152,5 @@ def test_a_window_that_ends_at_the_clean_image_has_finite_velocities(pack):
 )  # fmt: skip
 def test_samplers_that_draw_noise_are_known(pack, sampler, depends):
     module = pack("nodes.host.flow_model")
-    flow = module.HostFlow(pack("nodes.host.toy").load_model(), module.Sampling(sampler))
+    flow = module.HostFlow(pack("nodes.host.toy").load_model(), module.Sampling(sampler_name=sampler))
     assert flow.samples_depend_on_batch == depends

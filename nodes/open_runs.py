@@ -10,7 +10,7 @@ from comfy_execution.utils import get_executing_context
 
 from .folders import check_run_name
 from .host.progress import show_text
-from .open_run import Trainer, TrainerSettings
+from .open_run import OpenRun, OpenRunSettings
 
 if TYPE_CHECKING:
     from comfy.model_patcher import ModelPatcher
@@ -24,7 +24,7 @@ def _check_carries_none(model: ModelPatcher):
 
     if adapter_of(model) is None:
         return
-    other = trainer_of(model)
+    other = run_of(model)
     whose = f'the run "{other.name}"' if other else "another run"
     raise ValueError(
         f"The model that comes in carries the adapter of {whose} already: connect the model from before that SRPO "
@@ -35,7 +35,7 @@ def _check_carries_none(model: ModelPatcher):
 
 @dataclass
 class _Entry:
-    trainer: Trainer
+    opened: OpenRun
     prompt: str  # which queued prompt, and which node of it, has the run
     node: str
 
@@ -43,7 +43,7 @@ class _Entry:
 _open: dict[str, _Entry] = {}
 
 
-def open_trainer(name: str, base: ModelPatcher, settings: TrainerSettings) -> Trainer:
+def open_run(name: str, base: ModelPatcher, settings: OpenRunSettings) -> OpenRun:
     """The run of this name: as it is open already, else from its folder, else new; then it begins at `start_from`.
 
     Runs that only earlier prompts used are saved and closed: each holds memory. One that can't be saved stays open,
@@ -64,44 +64,44 @@ def open_trainer(name: str, base: ModelPatcher, settings: TrainerSettings) -> Tr
         )
     for other in [n for n, o in _open.items() if n != name and o.prompt != context.prompt_id]:
         _close_other(other, context.node_id)
-    if held and not (held.trainer.usable() and held.trainer.made_with(base, settings)):
+    if held and not (held.opened.usable() and held.opened.made_with(base, settings)):
         if held.prompt == context.prompt_id:  # then what it was opened for is still to come
             raise ValueError(
                 f'SRPO Trainer gets a list, and opens the run "{name}" again with other settings: give each entry a '
                 "run name of its own."
             )
-        close_trainer(name)
+        close_run(name)
     if name in _open:
-        trainer = _open[name].trainer
-        trainer.take(base)
+        opened = _open[name].opened
+        opened.take(base)
     else:
-        trainer = Trainer(name, base, settings, _save_if_open)
-    _open[name] = _Entry(trainer, context.prompt_id, context.node_id)
-    return trainer
+        opened = OpenRun(name, base, settings, _save_if_open)
+    _open[name] = _Entry(opened, context.prompt_id, context.node_id)
+    return opened
 
 
 def _save_if_open(name: str):
-    """So that another run can begin where this one is."""
-    if name in _open and _open[name].trainer.usable():
-        _open[name].trainer.run.save()
+    """Save the run of this name, if it is open and whole, so that another can begin where it is."""
+    if name in _open and _open[name].opened.usable():
+        _open[name].opened.run.save()
 
 
 def _close_other(name: str, node: str):
-    """What it holds in memory is not given up, and no other run need wait for it."""
+    """Close the run of this name; where it can't be saved it stays open, and no other run need wait for it."""
     try:
-        close_trainer(name)
+        close_run(name)
     except RuntimeError as error:
         text = f'The run "{name}" could not be closed and stays open: {error}'
         log.warning("%s", text)
         show_text(text, node)
 
 
-def trainer_of(model: ModelPatcher) -> Trainer | None:
-    """The open trainer whose adapter this MODEL carries."""
+def run_of(model: ModelPatcher) -> OpenRun | None:
+    """The open run whose adapter this MODEL carries."""
     from .host.adapters.adapter import adapter_of
 
     adapter = adapter_of(model)
-    return next((held.trainer for held in _open.values() if held.trainer.adapter is adapter), None)
+    return next((held.opened for held in _open.values() if held.opened.adapter is adapter), None)
 
 
 def open_names() -> list[str]:
@@ -109,8 +109,8 @@ def open_names() -> list[str]:
     return list(_open)
 
 
-def close_trainer(name: str):
-    _open[name].trainer.close()
+def close_run(name: str):
+    _open[name].opened.close()
     del _open[name]  # one that could not be saved stays open
 
 
@@ -120,6 +120,6 @@ def state_of(name: str) -> tuple[str, int] | float:
     Where the run can't go on from memory it is never the same: what the host's cache kept of it is closed or lost.
     """
     held = _open.get(name)
-    if held is None or not held.trainer.usable():
+    if held is None or not held.opened.usable():
         return float("nan")  # a new one each time: the host compares what is the same object as equal
-    return held.trainer.opening, held.trainer.run.updates
+    return held.opened.opening, held.opened.run.updates
