@@ -5,14 +5,20 @@ from comfy_api.latest import ComfyExtension
 from .add_reward import AddReward
 from .compare import Compare
 from .load_reward import LoadReward
+from .mix import MixNode
+from .noise_levels import NoiseLevelsNode
 from .objective import ObjectiveNode
+from .optimizer import OptimizerNode
 from .photos import PhotosNode
+from .previews import PreviewsNode
 from .prompts import PromptsNode
 from .reward_table import RewardTable
+from .rollouts import RolloutsNode
 from .steps import NoisePriorInject, OneStepRecover, RewardNode, TrainStep
 from .toy import ToyModels
 from .train import TrainNode
 from .trainer import TrainerNode
+from .watch import WatchNode
 
 
 class SRPOExtension(ComfyExtension):
@@ -23,6 +29,12 @@ class SRPOExtension(ComfyExtension):
             ObjectiveNode,
             PromptsNode,
             PhotosNode,
+            MixNode,
+            RolloutsNode,
+            NoiseLevelsNode,
+            WatchNode,
+            PreviewsNode,
+            OptimizerNode,
             NoisePriorInject,
             OneStepRecover,
             RewardNode,

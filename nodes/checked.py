@@ -22,12 +22,7 @@ def checked(execute: Callable) -> Callable:
 
     @functools.wraps(execute)
     def execute_checked(cls: type[io.ComfyNode], **inputs: Any) -> io.NodeOutput:
-        for declared in cls.define_schema().inputs:
-            if declared.id in inputs:
-                inputs[declared.id] = _checked_value(declared, inputs[declared.id])
-            elif declared.optional:
-                inputs[declared.id] = getattr(declared, "default", None)
-        return execute(cls, **inputs)
+        return execute(cls, **_checked_values(cls.define_schema().inputs, inputs))
 
     return execute_checked
 
@@ -39,6 +34,37 @@ def answer_of(check: Callable, *values: Any) -> bool | str:
     except ValueError as error:
         return str(error)
     return True
+
+
+def _checked_values(declared_inputs: list[io.Input], values: dict[str, Any]) -> dict[str, Any]:
+    """The values, checked, with the defaults of those that are not given.
+
+    Raises ValueError for what belongs to another choice of a dynamic combo: the host hands it on by its whole name.
+    """
+    values = dict(values)
+    for name in values:
+        combo, dot, _ = name.partition(".")
+        if dot and any(declared.id == combo for declared in declared_inputs):
+            raise ValueError(
+                f"{name} is given, but belongs to another choice of {combo}: choose that one, or remove it."
+            )
+    for declared in declared_inputs:
+        if isinstance(declared, io.DynamicCombo.Input):
+            values[declared.id] = _checked_choice(declared, values.get(declared.id))
+        elif declared.id in values:
+            values[declared.id] = _checked_value(declared, values[declared.id])
+        elif declared.optional:
+            values[declared.id] = getattr(declared, "default", None)
+    return values
+
+
+def _checked_choice(declared: io.DynamicCombo.Input, value: Any) -> dict[str, Any]:
+    """What is chosen, by the combo's own name, and the inputs that belong to it, by theirs."""
+    options = {option.key: option for option in declared.options}
+    if not isinstance(value, dict):  # the host leaves out what is no option
+        raise ValueError(f"{declared.id} is nothing that there is: choose one of {', '.join(options)}.")
+    check_choice(declared.id, value.get(declared.id), list(options))
+    return _checked_values(options[value[declared.id]].inputs, value)
 
 
 def _checked_value(declared: io.Input, value: Any) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import comfy.model_management
 from comfy_api.latest import io
@@ -17,9 +17,10 @@ from ..srpo_core.rewards import Reward
 from .checked import checked
 from .host.progress import Progress, show_text
 from .host.sampling import Sampling
-from .inputs import GUIDANCE, guidance_input, sampler_inputs, settings_of, size_inputs
+from .inputs import GUIDANCE, guidance_input, size_inputs
 from .outputs import preview
-from .sockets import CATEGORY, DatasetType, ObjectiveType, RewardModelType
+from .previews import PreviewSettings
+from .sockets import CATEGORY, DatasetType, ObjectiveType, PreviewsType, RewardModelType
 
 if TYPE_CHECKING:
     from comfy.model_patcher import ModelPatcher
@@ -99,7 +100,6 @@ class Compare(io.ComfyNode):
                     control_after_generate=False,
                     tooltip="The seed of each prompt's first picture; the next one has the next seed.",
                 ),
-                *sampler_inputs(),
                 guidance_input("guidance", GUIDANCE, "FLUX guidance: what you sample with."),
                 io.Int.Input(
                     "at_once",
@@ -107,6 +107,12 @@ class Compare(io.ComfyNode):
                     min=1,
                     max=1024,
                     tooltip="How many pictures share a forward; more is faster and needs more memory.",
+                ),
+                PreviewsType.Input(
+                    "previews",
+                    optional=True,
+                    tooltip="How pictures are made: the sampler, its steps, a size, seeds and prompts, where that node "
+                    "has some. Without it: euler, simple, 25 steps.",
                 ),
                 RewardModelType.Input(
                     "reward", optional=True, tooltip="Scores each picture. Alone, it is asked about the prompt."
@@ -135,10 +141,11 @@ class Compare(io.ComfyNode):
         prompts: int,
         seeds: int,
         seed: int,
+        guidance: float,
         at_once: int,
+        previews: PreviewSettings | None,
         reward: Reward | None,
         objective: Objective | None,
-        **inputs: Any,
     ) -> io.NodeOutput:
         from .host.flow_model import latent_shape
         from .host.samples import decode
@@ -146,8 +153,12 @@ class Compare(io.ComfyNode):
         if objective is not None and reward is None:
             raise ValueError("An objective is connected, but no reward to ask: connect a reward too, or neither.")
         check_models(model_before, model_after, vae)
-        numbers = [seed + i for i in range(seeds)]
-        sampling = settings_of(Sampling, inputs)
+        previews = previews or PreviewSettings()
+        dataset = previews.dataset or dataset
+        width = previews.width or width
+        height = previews.height or height
+        numbers = list(previews.seeds) or [seed + i for i in range(seeds)]
+        sampling = previews.sampled_with(guidance)
         shape = latent_shape(model_before, width, height)
         samples = fixed_samples(dataset, prompts, numbers, sampling=sampling, shape=shape, at_once=at_once)
         on_progress = Progress(len(samples.indices) * (4 if reward is None else 6))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -19,64 +20,85 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-def memory_inputs() -> list:
+def memory_input() -> io.DynamicCombo.Input:
+    return io.DynamicCombo.Input(
+        "memory",
+        options=[
+            io.DynamicCombo.Option(AUTO, []),
+            *(io.DynamicCombo.Option(card, []) for card in CARDS),
+            io.DynamicCombo.Option(BY_HAND, by_hand_inputs()),
+        ],
+        tooltip="How to use a GPU's memory: auto takes what is free; a size, no more than a card of that size has; by "
+        "hand, as you set it.",
+    )
+
+
+def by_hand_inputs() -> list[io.Input]:
     return [
-        io.Combo.Input(
-            "memory",
-            options=[AUTO, *CARDS, BY_HAND],
-            default=AUTO,
-            optional=True,
-            tooltip="On a GPU, how to use its memory: auto takes what is free; a size, no more than a card of that "
-            "size has; by hand, kept_blocks and park_inputs as they are set here.",
-        ),
-        io.Boolean.Input(
-            "park_inputs",
-            default=MemoryUse.offload,
-            optional=True,
-            tooltip="The inputs of the blocks wait for the backward in RAM: a little slower, but frees about 1 GB at "
-            "720x720.",
+        io.Int.Input(
+            "at_once",
+            default=MemoryUse.at_once,
+            min=1,
+            max=1024,
+            tooltip="How many pictures share a trained forward; more needs more memory and gives the same result.",
         ),
         io.Int.Input(
             "sampled_at_once",
-            default=0,
-            min=0,
+            default=MemoryUse.sampled_at_once,
+            min=1,
             max=1024,
-            optional=True,
             tooltip="How many pictures of a batch are sampled together, if more than at_once: a GPU does so faster, "
-            "above all where the model does not fit. On a GPU it is chosen for you, unless memory is 'by hand'.",
+            "above all where the model does not fit.",
+        ),
+        io.Int.Input(
+            "kept_blocks",
+            default=MemoryUse.kept_blocks,
+            min=0,
+            max=1000,
+            tooltip="How many of the model's blocks keep their activations for the backward instead of computing them "
+            "again: faster, where there is memory.",
+        ),
+        io.Boolean.Input(
+            "offload",
+            default=MemoryUse.offload,
+            tooltip="The inputs of the blocks wait for the backward in RAM: a little slower, but frees about 1 GB at "
+            "720x720.",
+        ),
+        io.Boolean.Input(
+            "compile_blocks",
+            default=False,
+            tooltip="Experimental: torch.compile of the model's blocks, to sample and to train. Takes minutes at "
+            "first, and needs the whole model on the GPU; where it fails, training goes on without.",
         ),
     ]
 
 
-def memory_by_hand(*, at_once: int, batch: int, park_inputs: bool, **inputs: Any) -> MemoryUse:
-    """What the inputs of SRPO Train set; kept_blocks and sampled_at_once are among the others."""
-    return settings_of(MemoryUse, inputs, at_once=min(at_once, batch), offload=park_inputs)
-
-
-def plan_memory(node: str, memory: str, by_hand: MemoryUse, workload: Workload) -> MemoryPlan:
+def plan_memory(node: str, chosen: Mapping[str, Any], workload: Workload) -> MemoryPlan:
     """How to use memory for this workload.
 
-    memory: one of the options of its input. by_hand: what is set; an at_once of 0 is chosen on a GPU, and else 1.
+    chosen: the value of `memory_input`. On a CPU all that is trained is in RAM already, and what is set by hand counts.
     Says in the log and on the node what does not fit. An estimate may be wrong, or not possible for a model, so it
     stops nobody.
     """
     from .host.memory_plan import MemoryPlan, plan
 
-    least = replace(by_hand, at_once=max(1, by_hand.at_once))
+    by_hand = chosen["memory"] == BY_HAND
+    use = settings_of(MemoryUse, chosen) if by_hand else MemoryUse()
+    use = replace(use, at_once=min(use.at_once, workload.batch))
     if workload.model.load_device.type == "cpu":
-        return MemoryPlan(least)  # all that is trained is in RAM already
+        return MemoryPlan(use)
     try:
-        planned = plan(memory, least if memory == BY_HAND else by_hand, workload)
+        planned = plan(chosen["memory"], use if by_hand else replace(use, at_once=0), workload)
     except Exception as error:
         log.info("How much memory this takes could not be estimated (%s: %s).", type(error).__name__, error)
-        return MemoryPlan(least)
+        return MemoryPlan(use)
     use = planned.use
     log.info(
-        "Memory: at_once %d, kept_blocks %d, park_inputs %s, sampled_at_once %d; %.1f GB beside the weights.",
+        "Memory: at_once %d, sampled_at_once %d, kept_blocks %d, offload %s; %.1f GB beside the weights.",
         use.at_once,
+        use.sampled_at_once,
         use.kept_blocks,
         use.offload,
-        use.sampled_at_once,
         planned.working / GB,
     )
     if planned.text:

@@ -90,7 +90,7 @@ class OpenRun:
             if began and isinstance(error, Misfit):
                 raise ValueError(
                     f'The run "{self.name}" can\'t begin at "{start_from}", which was made with {error.other}: set '
-                    "that as it was there, or empty start_from."
+                    "that as it was there, or choose another start."
                 ) from error
             raise
 
@@ -163,17 +163,12 @@ def fork_from(name: str, start_from: str, start_lora: str, save_open: Callable[[
 
     For who holds the run's lock. save_open: saves the run of a name, if it is open. Returns whether the run begins
     there now: one that has begun goes on instead. Raises ValueError for a run or snapshot that does not exist or is
-    not whole, and where it shall begin at a LoRA too.
+    not whole.
     """
     folder = run_folder(name)
-    start_from = _text(start_from).strip()
+    start_from = start_from.strip()
     if not start_from or newest_state(folder) is not None:
         return False
-    if start_lora != NO_LORA:
-        raise ValueError(
-            f'The run "{name}" can\'t begin both at "{start_from}" and at "{start_lora}": empty start_from, or set '
-            f'start_lora to "{NO_LORA}".'
-        )
     source, at, update = (part.strip() for part in start_from.partition("@"))
     check_run_name(source)
     if at and not re.fullmatch("[0-9]{1,15}", update):
@@ -181,9 +176,3 @@ def fork_from(name: str, start_from: str, start_lora: str, save_open: Callable[[
     save_open(source)
     fork(run_folder(source), int(update) if update else None, folder)
     return True
-
-
-def _text(value: object) -> str:
-    if not isinstance(value, str):
-        raise ValueError(f"start_from is {str(value)[:80]!r}: it must be a text, the name of a run.")
-    return value

@@ -1,15 +1,20 @@
-"""Fixed-seed samples that a run shows of itself."""
+"""SRPO_Previews: the fixed-seed samples that a run shows of itself, or that Compare shows of two models."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 import torch
+from comfy_api.latest import io
 
 from ..srpo_core.algorithm.protocols import Dataset
 from ..srpo_core.seeds import FIRST_RESERVED
+from .checked import answer_of, checked
+from .host.sampling import Sampling
+from .inputs import check_own_side, own_size_inputs, sampler_inputs, settings_of
+from .sockets import CATEGORY, DatasetType, PreviewsType
 
 if TYPE_CHECKING:
     from comfy.model_patcher import ModelPatcher
@@ -21,13 +26,91 @@ if TYPE_CHECKING:
 LARGEST_SEED = 2**64 - 1
 
 
+@dataclass(frozen=True, kw_only=True)
+class PreviewSettings:
+    """Which samples are shown, and when.
+
+    dataset: whose prompts they are, from the first; None: the one that is trained on, or compared with. every: updates
+    between two pictures. count: of samples. seeds: theirs, taken around again where there are fewer; none: some that
+    training never draws. width, height: in pixels; 0 is that of the node that shows them. sampling: but for the
+    guidance, which is that node's too.
+    """
+
+    dataset: Dataset | None = None
+    every: int = 5
+    count: int = 4
+    seeds: Sequence[int] = ()
+    width: int = 0
+    height: int = 0
+    sampling: Sampling = Sampling()
+
+    def __post_init__(self):
+        check_own_side("width", self.width)
+        check_own_side("height", self.height)
+
+    def sampled_with(self, guidance: float) -> Sampling:
+        return replace(self.sampling, guidance=guidance)
+
+
+class PreviewsNode(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="SRPO_Previews",
+            display_name="SRPO Previews",
+            category=CATEGORY,
+            description="Which samples SRPO Train shows while it trains, of a size and with steps of their own. SRPO "
+            "Compare makes its pictures in the same way.",
+            search_aliases=["validation prompts", "fixed seeds", "sample images"],
+            inputs=[
+                io.Int.Input(
+                    "every",
+                    default=PreviewSettings.every,
+                    min=1,
+                    max=1000,
+                    tooltip="Updates between two pictures on SRPO Train.",
+                ),
+                io.Int.Input(
+                    "count",
+                    default=PreviewSettings.count,
+                    min=1,
+                    max=64,
+                    tooltip="How many samples SRPO Train shows, of the dataset's first prompts.",
+                ),
+                io.String.Input(
+                    "seeds",
+                    default="",
+                    tooltip="The seeds of the samples, one after the other. Empty: some that training never draws.",
+                ),
+                *own_size_inputs("the node that shows them"),
+                *sampler_inputs(),
+                DatasetType.Input(
+                    "dataset",
+                    optional=True,
+                    tooltip="Prompts to show instead of the first ones that are trained on: for validation.",
+                ),
+            ],
+            outputs=[PreviewsType.Output(display_name="previews")],
+        )
+
+    @classmethod
+    def validate_inputs(cls, seeds: str | None = None) -> bool | str:
+        return answer_of(parse_seeds, seeds or "")
+
+    @classmethod
+    @checked
+    def execute(cls, seeds: str, **inputs: Any) -> io.NodeOutput:
+        sampling = settings_of(Sampling, inputs, guidance=Sampling.guidance)
+        return io.NodeOutput(settings_of(PreviewSettings, inputs, seeds=parse_seeds(seeds), sampling=sampling))
+
+
 def parse_seeds(text: str) -> list[int]:
     """Seeds as people type them, separated by commas, spaces or lines. Raises ValueError for anything else."""
     words = text.replace(",", " ").split()
     wrong = [word for word in words if not (word.isascii() and word.isdigit() and int(word) <= LARGEST_SEED)]
     if wrong:
         raise ValueError(
-            f'preview_seeds holds "{wrong[0]}": write whole numbers from 0 to {LARGEST_SEED}, for example 1, 2, 3.'
+            f'seeds holds "{wrong[0]}": write whole numbers from 0 to {LARGEST_SEED}, for example 1, 2, 3.'
         )
     return [int(word) for word in words]
 
@@ -47,26 +130,17 @@ def seeds_of(typed: Sequence[int], count: int) -> list[int]:
     return [seeds[i % len(seeds)] for i in range(count)]
 
 
-@dataclass(frozen=True, kw_only=True)
-class PreviewSettings:
-    """Which samples a run shows of itself. vae: decodes them. every: updates between two pictures on the node."""
-
-    samples: FixedSamples
-    vae: VAE
-    every: int = 5
-
-
 class Previews:
     """Samples before training, and as the run is now: each (count, H, W, 3) in [0, 1], on the CPU.
 
-    Those of now are of the run's moving average, if it has one.
+    Those of now are of the run's moving average, if it has one. vae: decodes them.
     """
 
-    def __init__(self, opened: OpenRun, settings: PreviewSettings):
-        samples = settings.samples
+    def __init__(self, opened: OpenRun, samples: FixedSamples, vae: VAE):
         samples.dataset.prepare(samples.indices)
         self.opened = opened
-        self.settings = settings
+        self.samples = samples
+        self.vae = vae
         self.before = self._sample(opened.base)
 
     def now(self) -> torch.Tensor:
@@ -76,4 +150,4 @@ class Previews:
     def _sample(self, model: ModelPatcher) -> torch.Tensor:
         from .host.samples import decode
 
-        return decode(self.settings.vae, self.settings.samples.sample(model))
+        return decode(self.vae, self.samples.sample(model))

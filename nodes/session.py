@@ -14,13 +14,13 @@ from PIL.Image import Image
 from ..srpo_core.report.card import draw_card
 from ..srpo_core.run.loop import train
 from ..srpo_core.run.training import Training
-from ..srpo_core.run.watch import Limits, crossed
+from ..srpo_core.run.watch import crossed
 from .host.progress import show_text
-from .inputs import STOP
 from .messages import training_summary, warning
 from .open_run import OpenRun
 from .photos import replaced
-from .previews import Previews, PreviewSettings
+from .previews import Previews
+from .watch import STOP, Watch
 
 
 class Pictures(NamedTuple):
@@ -33,8 +33,8 @@ class Pictures(NamedTuple):
 class Session:
     """Trains a run further, and shows on the node what becomes of it.
 
-    The samples before training are made with the session. updates: how many more to make. at_limit: STOP
-    ends the training at one of the `limits`; WARN goes on. node: the id of the node that shows everything.
+    updates: how many more to make. preview_every: updates between two of its pictures. node: the id of the node that
+    shows everything.
     """
 
     def __init__(
@@ -43,18 +43,18 @@ class Session:
         training: Training,
         *,
         updates: int,
-        previews: PreviewSettings,
-        limits: Limits,
-        at_limit: str,
+        previews: Previews,
+        preview_every: int,
+        watch: Watch,
         node: str,
     ):
         self.opened = opened
         self.training = training
         self.updates = updates
-        self.limits = limits
-        self.at_limit = at_limit
+        self.previews = previews
+        self.preview_every = preview_every
+        self.watch = watch
         self.node = node
-        self.previews = Previews(opened, previews)
         self.first = opened.run.updates
         self.bar = comfy.utils.ProgressBar(updates)
 
@@ -86,18 +86,18 @@ class Session:
         if every and metrics["update"] % every == 0:
             self.opened.save_lora()
         made = run.updates - self.first
-        due = run.updates % self.previews.settings.every == 0 and made < self.updates
+        due = run.updates % self.preview_every == 0 and made < self.updates
         self._show(made, self._draw_card(self.previews.now()) if due else None)
         reached = self._reached()
         if reached:
             self._say(reached)
-        return bool(reached) and self.at_limit == STOP
+        return bool(reached) and self.watch.at_limit == STOP
 
     def _reached(self) -> str:
         """The sentence that says which limits the run has crossed; empty if none."""
         run = self.opened.run
         watching = [term.name for term in self.training.terms if not term.weight]
-        reached = crossed(run.history, self.limits, watching, run.spreads)
+        reached = crossed(run.history, self.watch.limits, watching, run.spreads)
         return warning(run.updates, reached) if reached else ""
 
     def _report(self, seconds: float, lora: Path) -> str:

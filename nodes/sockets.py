@@ -13,13 +13,18 @@ if TYPE_CHECKING:
     from comfy.model_patcher import ModelPatcher
 
 TrainerType = io.Custom("SRPO_TRAINER")  # open_run.OpenRun
-DatasetType = io.Custom("SRPO_DATASET")  # prompts.Prompts or srpo_core.data.photo_latents.Photos
+DatasetType = io.Custom("SRPO_DATASET")  # prompts.Prompts, srpo_core.data.photo_latents.Photos or mix.Mix
 ObjectiveType = io.Custom("SRPO_OBJECTIVE")  # srpo_core.algorithm.objective.Objective
 RewardModelType = io.Custom("SRPO_REWARD_MODEL")  # srpo_core.rewards.Reward
 NoisedType = io.Custom("SRPO_NOISED")  # srpo_core.algorithm.step.Noised
 RecoveredType = io.Custom("SRPO_RECOVERED")  # BothRecovered
 RewardType = io.Custom("SRPO_REWARD")  # Rewarded
 RewardsType = io.Custom("SRPO_REWARDS")  # list of srpo_core.algorithm.terms.Term
+RolloutsType = io.Custom("SRPO_ROLLOUTS")  # rollouts.Rollouts
+NoiseLevelsType = io.Custom("SRPO_NOISE_LEVELS")  # noise_levels.NoiseLevels
+WatchType = io.Custom("SRPO_WATCH")  # watch.Watch
+PreviewsType = io.Custom("SRPO_PREVIEWS")  # previews.PreviewSettings
+OptimizerType = io.Custom("SRPO_OPTIMIZER")  # optimizer.Optimizer
 
 
 @dataclass(frozen=True)

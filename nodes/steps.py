@@ -9,22 +9,24 @@ from comfy_api.latest import io, ui
 
 from ..srpo_core.algorithm.direct_align import at_least_fp32, inject
 from ..srpo_core.algorithm.gradient_check import check_once
-from ..srpo_core.algorithm.noise_levels import GRID, Window, draw_position
+from ..srpo_core.algorithm.noise_levels import GRID, draw_position
 from ..srpo_core.algorithm.objective import Objective
 from ..srpo_core.algorithm.step import Noised, normalise, one_step_recover, score_recovered
 from ..srpo_core.algorithm.terms import Term
 from ..srpo_core.rewards import Reward
 from ..srpo_core.run.update import make_update
 from ..srpo_core.seeds import derived_seed
-from .checked import answer_of, checked
+from .checked import checked
 from .host.progress import show_text
-from .inputs import check_window, reward_name, weighing_inputs, window_inputs
+from .inputs import reward_name, weighing_inputs
+from .noise_levels import NoiseLevels
 from .open_run import OpenRun
 from .open_runs import run_of
 from .sockets import (
     CATEGORY,
     BothRecovered,
     NoisedType,
+    NoiseLevelsType,
     ObjectiveType,
     RecoveredType,
     Rewarded,
@@ -66,7 +68,7 @@ class NoisePriorInject(io.ComfyNode):
                     tooltip="Where in the window: 1 is the low-noise end, 999 the high-noise end; 0 draws it from the "
                     "noise's seed, as SRPO Train does.",
                 ),
-                *window_inputs(),
+                NoiseLevelsType.Input("levels", optional=True, tooltip="The window; without it, the published one."),
             ],
             outputs=[
                 NoisedType.Output(display_name="noised"),
@@ -76,10 +78,6 @@ class NoisePriorInject(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, sigma_max: float | None = None, sigma_min: float | None = None) -> bool | str:
-        return answer_of(check_window, sigma_max, sigma_min)
-
-    @classmethod
     @checked
     def execute(
         cls,
@@ -87,8 +85,7 @@ class NoisePriorInject(io.ComfyNode):
         latent: dict,
         noise: Noise_RandomNoise,
         position: int,
-        sigma_max: float,
-        sigma_min: float,
+        levels: NoiseLevels | None,
     ) -> io.NodeOutput:
         from .host.flow_model import check_latent
         from .host.patcher.carried import latent_in, latent_out
@@ -99,9 +96,8 @@ class NoisePriorInject(io.ComfyNode):
             x0 = latent_in(model, at_least_fp32(samples.clone()))
             prior = noise.generate_noise(latent).to(x0)
             seeds = sample_seeds(noise, len(x0))
-            branches = Window(sigma_max=sigma_max, sigma_min=sigma_min).branches(
-                [position or draw_position(seeds[0])] * len(x0)
-            )
+            window = (levels or NoiseLevels()).window
+            branches = window.branches([position or draw_position(seeds[0])] * len(x0))
             noised = Noised(x0, prior, branches, seeds)
             start = latent_out(model, inject(x0, prior, branches[0].sigma_in))
         sigmas = torch.stack([s[0] for branch in branches for s in (branch.sigma_in, branch.sigma_out)]).float()

@@ -2,37 +2,34 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from comfy_api.latest import io, ui
 
-from ..srpo_core.algorithm.protocols import Dataset
 from ..srpo_core.pictures import to_tensor
-from ..srpo_core.run.draws import Batching
-from ..srpo_core.run.memory import MemoryUse
-from .checked import answer_of, checked
-from .host.sampling import Sampling
-from .inputs import (
-    GUIDANCE,
-    check_window,
-    guard_inputs,
-    guidance_input,
-    limit_inputs,
-    sampler_inputs,
-    settings_of,
-    size_inputs,
-    window_inputs,
-)
-from .memory import memory_inputs
+from .checked import checked
+from .inputs import GUIDANCE, guidance_input, size_inputs
+from .memory import memory_input
+from .noise_levels import NoiseLevels
 from .open_run import OpenRun
 from .outputs import loss_map
-from .previews import PreviewSettings, parse_seeds, previewed, seeds_of
+from .previews import Previews, PreviewSettings
+from .rollouts import Rollouts
 from .session import Session
-from .sockets import CATEGORY, DatasetType, ObjectiveType, RewardModelType, RewardsType, TrainerType
-from .training import limits_of, training_of
-
-if TYPE_CHECKING:
-    from comfy.sd import VAE
+from .sockets import (
+    CATEGORY,
+    DatasetType,
+    NoiseLevelsType,
+    ObjectiveType,
+    PreviewsType,
+    RewardModelType,
+    RewardsType,
+    RolloutsType,
+    TrainerType,
+    WatchType,
+)
+from .training import TrainInputs, samples_of, training_of
+from .watch import Watch
 
 
 class TrainNode(io.ComfyNode):
@@ -51,7 +48,8 @@ class TrainNode(io.ComfyNode):
             inputs=[
                 TrainerType.Input("trainer", tooltip="The run to train."),
                 DatasetType.Input(
-                    "dataset", tooltip="The dataset of SRPO Prompts, or of SRPO Photos to train without rollouts."
+                    "dataset",
+                    tooltip="The dataset of SRPO Prompts; of SRPO Photos, to train without rollouts; or of SRPO Mix.",
                 ),
                 io.Vae.Input("vae", tooltip="The VAE that belongs to the model."),
                 RewardModelType.Input("reward", tooltip="The reward model."),
@@ -62,30 +60,13 @@ class TrainNode(io.ComfyNode):
                     min=1,
                     max=10000,
                     tooltip="How many updates to make now. 10 to 20 "
-                    "were enough for FLUX at the published batch; more can spoil a model.",
+                    "were enough for FLUX at the published batch, which is 32; more can spoil a model.",
                 ),
-                *size_inputs(),
-                io.Int.Input("batch", default=8, min=1, max=1024, tooltip="Prompts in one update."),
-                io.Int.Input(
-                    "at_once",
-                    default=0,
-                    min=0,
-                    max=1024,
-                    tooltip="At most how many of them share a forward; more needs more memory and gives the same "
-                    "result. 0: on a GPU memory chooses, else 1.",
+                *size_inputs(
+                    "Width of the pictures, where SRPO Rollouts and SRPO Previews have none of their own.",
+                    "Height of the pictures, where SRPO Rollouts and SRPO Previews have none of their own.",
                 ),
-                *sampler_inputs(),
-                guidance_input(
-                    "rollout_guidance",
-                    Sampling.guidance,
-                    "FLUX guidance of the rollouts: 1 as published with HPS, 2 with PickScore.",
-                ),
-                guidance_input(
-                    "guidance",
-                    GUIDANCE,
-                    "FLUX guidance of the trained step and of the previews: what you will sample with.",
-                ),
-                *window_inputs(),
+                io.Int.Input("batch", default=8, min=1, max=1024, tooltip="How many prompts or photos one update has."),
                 io.Int.Input(
                     "seed",
                     default=0,
@@ -94,99 +75,28 @@ class TrainNode(io.ComfyNode):
                     control_after_generate=False,
                     tooltip="The seed of noise, noise levels and the order of prompts.",
                 ),
-                io.Int.Input(
-                    "preview_every",
-                    default=PreviewSettings.every,
-                    min=1,
-                    max=1000,
-                    tooltip="Updates between two pictures on this node.",
+                guidance_input(
+                    "guidance",
+                    GUIDANCE,
+                    "FLUX guidance of the trained step and of the previews: what you will sample with.",
                 ),
-                io.Int.Input(
-                    "previews",
-                    default=4,
-                    min=1,
-                    max=64,
-                    tooltip="How many fixed-seed samples the picture shows.",
+                memory_input(),
+                RolloutsType.Input(
+                    "rollouts", optional=True, tooltip="How the trained pictures are made: sampler, steps, size."
                 ),
+                NoiseLevelsType.Input("levels", optional=True, tooltip="Which noise levels are trained."),
+                WatchType.Input("watch", optional=True, tooltip="How far training may go, and what happens there."),
+                PreviewsType.Input("previews", optional=True, tooltip="Which samples this node shows."),
                 RewardsType.Input(
                     "more_rewards",
                     optional=True,
                     tooltip="The rewards of Add Reward: others that train too, or only watch.",
-                ),
-                io.Int.Input(
-                    "pairs",
-                    default=Batching.pairs,
-                    min=1,
-                    max=64,
-                    optional=True,
-                    tooltip="Pairs of branches that one rollout serves, each at a noise level of its own. 1 as "
-                    "published; more learn more from each rollout, which costs far more than a branch.",
-                ),
-                *limit_inputs(),
-                io.Int.Input(
-                    "reuse",
-                    default=Batching.reuse,
-                    min=1,
-                    max=64,
-                    optional=True,
-                    tooltip="Updates that the same prompts and their rollouts serve, at ever new noise levels. 1 as "
-                    "published; more saves rollouts, which age meanwhile.",
-                ),
-                DatasetType.Input(
-                    "photos",
-                    optional=True,
-                    tooltip="The dataset of SRPO Photos, to train on beside the prompts: in place of a part of them.",
-                ),
-                io.Float.Input(
-                    "photo_share",
-                    default=0.5,
-                    min=0.0,
-                    max=1.0,
-                    step=0.01,
-                    optional=True,
-                    tooltip="How much of each batch is photos instead of prompts, where photos are connected.",
-                ),
-                *guard_inputs(),
-                DatasetType.Input(
-                    "preview_dataset",
-                    optional=True,
-                    tooltip="Prompts to show instead of the first ones of the dataset: for validation.",
-                ),
-                io.String.Input(
-                    "preview_seeds",
-                    default="",
-                    optional=True,
-                    tooltip="Seeds of the samples, one after the other. Empty: some that training never draws.",
                 ),
                 io.Vae.Input(
                     "gradient_vae",
                     optional=True,
                     tooltip="A tiny VAE such as TAEF1, for what the reward sees: less memory and time. The previews "
                     "stay with vae.",
-                ),
-                io.Int.Input(
-                    "kept_blocks",
-                    default=MemoryUse.kept_blocks,
-                    min=0,
-                    max=1000,
-                    optional=True,
-                    tooltip="How many of the model's blocks keep their activations for the backward instead of "
-                    "computing them again: faster, where there is memory.",
-                ),
-                io.Boolean.Input(
-                    "shared_noise",
-                    default=Batching.shared_noise,
-                    optional=True,
-                    tooltip="All prompts of an update begin from one noise, as published, instead of each from its "
-                    "own. Their noise levels still differ.",
-                ),
-                *memory_inputs(),
-                io.Boolean.Input(
-                    "compile_blocks",
-                    default=False,
-                    optional=True,
-                    tooltip="Experimental: torch.compile of the model's blocks, to sample and to train. Takes minutes "
-                    "at first, and needs the whole model on the GPU; where it fails, training goes on without.",
                 ),
             ],
             outputs=[
@@ -198,48 +108,35 @@ class TrainNode(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(
-        cls, sigma_max: float | None = None, sigma_min: float | None = None, preview_seeds: str | None = ""
-    ) -> bool | str:
-        seeds = answer_of(parse_seeds, preview_seeds or "")
-        return answer_of(check_window, sigma_max, sigma_min) if seeds is True else seeds
-
-    @classmethod
     @checked
     def execute(
         cls,
         trainer: OpenRun,
-        updates: int,
-        vae: VAE,
-        previews: int,
-        preview_every: int,
-        preview_dataset: Dataset | None,
-        preview_seeds: str,
-        at_limit: str,
-        **inputs: Any,
+        rollouts: Rollouts | None,
+        levels: NoiseLevels | None,
+        watch: Watch | None,
+        previews: PreviewSettings | None,
+        more_rewards: list | None,
+        **others: Any,
     ) -> io.NodeOutput:
-        from .host.samples import FixedSamples
-
-        node = cls.hidden.unique_id
-        seeds = parse_seeds(preview_seeds)
-        also = 1 if preview_dataset else previews
-        training = training_of(trainer, updates, node, also_encoded=also, vae=vae, **inputs)
-        shown = preview_dataset or training.dataset
-        samples = FixedSamples(
-            dataset=shown,
-            sampling=settings_of(Sampling, inputs),
-            shape=training.batching.shape,
-            indices=previewed(shown, previews),
-            seeds=seeds_of(seeds, previews),
-            at_once=training.batching.at_once,
+        inputs = TrainInputs(
+            rollouts=rollouts or Rollouts(),
+            levels=levels or NoiseLevels(),
+            watch=watch or Watch(),
+            previews=previews or PreviewSettings(),
+            more_rewards=more_rewards or [],
+            **others,
         )
+        node = cls.hidden.unique_id
+        training = training_of(trainer, inputs, node)
+        shown = Previews(trainer, samples_of(inputs, training, trainer.model), inputs.vae)
         session = Session(
             trainer,
             training,
-            updates=updates,
-            previews=PreviewSettings(samples=samples, vae=vae, every=preview_every),
-            limits=limits_of(**inputs),
-            at_limit=at_limit,
+            updates=inputs.updates,
+            previews=shown,
+            preview_every=inputs.previews.every,
+            watch=inputs.watch,
             node=node,
         )
         pictures = session.run()

@@ -1,15 +1,11 @@
-"""What the inputs of SRPO Train make of a run: what it is trained on and with, and where it ends.
-
-Functions name the inputs that they read, and leave the others be.
-"""
+"""What the inputs of SRPO Train make of a run: what it is trained on and with, and what it shows of itself."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from ..srpo_core.algorithm.guard import Guard
-from ..srpo_core.algorithm.noise_levels import Window
 from ..srpo_core.algorithm.objective import Objective
 from ..srpo_core.algorithm.protocols import Dataset, PhotoDataset
 from ..srpo_core.algorithm.terms import Term, combine
@@ -17,13 +13,14 @@ from ..srpo_core.rewards import Reward
 from ..srpo_core.run.draws import Batching
 from ..srpo_core.run.loop import prepare_data
 from ..srpo_core.run.training import Training
-from ..srpo_core.run.watch import Limits
-from .host.sampling import Sampling
-from .inputs import settings_of
-from .memory import memory_by_hand, plan_memory
+from .memory import plan_memory
+from .mix import Mix
+from .noise_levels import NoiseLevels
 from .open_run import OpenRun
 from .photos import for_model
-from .previews import previewed
+from .previews import PreviewSettings, previewed, seeds_of
+from .rollouts import Rollouts
+from .watch import Watch
 
 if TYPE_CHECKING:
     from comfy.model_patcher import ModelPatcher
@@ -31,88 +28,109 @@ if TYPE_CHECKING:
 
     from .host.flow_model import HostFlow
     from .host.memory_plan import MemoryPlan
+    from .host.samples import FixedSamples
 
 
-def limits_of(
-    *, words_gap_limit: float, saturation_limit: float, watching_limit: float, velocity_limit: float, **_: Any
-) -> Limits:
-    return Limits(
-        words_gap=words_gap_limit, saturation=saturation_limit, watching=watching_limit, velocity=velocity_limit
-    )
+@dataclass(frozen=True, kw_only=True)
+class TrainInputs:
+    """The inputs of SRPO Train by their names, but for the run itself; those left open have their usual values."""
+
+    dataset: Dataset
+    vae: VAE
+    reward: Reward
+    objective: Objective
+    updates: int
+    width: int
+    height: int
+    batch: int
+    seed: int
+    guidance: float
+    memory: Mapping[str, Any]
+    rollouts: Rollouts
+    levels: NoiseLevels
+    watch: Watch
+    previews: PreviewSettings
+    more_rewards: list[Term]
+    gradient_vae: VAE | None
+
+    def latent_shape(self, model: ModelPatcher, own: Rollouts | PreviewSettings) -> tuple[int, int, int]:
+        """(C, H, W) of rollouts or previews, which may have a size of their own."""
+        from .host.flow_model import latent_shape
+
+        return latent_shape(model, own.width or self.width, own.height or self.height)
 
 
-def training_of(
-    opened: OpenRun,
-    updates: int,
-    node: str,
-    *,
-    also_encoded: int,
-    dataset: Dataset,
-    photos: PhotoDataset | None,
-    reward: Reward,
-    objective: Objective,
-    more_rewards: list[Term] | None,
-    vae: VAE,
-    gradient_vae: VAE | None,
-    width: int,
-    height: int,
-    memory: str,
-    **inputs: Any,
-) -> Training:
-    """What the inputs of SRPO Train say that a run is to be trained on and with; what it draws is encoded already.
-
-    also_encoded: how many previews the dataset has, whose prompts are encoded with the others.
-    """
+def training_of(opened: OpenRun, inputs: TrainInputs, node: str) -> Training:
+    """What a run is to be trained on and with; what it draws is encoded already. node: says what does not fit."""
     from .host.decoder import HostDecoder
-    from .host.flow_model import latent_shape
     from .host.memory_estimate import Workload
 
     model = opened.model
-    window = settings_of(Window, inputs)
-    terms = combine([Term(reward=reward, objective=objective), *(more_rewards or ())])
-    dataset = for_model(dataset, model)
-    photos = for_model(photos, model)
-    shape = latent_shape(model, width, height)
-    decoder = HostDecoder(gradient_vae or vae, model)
-    batching = settings_of(Batching, inputs, shape=shape, at_once=1, sampled_at_once=1)
+    terms = combine([Term(reward=inputs.reward, objective=inputs.objective), *inputs.more_rewards])
+    dataset, photos, photo_share = parts_of(inputs.dataset, model)
+    decoder = HostDecoder(inputs.gradient_vae or inputs.vae, model)
+    batching = Batching(
+        shape=inputs.latent_shape(model, inputs.rollouts),
+        batch=inputs.batch,
+        seed=inputs.seed,
+        pairs=inputs.rollouts.pairs,
+        reuse=inputs.rollouts.reuse,
+        photo_share=photo_share,
+        shared_noise=inputs.levels.shared_noise,
+    )
     # All at once: text encoders take long to load.
     first = opened.run.updates
-    also = previewed(dataset, also_encoded)
-    prepare_data(range(first, first + updates), batching, dataset, photos=photos, also=also)
-    rewards = [term.reward for term in terms]
+    also = [] if inputs.previews.dataset else previewed(dataset, inputs.previews.count)
+    prepare_data(range(first, first + inputs.updates), batching, dataset, photos=photos, also=also)
     workload = Workload(
-        model=model, vae=decoder.vae, rewards=rewards, dataset=dataset, shape=shape, batch=batching.batch
+        model=model,
+        vae=decoder.vae,
+        rewards=[term.reward for term in terms],
+        dataset=dataset,
+        shape=batching.shape,
+        batch=batching.batch,
     )
-    plan = plan_memory(node, memory, memory_by_hand(**inputs), workload)
+    plan = plan_memory(node, inputs.memory, workload)
     return Training(
-        flow=flow_of(model, plan, **inputs),
+        flow=flow_of(model, inputs, plan),
         decoder=decoder,
         terms=terms,
         dataset=dataset,
         batching=replace(batching, at_once=plan.use.at_once, sampled_at_once=plan.use.sampled_at_once),
-        window=window,
+        window=inputs.levels.window,
         photos=photos,
-        guard=guard_of(**inputs),
+        guard=inputs.watch.guard,
     )
 
 
-def flow_of(
-    model: ModelPatcher,
-    plan: MemoryPlan,
-    *,
-    guidance: float,
-    rollout_guidance: float,
-    compile_blocks: bool,
-    **inputs: Any,
-) -> HostFlow:
+def parts_of(dataset: Dataset, model: ModelPatcher) -> tuple[Dataset, PhotoDataset | None, float]:
+    """The dataset, the photos that take the place of a share of it, and that share; of this MODEL's latents."""
+    if isinstance(dataset, Mix):
+        return dataset.of_prompts, for_model(dataset.photos, model), dataset.photo_share
+    return for_model(dataset, model), None, 0.0
+
+
+def flow_of(model: ModelPatcher, inputs: TrainInputs, plan: MemoryPlan) -> HostFlow:
     """The model as it is sampled and trained, in the memory that is planned for it."""
     from .host.flow_model import BlockSettings, HostFlow
 
-    sampling = settings_of(Sampling, inputs, guidance=rollout_guidance)
     use = plan.use
-    blocks = BlockSettings(kept_blocks=use.kept_blocks, offload=use.offload, compiled=compile_blocks)
-    return HostFlow(model, sampling, guidance, blocks=blocks, working=plan.working)
+    compiled = inputs.memory.get("compile_blocks", False)
+    blocks = BlockSettings(kept_blocks=use.kept_blocks, offload=use.offload, compiled=compiled)
+    return HostFlow(model, inputs.rollouts.sampling, inputs.guidance, blocks=blocks, working=plan.working)
 
 
-def guard_of(*, norm_guard: float, frozen_pull: float, **_: Any) -> Guard:
-    return Guard(norm_weight=norm_guard, distance_weight=frozen_pull)
+def samples_of(inputs: TrainInputs, training: Training, model: ModelPatcher) -> FixedSamples:
+    """The samples that the run shows of itself."""
+    from .host.samples import FixedSamples
+
+    previews = inputs.previews
+    dataset = previews.dataset or training.dataset
+    return FixedSamples(
+        dataset=dataset,
+        sampling=previews.sampled_with(inputs.guidance),
+        shape=inputs.latent_shape(model, previews),
+        indices=previewed(dataset, previews.count),
+        seeds=seeds_of(previews.seeds, previews.count),
+        at_once=training.batching.at_once,
+    )

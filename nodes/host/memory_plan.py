@@ -88,7 +88,7 @@ def _remedies(
         yield "no kept_blocks", needs_with(use)
     if not use.offload:
         use = replace(use, offload=True)
-        yield "park_inputs", needs_with(use)
+        yield "offload (memory by hand)", needs_with(use)
     if use.at_once > 1:
         use = replace(use, at_once=1)
         yield "at_once 1", needs_with(use)

@@ -135,7 +135,7 @@ def test_pictures_and_loras_that_cannot_be_written_are_said_and_training_goes_on
     folder = server.base / "output" / place
     folder.rename(folder.with_name("old"))
     folder.touch()
-    server.run(prompts.train("full", 1, preview_every=1))
+    server.run(prompts.train("full", 1, previews_every=1))
     said = b"".join(data for kind, data in server.messages if kind == "preview").decode(errors="replace")
     assert f"output/{place} can't be written to" in said and f"saved up to update {before + 1}." in said
     folder.unlink()

@@ -41,8 +41,8 @@ def test_photos_beside_prompts_reused_rollouts_a_guard_and_chosen_previews(host)
     for seed in range(2):
         pixels = draw(Scene("square", "blue", "sand"), "photo", np.random.default_rng(seed)).permute(1, 2, 0)
         Image.fromarray((255 * pixels).round().byte().numpy()).save(place / f"a blue square on sand {seed}.png")
-    options = {"batch": 2, "reuse": 2, "photo_share": 0.5, "norm_guard": 0.5, "frozen_pull": 0.1, "previews": 2}
-    options |= {"photos": ["photos", 0], "preview_dataset": ["shown", 0], "preview_seeds": "7, 8"}
+    options = {"batch": 2, "reuse": 2, "photo_share": 0.5, "norm_guard": 0.5, "distance_guard": 0.1, "previews_count": 2}
+    options |= {"photos": ["photos", 0], "previews_dataset": ["shown", 0], "previews_seeds": "7, 8"}
     wanted = prompts.train("beside", 3, {"learning_rate": 1e-2}, **options)
     photos = {"clip": ["toy", 1], "vae": ["toy", 2], "folder": "beside", "width": 64, "height": 64}
     wanted["photos"] = prompts.node("SRPO_Photos", **photos, default_caption="")
@@ -69,5 +69,5 @@ def test_photos_beside_prompts_reused_rollouts_a_guard_and_chosen_previews(host)
 
 @pytest.mark.parametrize("seeds", ["one", "1, -2", "1.5", str(2**64)])
 def test_seeds_that_are_none(host, seeds):
-    with pytest.raises(HostError, match="preview_seeds holds"):
-        host.run(prompts.train("seeds", 1, preview_seeds=seeds))
+    with pytest.raises(HostError, match="seeds holds"):
+        host.run(prompts.train("seeds", 1, previews_seeds=seeds))

@@ -59,7 +59,7 @@ def test_only_what_is_drawn_and_shown_is_encoded(host):
     start = len(counts(host))
     before = files(host)
     for updates in (2, 1, 1):
-        prompt = prompts.train("drawn", updates, batch=2, previews=2)
+        prompt = prompts.train("drawn", updates, batch=2, previews_count=2)
         prompt["prompts"]["inputs"]["file"] = "lists/LONG.TXT"
         host.run(prompt)
     encoded = [new for new, _ in counts(host)[start:]]
@@ -106,7 +106,7 @@ def test_prompts_of_other_token_counts_share_an_update_and_its_previews(comfyui,
     """But no forward: the host's text encoders give long prompts more tokens."""
     text = f"{prompts.CAPTION}\n{' '.join([prompts.CAPTION] * 20)}\n{prompts.CAPTION}, bright"
     with HostServer(comfyui, tmp_path) as host:
-        host.run(prompts.train("lengths", 1, text=text, batch=3, at_once=3, previews=3))
+        host.run(prompts.train("lengths", 1, text=text, batch=3, at_once=3, previews_count=3))
         assert len({load_file(file)["context"].shape for file in files(host)}) == 2
         assert len(list((host.base / "output/loras/srpo/lengths").glob("*.safetensors"))) == 1
 

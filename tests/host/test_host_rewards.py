@@ -66,7 +66,7 @@ def test_the_reward_of_the_documentation_works_as_written(comfyui, tmp_path):
     (tmp_path / "custom_nodes").mkdir()
     source = re.search(r"```python\n(.*?)```", OWN.read_text("utf-8"), re.DOTALL)[1]
     (tmp_path / "custom_nodes/brightness_reward.py").write_text(source)
-    prompt = prompts.train("bright", 6, {"learning_rate": 3e-3}, previews=4)
+    prompt = prompts.train("bright", 6, {"learning_rate": 3e-3}, previews_count=4)
     prompt["objective"]["inputs"] |= {"positive": "Bright", "negative": "Dark", "threshold": 100.0}
     prompt["own"] = prompts.node("BrightnessReward")
     prompt["train"]["inputs"]["reward"] = ["own", 0]

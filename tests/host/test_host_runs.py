@@ -107,7 +107,10 @@ def linked(prompt: dict, **texts) -> dict:
     """The prompt, with these inputs of its trainer linked to texts, which the host validates nowhere."""
     for name, text in texts.items():
         prompt[name] = prompts.node("PrimitiveString", value=text)
-        prompt["trainer"]["inputs"][name] = [name, 0]
+        place = "start.start_from" if name == "start_from" else name
+        prompt["trainer"]["inputs"][place] = [name, 0]
+        if name == "start_from":
+            prompt["trainer"]["inputs"]["start"] = "another run"
     return prompt
 
 

@@ -47,7 +47,7 @@ def test_the_loop_and_the_graph_agree_bit_for_bit(host):
 
 def test_how_memory_is_used_changes_nothing(host):
     host.run(prompts.train("recomputed", 2))
-    host.run(prompts.train("kept", 2, kept_blocks=3, gradient_vae=["toy", 2], memory="by hand", park_inputs=True))
+    host.run(prompts.train("kept", 2, kept_blocks=3, gradient_vae=["toy", 2], offload=True))
     assert same(state(host, "recomputed"), state(host, "kept"))
 
 
@@ -157,7 +157,7 @@ def test_cancel_keeps_the_last_finished_update_and_the_next_queue_goes_on(host):
 
 
 def test_outputs_of_a_run(host):
-    entry = host.run(prompts.train("outputs", 2, preview_every=1, previews=2))
+    entry = host.run(prompts.train("outputs", 2, previews_every=1, previews_count=2))
     (shown,) = entry["outputs"]["train"]["images"]
     assert host.picture(shown).width > 600
     assert [kind for kind, _ in host.messages].count("preview") >= 1

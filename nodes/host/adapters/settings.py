@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from ....srpo_core.checks import check_integer, check_number
 
 FULL = "full"
-KINDS = ("LoRA", "LoKr", "LoHa", "OFT", FULL)
 PRECISIONS = ("fp32", "bf16")
 NO_LORA = "none"
 

@@ -1,0 +1,79 @@
+"""SRPO_NoiseLevels: which noise levels are trained."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from comfy_api.latest import io
+
+from ..srpo_core.algorithm.noise_levels import Window
+from ..srpo_core.run.draws import Batching
+from .checked import answer_of, checked
+from .sockets import CATEGORY, NoiseLevelsType
+
+DEFAULT = Window()
+
+
+@dataclass(frozen=True, kw_only=True)
+class NoiseLevels:
+    """The trained window of sigmas, and whether the prompts of an update share one noise."""
+
+    window: Window = DEFAULT
+    shared_noise: bool = Batching.shared_noise
+
+
+class NoiseLevelsNode(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="SRPO_NoiseLevels",
+            display_name="SRPO Noise Levels",
+            category=CATEGORY,
+            description="Which noise levels are trained. High noise decides layout and look, low noise colour and "
+            "detail. Without this node they are the published ones.",
+            search_aliases=["srpo sigmas", "timesteps", "noise window"],
+            inputs=[
+                io.Float.Input(
+                    "sigma_max",
+                    default=round(DEFAULT.sigma_max, 4),
+                    min=0.0,
+                    max=1.0,
+                    step=0.0001,
+                    round=False,
+                    tooltip="The noisiest level that is trained, below 1. High noise decides layout and look.",
+                ),
+                io.Float.Input(
+                    "sigma_min",
+                    default=DEFAULT.sigma_min,
+                    min=0.0,
+                    max=1.0,
+                    step=0.0001,
+                    round=False,
+                    tooltip="The least noisy level that is trained. Low noise decides colour and detail, and is easily "
+                    "hacked.",
+                ),
+                io.Boolean.Input(
+                    "shared_noise",
+                    default=Batching.shared_noise,
+                    tooltip="All prompts of an update begin from one noise, as published, instead of each from its "
+                    "own. Their noise levels still differ. For SRPO Train.",
+                ),
+            ],
+            outputs=[NoiseLevelsType.Output(display_name="levels")],
+        )
+
+    @classmethod
+    def validate_inputs(cls, sigma_max: float | None = None, sigma_min: float | None = None) -> bool | str:
+        return answer_of(check_window, sigma_max, sigma_min)
+
+    @classmethod
+    @checked
+    def execute(cls, sigma_max: float, sigma_min: float, shared_noise: bool) -> io.NodeOutput:
+        window = Window(sigma_max=sigma_max, sigma_min=sigma_min)
+        return io.NodeOutput(NoiseLevels(window=window, shared_noise=shared_noise))
+
+
+def check_window(sigma_max: float | None = None, sigma_min: float | None = None):
+    """Raises ValueError for a window that can't be, if both ends are known."""
+    if sigma_max is not None and sigma_min is not None:
+        Window(sigma_max=sigma_max, sigma_min=sigma_min)

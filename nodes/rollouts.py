@@ -1,0 +1,76 @@
+"""SRPO_Rollouts: how the pictures are made that a run trains on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from comfy_api.latest import io
+
+from ..srpo_core.run.draws import Batching
+from .checked import checked
+from .host.sampling import Sampling
+from .inputs import check_own_side, guidance_input, own_size_inputs, sampler_inputs, settings_of
+from .sockets import CATEGORY, RolloutsType
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rollouts:
+    """How the pictures of prompts are sampled, of what size, and how often each is used.
+
+    pairs, reuse: see `Batching`. width, height: in pixels; 0 is that of SRPO Train.
+    """
+
+    sampling: Sampling = Sampling()
+    pairs: int = Batching.pairs
+    reuse: int = Batching.reuse
+    width: int = 0
+    height: int = 0
+
+    def __post_init__(self):
+        check_own_side("width", self.width)
+        check_own_side("height", self.height)
+
+
+class RolloutsNode(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="SRPO_Rollouts",
+            display_name="SRPO Rollouts",
+            category=CATEGORY,
+            description="How SRPO Train makes the pictures that it trains on. They are most of the time of an update: "
+            "fewer steps, a smaller size, pairs and reuse save it.",
+            search_aliases=["srpo sampler", "rollout steps"],
+            inputs=[
+                *sampler_inputs(),
+                guidance_input(
+                    "guidance",
+                    Sampling.guidance,
+                    "FLUX guidance of the rollouts: 1 as published with HPS, 2 with PickScore.",
+                ),
+                *own_size_inputs("SRPO Train"),
+                io.Int.Input(
+                    "pairs",
+                    default=Batching.pairs,
+                    min=1,
+                    max=64,
+                    tooltip="Pairs of branches that one rollout serves, each at a noise level of its own. 1 as "
+                    "published; more learn more from each rollout, which costs far more than a branch.",
+                ),
+                io.Int.Input(
+                    "reuse",
+                    default=Batching.reuse,
+                    min=1,
+                    max=64,
+                    tooltip="Updates that the same prompts and their rollouts serve, at ever new noise levels. 1 as "
+                    "published; more saves rollouts, which age meanwhile.",
+                ),
+            ],
+            outputs=[RolloutsType.Output(display_name="rollouts")],
+        )
+
+    @classmethod
+    @checked
+    def execute(cls, **inputs: Any) -> io.NodeOutput:
+        return io.NodeOutput(settings_of(Rollouts, inputs, sampling=settings_of(Sampling, inputs)))
