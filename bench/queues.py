@@ -27,7 +27,9 @@ def workflow() -> dict:
     """Workflow 1 with one update of one prompt."""
     prompt, inputs = workflow_1()
     inputs["SRPO_Trainer"]["run_name"] = RUN
-    inputs["SRPO_Train"] |= {"updates": 1, "batch": 1, "at_once": 1, "steps": 2, "previews": 1}
+    inputs["SRPO_Train"] |= {"updates": 1, "batch": 1, "memory.at_once": 1}
+    inputs["SRPO_Rollouts"]["steps"] = 2
+    inputs["SRPO_Previews"] |= {"steps": 2, "count": 1}
     return {key: entry for key, entry in prompt.items() if entry["class_type"] != "LossGraphNode"}
 
 

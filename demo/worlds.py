@@ -37,7 +37,7 @@ AT_ONCE = 48
 def seeded(seed: int) -> tuple[dict, dict]:
     """The API prompt of workflow 1 with this seed, and the inputs in it by node type."""
     prompt, inputs = workflow_1()
-    inputs["SRPO_Trainer"]["seed"] = seed
+    inputs["SRPO_Trainer"]["adapter.seed"] = seed
     inputs["SRPO_Train"]["seed"] = seed
     return prompt, inputs
 
@@ -107,43 +107,47 @@ class DiffusersWorld:
         _, self.inputs = seeded(seed)
         trainer = self.inputs["SRPO_Trainer"]
         options = self.inputs["SRPO_Train"]
+        rollouts = self.inputs["SRPO_Rollouts"]
         self.shape = (16, SIZE // 8, SIZE // 8)
         self.prompts = [line.strip() for line in self.inputs["SRPO_Prompts"]["text"].splitlines() if line.strip()]
         self.flow, self.decoder, self.reward, self.dataset = toy_world(
             self.prompts,
-            rank=trainer["rank"],
-            alpha=trainer["alpha"],
+            rank=trainer["adapter.rank"],
+            alpha=trainer["adapter.alpha"],
             seed=seed,
-            steps=options["steps"],
+            steps=rollouts["steps"],
             guidance=options["guidance"],
-            rollout_guidance=options["rollout_guidance"],
+            rollout_guidance=rollouts["guidance"],
             checkpointing=False,
         )
 
     def train(self, out: Path) -> int:
         trainer = self.inputs["SRPO_Trainer"]
         options = self.inputs["SRPO_Train"]
-        names = ("learning_rate", "weight_decay", "max_gradient_norm", "save_every")
-        run = Run(out / "run", self.flow.parameters, Settings(**{name: trainer[name] for name in names}))
+        rollouts = self.inputs["SRPO_Rollouts"]
+        previews = self.inputs["SRPO_Previews"]
+        run = Run(out / "run", self.flow.parameters, Settings(learning_rate=trainer["learning_rate"]))
         batching = Batching(
             shape=self.shape,
             batch=options["batch"],
-            at_once=options["at_once"],
+            at_once=options["memory.at_once"],
             seed=options["seed"],
-            pairs=options["pairs"],
+            pairs=rollouts["pairs"],
         )
-        shown = [self.prompts[i % len(self.prompts)] for i in range(options["previews"])]
-        self.flow.steps = options["steps"]
+        shown = [self.prompts[i % len(self.prompts)] for i in range(previews["count"])]
+        self.flow.steps = previews["steps"]
         before = self._sample(shown, trained=False)
+        self.flow.steps = rollouts["steps"]
         training = Training(
             flow=self.flow,
             decoder=self.decoder,
             terms=[Term(reward=self.reward, objective=self._objective())],
             dataset=self.dataset,
             batching=batching,
-            window=Window(sigma_max=options["sigma_max"], sigma_min=options["sigma_min"]),
+            window=Window(),
         )
         train(run, training, options["updates"])
+        self.flow.steps = previews["steps"]
         sheets = [images.movedim(1, -1) for images in (before, self._sample(shown, trained=True))]
         draw_card(*sheets, run.history, f"{trainer['run_name']}, update {run.updates}").save(out / "training.png")
         self.flow.save_lora(out / f"{trainer['run_name']}_{run.updates:06d}.safetensors")

@@ -3,17 +3,18 @@
 import json
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
+WORKFLOW_1 = Path(__file__).with_name("toy_in_one_minute.json")
 NOTES = ("Note", "MarkdownNote")
 MUTED = 2
 BYPASSED = 4
-WIDGETS = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")
+DYNAMIC = "COMFY_DYNAMICCOMBO_V3"
+WIDGETS = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO", DYNAMIC)
 AFTER_GENERATE = ("fixed", "increment", "decrement", "randomize")
 
 
 def workflow_1() -> tuple[dict, dict]:
     """The API prompt of workflow 1, and the inputs in it by node type; a test holds it and the workflow together."""
-    prompt = json.loads((ROOT / "demo/toy_in_one_minute.json").read_text("utf-8"))
+    prompt = json.loads(WORKFLOW_1.read_text("utf-8"))
     return prompt, {entry["class_type"]: entry["inputs"] for entry in prompt.values()}
 
 
@@ -58,21 +59,36 @@ def _widget_values(node: dict, schema: dict):
     """Values by input name: `widgets_values` holds them in the schema's order, some with a companion behind them."""
     values = list(node.get("widgets_values", ()))
     named = {}
-    for name, (kind, options) in _widgets(schema):
-        if not values:
-            raise ValueError(f"{node['type']} has no value for {name!r}")
-        named[name] = values.pop(0)
-        seed = name in ("seed", "noise_seed") and kind == "INT"
-        if (options.get("control_after_generate") or seed) and values and values[0] in AFTER_GENERATE:
-            values.pop(0)
-        if options.get("image_upload"):
-            values.pop(0)
+    _take(values, schema, named, node["type"])
     if values:
         raise ValueError(f"{node['type']} has values left over: {values}")
     return named
 
 
-def _widgets(schema: dict):
+def _take(values: list, schema: dict, named: dict, owner: str, prefix: str = ""):
+    """Move the values of a schema's widgets into `named`, behind a dynamic combo those of what it is set to."""
+    for name, (kind, options) in widgets(schema):
+        if not values:
+            raise ValueError(f"{owner} has no value for {prefix + name!r}")
+        value = named[prefix + name] = values.pop(0)
+        if kind == DYNAMIC:
+            _take(values, option_inputs(options, value), named, owner, f"{prefix}{name}.")
+        seed = name in ("seed", "noise_seed") and kind == "INT"
+        if (options.get("control_after_generate") or seed) and values and values[0] in AFTER_GENERATE:
+            values.pop(0)
+        if options.get("image_upload"):
+            values.pop(0)
+
+
+def option_inputs(options: dict, key: str) -> dict:
+    """The inputs of one option of a dynamic combo, as a schema. Raises ValueError where there is no such option."""
+    found = [option["inputs"] for option in options["options"] if option["key"] == key]
+    if not found:
+        raise ValueError(f"{key!r} is no option of {[option['key'] for option in options['options']]}")
+    return found[0]
+
+
+def widgets(schema: dict):
     """(name, (type, options)) of the inputs that are widgets, in order."""
     for part in ("required", "optional"):
         for name, (kind, *options) in schema.get(part, {}).items():

@@ -10,6 +10,7 @@ from comfy_api.latest import io
 
 from .host.adapters.settings import FULL, NO_LORA, AdapterSettings
 from .host.adapters.targets import TARGETS
+from .open_run import OpenRunSettings
 
 DEFAULT = AdapterSettings()
 NEW = "new, or as it is"
@@ -83,8 +84,7 @@ def start_input() -> io.DynamicCombo.Input:
                 [
                     io.Combo.Input(
                         "start_lora",
-                        options=[NO_LORA, *folder_paths.get_filename_list("loras")],
-                        default=NO_LORA,
+                        options=folder_paths.get_filename_list("loras"),
                         tooltip="A LoRA file to begin at, of this model and of trained layers alone.",
                     )
                 ],
@@ -107,3 +107,10 @@ def adapter_settings(adapter: Mapping[str, Any], start: Mapping[str, Any], preci
         start_lora=start.get("start_lora", NO_LORA),
         precision=precision,
     )
+
+
+def start_run(start: Mapping[str, Any]) -> str:
+    """The run to begin at, as `fork_from` takes it; empty for none. start: the value of `start_input`."""
+    if start["start"] == FROM_RUN and not start["start_from"].strip():
+        raise ValueError(f'start is "{FROM_RUN}", but start_from names none: write its name, or choose "{NEW}".')
+    return start.get("start_from", OpenRunSettings.start_from)

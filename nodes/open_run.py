@@ -80,7 +80,7 @@ class OpenRun:
         folder = run_folder(self.name)
         adapter = self.settings.adapter
         start_from = self.settings.start_from
-        began = fork_from(self.name, start_from, adapter.start_lora, save_open)
+        began = fork_from(self.name, start_from, save_open)
         try:
             self._load_start_lora()
             return Run(folder, self.adapter.parameters, self.settings.run, identity=adapter.identity(), lock=self.lock)
@@ -158,7 +158,7 @@ class OpenRun:
             self.run.write_aside(file, lambda path: comfy.utils.save_torch_file(state, str(path), metadata))
 
 
-def fork_from(name: str, start_from: str, start_lora: str, save_open: Callable[[str], None]) -> bool:
+def fork_from(name: str, start_from: str, save_open: Callable[[str], None]) -> bool:
     """Let a run that is new begin where another is, or was: "its name", or "its name@update" for a snapshot.
 
     For who holds the run's lock. save_open: saves the run of a name, if it is open. Returns whether the run begins

@@ -118,9 +118,14 @@ def test_the_front_end_opens_each_workflow(page, host, file):
 def test_a_new_user_runs_workflow_1(page, host, tmp_path):
     choose_template(page, "1 Toy FLUX in one minute")
     page.wait_for_function("() => app.graph.nodes.some(n => n.type === 'SRPO_Train')")
-    small = {"updates": 3, "steps": 4, "batch": 2, "preview_every": 2, "previews": 2}
-    for name, value in small.items():
-        nodes(page, "SRPO_Train", f"node.widgets.find(w => w.name === '{name}').value = {value}")
+    small = {
+        "SRPO_Train": {"updates": 3, "batch": 2},
+        "SRPO_Rollouts": {"steps": 4},
+        "SRPO_Previews": {"steps": 4, "every": 2, "count": 2},
+    }
+    for kind, values in small.items():
+        for name, value in values.items():
+            nodes(page, kind, f"node.widgets.find(w => w.name === '{name}').value = {value}")
     page.evaluate(END)
     page.get_by_test_id("queue-button").click()
     page.wait_for_function("() => window.ended", timeout=300_000)

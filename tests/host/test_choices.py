@@ -19,29 +19,61 @@ def nodes(pack):
     return {node.define_schema().node_id: node for node in asyncio.run(extension.get_node_list())}
 
 
-def combos(node):
-    return [each for each in node.define_schema().inputs if each.io_type == "COMBO"]
+def first_choice(combo, option=None):
+    """The value of a dynamic combo as the host hands it on: of its first option, or of this one."""
+    option = option or combo.options[0]
+    return {combo.id: option.key, **{each.id: usual(each) for each in option.inputs}}
+
+
+def usual(declared):
+    if declared.io_type.startswith("COMFY_DYNAMICCOMBO"):
+        return first_choice(declared)
+    if declared.io_type == "COMBO" and declared.options:
+        return declared.options[0]
+    default = getattr(declared, "default", None)
+    return "" if declared.io_type == "STRING" and default is None else default
 
 
 def known(node, **changes):
     """An option for each combo, the other inputs' defaults, and nothing for links: execute comes to choices first."""
-    inputs = {each.id: None for each in node.define_schema().inputs}
-    declared = [each for each in node.define_schema().inputs if hasattr(each, "default")]
-    inputs |= {each.id: "" if each.io_type == "STRING" else each.default for each in declared}
-    return inputs | {each.id: each.options[0] for each in combos(node) if each.options} | changes
+    return {each.id: usual(each) for each in node.define_schema().inputs} | changes
+
+
+def places(node, io_type):
+    """Each input of this type, also inside dynamic combos, and what makes node.execute's inputs of its value."""
+    for each in node.define_schema().inputs:
+        if each.io_type == io_type:
+            yield each, lambda value, name=each.id: {name: value}
+        for option in each.options if each.io_type.startswith("COMFY_DYNAMICCOMBO") else ():
+            chosen = first_choice(each, option)
+            for inner in option.inputs:
+                if inner.io_type == io_type:
+                    yield inner, lambda value, name=inner.id, at=each.id, of=chosen: {at: of | {name: value}}
 
 
 def test_every_combo_of_every_node_refuses_what_is_no_option(nodes):
     tried = 0
     for name, node in nodes.items():
-        for each in combos(node):
-            if each.id in OWN.get(name, ()):
+        for each, placed in places(node, "COMBO"):
+            if each.id in OWN.get(name, ()) or not each.options:
                 continue
             for value in UNKNOWN:
                 with pytest.raises(ValueError, match=rf"(?s){each.id} is .*: choose one of {each.options[0]}"):
-                    node.execute(**known(node, **{each.id: value}))
+                    node.execute(**known(node, **placed(value)))
                 tried += 1
     assert tried >= 12 * len(UNKNOWN)
+
+
+@pytest.mark.parametrize("name", ["memory", "adapter", "start"])
+def test_a_dynamic_combo_refuses_what_is_no_option(nodes, name):
+    node = next(node for node in nodes.values() if name in known(node))
+    for value in UNKNOWN:
+        with pytest.raises(ValueError, match=f"{name} is .*: choose one of "):
+            node.execute(**known(node, **{name: {name: value}}))
+    with pytest.raises(ValueError, match=f"{name} is nothing that there is: choose one of "):
+        node.execute(**{key: value for key, value in known(node).items() if key != name})
+    with pytest.raises(ValueError, match=f"{name}.other is given, but belongs to another choice of {name}"):
+        node.execute(**known(node, **{f"{name}.other": 1}))
 
 
 @pytest.mark.parametrize("value", ["nothing.pt", "../../secret.pt", "", "a\0b", "\ud800"])
@@ -98,9 +130,8 @@ def test_listed_files_that_can_not_be_opened(pack, tmp_path, monkeypatch, how, w
 def test_texts_that_are_none(nodes, value):
     tried = 0
     for node in nodes.values():
-        for each in node.define_schema().inputs:
-            if each.io_type == "STRING" and not node.define_schema().is_input_list:
-                with pytest.raises(ValueError, match=f"^{each.id} (is .*give a text|holds half of a character)"):
-                    node.execute(**known(node, **{each.id: value}))
-                tried += 1
+        for each, placed in places(node, "STRING") if not node.define_schema().is_input_list else ():
+            with pytest.raises(ValueError, match=f"^{each.id} (is .*give a text|holds half of a character)"):
+                node.execute(**known(node, **placed(value)))
+            tried += 1
     assert tried >= 8

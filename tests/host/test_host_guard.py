@@ -41,7 +41,14 @@ def test_photos_beside_prompts_reused_rollouts_a_guard_and_chosen_previews(host)
     for seed in range(2):
         pixels = draw(Scene("square", "blue", "sand"), "photo", np.random.default_rng(seed)).permute(1, 2, 0)
         Image.fromarray((255 * pixels).round().byte().numpy()).save(place / f"a blue square on sand {seed}.png")
-    options = {"batch": 2, "reuse": 2, "photo_share": 0.5, "norm_guard": 0.5, "distance_guard": 0.1, "previews_count": 2}
+    options = {
+        "batch": 2,
+        "reuse": 2,
+        "photo_share": 0.5,
+        "norm_guard": 0.5,
+        "distance_guard": 0.1,
+        "previews_count": 2,
+    }
     options |= {"photos": ["photos", 0], "previews_dataset": ["shown", 0], "previews_seeds": "7, 8"}
     wanted = prompts.train("beside", 3, {"learning_rate": 1e-2}, **options)
     photos = {"clip": ["toy", 1], "vae": ["toy", 2], "folder": "beside", "width": 64, "height": 64}

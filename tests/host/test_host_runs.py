@@ -58,7 +58,7 @@ def makers(pack):
 
 @pytest.mark.parametrize("name", NO_NAMES, ids=lambda name: repr(name)[:20])
 def test_no_path_is_made_of_a_name_that_is_none(pack, output, name):
-    for make in (*makers(pack), lambda name: pack("nodes.open_run").fork_from(name, "other", "none", nothing)):
+    for make in (*makers(pack), lambda name: pack("nodes.open_run").fork_from(name, "other", nothing)):
         with pytest.raises(ValueError, match="can't be a run name"):
             make(name)
     assert not list(output.iterdir())
@@ -76,13 +76,13 @@ def test_whatever_the_name_its_folder_is_inside(pack, output, name):
         assert len(folder.relative_to(output).parts) in (2, 3)
 
 
-NO_STARTS = ["../evil", "a@b", "a@", "a@-1", "a@1.0", "a@\u00b2", "a@" + "9" * 5000, "a@1@2", "@1", 3, ["a"]]
+NO_STARTS = ["../evil", "a@b", "a@", "a@-1", "a@1.0", "a@\u00b2", "a@" + "9" * 5000, "a@1@2", "@1"]
 
 
 @pytest.mark.parametrize("start", NO_STARTS, ids=lambda start: repr(start)[:20])
 def test_what_names_no_run_to_start_from_is_refused(pack, output, start):
-    with pytest.raises(ValueError, match="can't be a run name|names no snapshot|must be a text"):
-        pack("nodes.open_run").fork_from("new", start, "none", nothing)
+    with pytest.raises(ValueError, match="can't be a run name|names no snapshot"):
+        pack("nodes.open_run").fork_from("new", start, nothing)
     assert not list(output.iterdir())
 
 

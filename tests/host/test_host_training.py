@@ -103,7 +103,7 @@ def test_a_run_begins_at_a_lora_file(host):
     file = "srpo/first/first_000003.safetensors"
     begun = {"start_lora": file, "rank": 6, "alpha": 3.0, "learning_rate": 0.0, "weight_decay": 0.0}
     host.run(prompts.train("second", 1, begun))
-    host.run(prompts.base("second", **begun | {"start_lora": "none"}) | picture("second", ["trainer", 1]))
+    host.run(prompts.base("second", **{**begun, "start_lora": None}) | picture("second", ["trainer", 1]))
     loader = {"lora": prompts.node("LoraLoaderModelOnly", model=["toy", 0], lora_name=file, strength_model=1.0)}
     host.run({"toy": prompts.node("SRPO_ToyModels")} | loader | picture("stock", ["lora", 0]))
     assert (decoded(host, "second") - decoded(host, "stock")).abs().max() < 1e-5

@@ -76,8 +76,8 @@ def base(run: str, **options) -> dict:
     start = dynamic("start", "new, or as it is")
     if "start_from" in options:
         start = dynamic("start", "another run", start_from=options.pop("start_from"))
-    if "start_lora" in options:
-        start = dynamic("start", "a LoRA file", start_lora=options.pop("start_lora"))
+    if lora := options.pop("start_lora", None):
+        start = dynamic("start", "a LoRA file", start_lora=lora)
     inputs = {"model": ["toy", 0], "run_name": run, "learning_rate": 1e-3, "optimizer": ["optimizer", 0], **start}
     return {
         "toy": node("SRPO_ToyModels"),

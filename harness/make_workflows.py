@@ -1,0 +1,218 @@
+"""Writes the workflows that ship, from `shipped_workflows.py` and the schemas of a running ComfyUI.
+
+    .venv/bin/python harness/make_workflows.py
+
+Values that are not named there are the schemas' defaults, so a changed node can't leave a workflow behind.
+"""
+
+import json
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from workflow import AFTER_GENERATE, DYNAMIC, WIDGETS, WORKFLOW_1, option_inputs, to_prompt, widgets
+
+PACK = Path(__file__).resolve().parent.parent
+OURS = "comfyui-srpo"
+VERSION = "0.1.0"
+NOTE = ("#432", "#653")  # colour of its title and of its body
+HEADER = 30
+MARGIN = 20
+GAP = 60  # between nodes, with the header of the lower one
+SOCKET = 20  # pixels of height
+WIDGET = 30
+TEXT = 90  # of a text of several lines
+ZOOM = 0.8  # below 0.6 the canvas draws no text
+
+
+@dataclass
+class Node:
+    """A node of a workflow. inputs: values of widgets, and (key, output) for a link, by the input's name."""
+
+    key: str
+    kind: str
+    inputs: dict = field(default_factory=dict)
+    title: str = ""
+    height: int = 0  # at least
+
+
+@dataclass
+class Group:
+    """Nodes below each other, in a frame."""
+
+    title: str
+    color: str
+    width: int
+    nodes: list[Node]
+
+
+@dataclass
+class Workflow:
+    """A workflow: a note to read first, and beside it the groups from left to right."""
+
+    note: str
+    groups: list[Group]
+    note_size: tuple[int, int] = (420, 620)
+
+
+def lay_out(workflow: Workflow, schemas: dict) -> dict:
+    """The workflow as the front end saves it. schemas: the host's object_info."""
+    ids = {node.key: number for number, node in enumerate(_nodes(workflow), 2)}
+    entries = {1: _note(workflow)}
+    groups = []
+    left = workflow.note_size[0] + 60
+    for number, group in enumerate(workflow.groups, 1):
+        top = 90
+        for node in group.nodes:
+            entry = _entry(node, ids, schemas[node.kind])
+            entry["pos"] = [left + MARGIN, top]
+            entry["size"][0] = group.width
+            entries[ids[node.key]] = entry
+            top += entry["size"][1] + GAP
+        bounding = [left, 0, group.width + 2 * MARGIN, top - GAP + MARGIN]
+        groups.append({"id": number, "title": group.title, "bounding": bounding, "color": group.color, "flags": {}})
+        left += bounding[2] + 40
+    links = list(_links(workflow, ids, entries))
+    return {
+        "id": str(uuid.uuid5(uuid.NAMESPACE_URL, workflow.note)),
+        "revision": 0,
+        "last_node_id": len(entries),
+        "last_link_id": len(links),
+        "nodes": list(entries.values()),
+        "links": links,
+        "groups": groups,
+        "config": {},
+        "extra": {"ds": {"scale": ZOOM, "offset": [60, 80]}},
+        "version": 0.4,
+    }
+
+
+def _nodes(workflow: Workflow) -> Iterator[Node]:
+    return (node for group in workflow.groups for node in group.nodes)
+
+
+def _note(workflow: Workflow) -> dict:
+    return {
+        "id": 1,
+        "type": "MarkdownNote",
+        "pos": [0, HEADER],
+        "size": list(workflow.note_size),
+        "flags": {},
+        "order": 0,
+        "mode": 0,
+        "inputs": [],
+        "outputs": [],
+        "title": "Read me",
+        "properties": {},
+        "widgets_values": [workflow.note],
+        "color": NOTE[0],
+        "bgcolor": NOTE[1],
+    }
+
+
+def _entry(node: Node, ids: dict[str, int], schema: dict) -> dict:
+    """The node with its widgets' values, its sockets not linked yet."""
+    values = dict(_values(node, schema["input"]))
+    sockets = [{"name": name, "type": kind, "link": None} for name, kind in _sockets(node, schema["input"])]
+    places = [
+        {"name": name, "type": kind, "widget": {"name": name}, "link": None} for name, (kind, _, _) in values.items()
+    ]
+    outputs = [
+        {"name": name, "type": kind, "links": None} for name, kind in zip(schema["output_name"], schema["output"])
+    ]
+    texts = sum(multiline for _, _, multiline in values.values())
+    rows = SOCKET * max(len(sockets), len(outputs)) + WIDGET * (len(values) - texts) + TEXT * texts
+    entry = {
+        "id": ids[node.key],
+        "type": node.kind,
+        "pos": [],
+        "size": [0, max(node.height, rows + 20)],
+        "flags": {},
+        "order": ids[node.key] - 1,
+        "mode": 0,
+        "inputs": sockets + places,
+        "outputs": outputs,
+        "properties": {"Node name for S&R": node.kind},
+        "widgets_values": [part for _, value, _ in values.values() for part in value],
+    }
+    if node.kind.startswith("SRPO_"):
+        entry["properties"] |= {"cnr_id": OURS, "ver": VERSION}
+    return entry | ({"title": node.title} if node.title else {})
+
+
+def _values(node: Node, schema: dict, prefix: str = "") -> Iterator[tuple[str, tuple[str, list, bool]]]:
+    """(name, (type, its value and what follows it, whether it is a text of several lines)) of each widget."""
+    for name, (kind, options) in widgets(schema):
+        given = node.inputs.get(prefix + name)
+        value = options.get("default") if given is None or isinstance(given, tuple) else given
+        if value is None and kind == "COMBO":
+            value = next(iter(options.get("options") or _listed(schema, name)), "")
+        if value is None and kind == DYNAMIC:
+            value = options["options"][0]["key"]
+        value = "" if value is None else value
+        follows = (
+            [node.inputs.get("after_generate", AFTER_GENERATE[0])] if options.get("control_after_generate") else []
+        )
+        yield prefix + name, (kind, [value, *follows], bool(options.get("multiline")))
+        if kind == DYNAMIC:
+            yield from _values(node, option_inputs(options, value), f"{prefix}{name}.")
+
+
+def _listed(schema: dict, name: str) -> list:
+    """The options of a combo of the older form, whose type is the list of them."""
+    return next(part[name][0] for part in schema.values() if name in part)
+
+
+def _sockets(node: Node, schema: dict) -> Iterator[tuple[str, str]]:
+    """(name, type) of each input that is no widget; of one that grows, those that are linked and the next."""
+    for part in ("required", "optional"):
+        for name, (kind, *options) in schema.get(part, {}).items():
+            options = options[0] if options else {}
+            if kind == "COMFY_AUTOGROW_V3":
+                template = options["template"]
+                (inner,) = (each for each in template["input"].values() if each)
+                ((_, (inner_kind, *_)),) = inner.items()
+                linked = [given for given in node.inputs if given.startswith(f"{name}.")]
+                grown = [f"{name}.{template['prefix']}{i}" for i in range(len(linked) + 1)]
+                yield from ((each, inner_kind) for each in grown)
+            elif not isinstance(kind, list) and (kind not in WIDGETS or options.get("forceInput")):
+                yield name, kind
+
+
+def _links(workflow: Workflow, ids: dict[str, int], entries: dict[int, dict]) -> Iterator[list]:
+    """The links, which are also written into the nodes at their ends."""
+    number = 0
+    for node in _nodes(workflow):
+        for place, slot in enumerate(entries[ids[node.key]]["inputs"]):
+            given = node.inputs.get(slot["name"])
+            if not isinstance(given, tuple):
+                continue
+            number += 1
+            source = entries[ids[given[0]]]
+            output = source["outputs"][given[1]]
+            output["links"] = [*(output["links"] or ()), number]
+            slot["link"] = number
+            yield [number, source["id"], given[1], ids[node.key], place, output["type"]]
+
+
+def written(workflow: dict) -> str:
+    return json.dumps(workflow, indent=2, ensure_ascii=False) + "\n"
+
+
+def main():
+    import tempfile
+
+    from find_host import find_host
+    from host_server import HostServer
+    from shipped_workflows import WORKFLOWS
+
+    with tempfile.TemporaryDirectory() as base, HostServer(find_host(), Path(base)) as host:
+        schemas = host.object_info()
+    for name, workflow in WORKFLOWS.items():
+        (PACK / "workflows" / f"{name}.json").write_text(written(lay_out(workflow, schemas)), "utf-8")
+    WORKFLOW_1.write_text(written(to_prompt(lay_out(WORKFLOWS["1 Toy FLUX in one minute"], schemas), schemas)), "utf-8")
+
+
+if __name__ == "__main__":
+    main()
