@@ -28,7 +28,7 @@ SMALL = {  # what makes a node quick, where its defaults don't
     "batch": 1,
     "at_once": 1,
     "steps": 1,
-    "previews": 1,
+    "count": 1,
     "prompts": 1,
     "seeds": 1,
     "rank": 2,
@@ -38,6 +38,8 @@ SMALL = {  # what makes a node quick, where its defaults don't
     "negative": "Flat",
     "folder": "photos",
 }
+QUICK = ("SRPO_ROLLOUTS", "SRPO_PREVIEWS")  # optional links that are made, since training takes long without
+DYNAMIC = "COMFY_DYNAMICCOMBO_V3"
 REWARD = "small.safetensors"
 FLOATS = (float("nan"), float("inf"), float("-inf"), -1.0, 0.0, 1e30, -1e30, 1e-30)
 TEXTS = (
@@ -95,6 +97,7 @@ class World:
         values |= dict(zip(("MODEL", "CLIP", "VAE", "SRPO_REWARD_MODEL"), self.call("SRPO_ToyModels").args))
         values["SRPO_OBJECTIVE"] = self.call("SRPO_Objective").args[0]
         values["SRPO_DATASET"] = self.call("SRPO_Prompts").args[0]
+        values |= {kind: self.call(node).args[0] for kind, node in zip(QUICK, ("SRPO_Rollouts", "SRPO_Previews"))}
         values["IMAGE"] = torch.rand(2, 64, 64, 3)
         values["CONDITIONING"] = values["SRPO_DATASET"].cond([0])
         values["LATENT"] = {"samples": torch.randn(1, 16, 8, 8)}
@@ -106,13 +109,12 @@ class World:
         for each in self.nodes[name].define_schema().inputs:
             if each.id == "rewards":  # as many as there are
                 found[each.id] = {"reward1": self.values.get("SRPO_REWARD")}
-            elif each.io_type in self.values and not each.optional:
+            elif each.io_type in self.values and (each.io_type in QUICK or not each.optional):
                 found[each.id] = self.values[each.io_type]
-            elif each.io_type not in ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"):
+            elif each.io_type not in ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO", DYNAMIC):
                 found |= {} if each.optional else {each.id: None}
             elif each.id != "texts":
-                usual = next(iter(each.options), None) if each.io_type == "COMBO" else None
-                found[each.id] = SMALL.get(each.id, usual if each.default is None else each.default)
+                found[each.id] = usual(each)
         return found | ({"file": REWARD} if name == "SRPO_LoadReward" else {})
 
     def call(self, node_id: str, changes: dict | None = None):
@@ -158,6 +160,19 @@ class World:
             raise Found(f"saved with numbers that are not finite: {spoilt}")
 
 
+def usual(each: Any) -> Any:
+    """What an input of the node itself is set to."""
+    if each.io_type == DYNAMIC:
+        return of_option(each, each.options[0])
+    first = next(iter(each.options), None) if each.io_type == "COMBO" else None
+    return SMALL.get(each.id, first if each.default is None else each.default)
+
+
+def of_option(each: Any, option: Any) -> dict:
+    """The value of a dynamic combo that is set to this option."""
+    return {each.id: option.key, **{inner.id: usual(inner) for inner in option.inputs}}
+
+
 def finite(file: Path) -> bool:
     return all(tensor.isfinite().all() for tensor in load_file(file).values() if tensor.is_floating_point())
 
@@ -201,6 +216,11 @@ def hostile(draw: random.Random, each: Any):
         return draw.choice((*TEXTS, *each.options))
     if each.io_type == "STRING":
         return draw.choice(TEXTS)
+    if each.io_type == DYNAMIC:
+        option = draw.choice(each.options)
+        changes = {inner.id: hostile(draw, inner) for inner in option.inputs if hostile(draw, inner) is not None}
+        changed = draw.sample(sorted(changes), min(len(changes), 1)) or [each.id]
+        return of_option(each, option) | {name: changes.get(name, draw.choice(TEXTS)) for name in changed}
     return None
 
 

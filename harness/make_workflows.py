@@ -19,11 +19,12 @@ VERSION = "0.1.0"
 NOTE = ("#432", "#653")  # colour of its title and of its body
 HEADER = 30
 MARGIN = 20
-GAP = 60  # between nodes, with the header of the lower one
+GAP = 50  # between nodes, with the header of the lower one
+BETWEEN = 30  # groups; what opens at less than a zoom of 0.6 has no text on the canvas, so all is close together
 SOCKET = 20  # pixels of height
 WIDGET = 30
 TEXT = 90  # of a text of several lines
-ZOOM = 0.8  # below 0.6 the canvas draws no text
+ZOOM = 0.8
 
 
 @dataclass
@@ -61,7 +62,7 @@ def lay_out(workflow: Workflow, schemas: dict) -> dict:
     ids = {node.key: number for number, node in enumerate(_nodes(workflow), 2)}
     entries = {1: _note(workflow)}
     groups = []
-    left = workflow.note_size[0] + 60
+    left = workflow.note_size[0] + BETWEEN
     for number, group in enumerate(workflow.groups, 1):
         top = 90
         for node in group.nodes:
@@ -72,7 +73,7 @@ def lay_out(workflow: Workflow, schemas: dict) -> dict:
             top += entry["size"][1] + GAP
         bounding = [left, 0, group.width + 2 * MARGIN, top - GAP + MARGIN]
         groups.append({"id": number, "title": group.title, "bounding": bounding, "color": group.color, "flags": {}})
-        left += bounding[2] + 40
+        left += bounding[2] + BETWEEN
     links = list(_links(workflow, ids, entries))
     return {
         "id": str(uuid.uuid5(uuid.NAMESPACE_URL, workflow.note)),

@@ -7,7 +7,6 @@ GREEN = "#8A8"
 OCHRE = "#b58b2a"
 BROWN = "#b06634"
 PURPLE = "#a1309b"
-GREY = "#8AA"
 
 TOY_PROMPTS = """\
 a red circle on grass
@@ -61,12 +60,13 @@ TOY = Workflow(
     note=TOY_NOTE,
     groups=[
         Group(
-            "1. Models and run",
+            "1. Models, run and rollouts",
             BLUE,
             300,
             [
                 Node("toy", "SRPO_ToyModels"),
                 Node("trainer", "SRPO_Trainer", {"model": ("toy", 0), "run_name": "toy", "learning_rate": 1.6e-4}),
+                Node("rollouts", "SRPO_Rollouts", {"steps": 10, "guidance": 3.5}),
             ],
         ),
         Group(
@@ -88,18 +88,9 @@ TOY = Workflow(
             ],
         ),
         Group(
-            "3. How",
+            "3. Train",
             OCHRE,
-            300,
-            [
-                Node("rollouts", "SRPO_Rollouts", {"steps": 10, "guidance": 3.5}),
-                Node("previews", "SRPO_Previews", {"every": 10, "count": 8, "steps": 10}),
-            ],
-        ),
-        Group(
-            "4. Train",
-            OCHRE,
-            560,
+            460,
             [
                 Node(
                     "train",
@@ -117,16 +108,15 @@ TOY = Workflow(
                         "memory": "by hand",
                         "memory.at_once": 32,
                         "rollouts": ("rollouts", 0),
-                        "previews": ("previews", 0),
                     },
-                    height=1160,
+                    height=960,
                 )
             ],
         ),
         Group(
-            "5. Look",
+            "4. Look",
             PURPLE,
-            440,
+            400,
             [
                 Node(
                     "enlarge",
@@ -134,8 +124,8 @@ TOY = Workflow(
                     {"image": ("train", 3), "upscale_method": "nearest-exact", "scale_by": 4},
                     "Enlarge",
                 ),
-                Node("look", "PreviewImage", {"images": ("enlarge", 0)}, "Two rows before, two rows after", 460),
-                Node("loss", "LossGraphNode", {"loss": ("train", 2)}, "The loss", 350),
+                Node("look", "PreviewImage", {"images": ("enlarge", 0)}, "First all before, then all after", 420),
+                Node("loss", "LossGraphNode", {"loss": ("train", 2)}, "The loss", 300),
             ],
         ),
     ],
@@ -163,26 +153,22 @@ STEP_NOTE = """\
 """
 
 
-def looked_at(name: str, source: tuple[str, int], title: str, *, latent: bool = True) -> list[Node]:
-    """The nodes that show a latent of the toy's, or an image, enlarged."""
-    decode = [Node(f"{name} decoded", "VAEDecode", {"samples": source, "vae": ("toy", 2)})] if latent else []
-    enlarge = Node(
-        f"{name} enlarged",
-        "ImageScaleBy",
-        {"image": (f"{name} decoded", 0) if latent else source, "upscale_method": "nearest-exact", "scale_by": 4},
-        "Enlarge",
-    )
-    return [*decode, enlarge, Node(f"{name} shown", "PreviewImage", {"images": (f"{name} enlarged", 0)}, title, 320)]
+def looked_at(name: str, latent: tuple[str, int], title: str) -> list[Node]:
+    """The nodes that show a latent of the toy's."""
+    return [
+        Node(f"{name} decoded", "VAEDecode", {"samples": latent, "vae": ("toy", 2)}),
+        Node(f"{name} shown", "PreviewImage", {"images": (f"{name} decoded", 0)}, title, 260),
+    ]
 
 
 STEP = Workflow(
     note=STEP_NOTE,
-    note_size=(440, 700),
+    note_size=(380, 860),
     groups=[
         Group(
             "Models, run and words",
             BLUE,
-            280,
+            240,
             [
                 Node("toy", "SRPO_ToyModels"),
                 Node("trainer", "SRPO_Trainer", {"model": ("toy", 0), "run_name": "step by step"}),
@@ -192,7 +178,7 @@ STEP = Workflow(
         Group(
             "Prompt and noise",
             GREEN,
-            300,
+            240,
             [
                 Node("prompt", "PrimitiveStringMultiline", {"value": "a red circle on grass"}, "Prompt"),
                 Node("text", "CLIPTextEncode", {"clip": ("toy", 1), "text": ("prompt", 0)}),
@@ -204,7 +190,7 @@ STEP = Workflow(
         Group(
             "0. Sample",
             BLUE,
-            300,
+            240,
             [
                 Node("guider", "BasicGuider", {"model": ("trainer", 1), "conditioning": ("guidance", 0)}),
                 Node("sampler", "KSamplerSelect", {"sampler_name": "euler"}),
@@ -226,34 +212,34 @@ STEP = Workflow(
         Group(
             "1. Inject",
             OCHRE,
-            300,
+            240,
             [
                 Node(
                     "inject",
                     "SRPO_NoisePriorInject",
                     {"model": ("trainer", 1), "latent": ("sample", 0), "noise": ("noise", 0)},
                 ),
-                *looked_at("noisy", ("inject", 1), "Noisy, as the denoise branch gets it"),
+                *looked_at("noisy", ("inject", 1), "Noisy"),
             ],
         ),
         Group(
             "2. and 3. Recover",
             BROWN,
-            300,
+            240,
             [
                 Node(
                     "recover",
                     "SRPO_OneStepRecover",
                     {"model": ("trainer", 1), "positive": ("guidance", 0), "noised": ("inject", 0)},
                 ),
-                *looked_at("recovered", ("recover", 1), "Recovered by the denoise branch"),
-                *looked_at("inverted", ("recover", 2), "Recovered by the inversion branch"),
+                *looked_at("recovered", ("recover", 1), "Recovered: denoise"),
+                *looked_at("inverted", ("recover", 2), "Recovered: inversion"),
             ],
         ),
         Group(
-            "4. Score",
+            "4. Score, 5. Update",
             PURPLE,
-            300,
+            240,
             [
                 Node(
                     "reward",
@@ -266,19 +252,12 @@ STEP = Workflow(
                         "prompt": ("prompt", 0),
                     },
                 ),
-                Node("gap", "PreviewAny", {"source": ("reward", 1)}, "Words-gap", 120),
-                *looked_at("scored", ("reward", 2), "What the reward saw", latent=False),
-            ],
-        ),
-        Group(
-            "5. Update",
-            GREY,
-            300,
-            [
+                Node("gap", "PreviewAny", {"source": ("reward", 1)}, "Words-gap", 110),
+                Node("scored", "PreviewImage", {"images": ("reward", 2)}, "What the reward saw", 260),
                 Node(
-                    "step", "SRPO_TrainStep", {"trainer": ("trainer", 0), "rewards.reward0": ("reward", 0)}, height=180
+                    "step", "SRPO_TrainStep", {"trainer": ("trainer", 0), "rewards.reward0": ("reward", 0)}, height=150
                 ),
-                Node("loss", "PreviewAny", {"source": ("step", 1)}, "Loss", 120),
+                Node("loss", "PreviewAny", {"source": ("step", 1)}, "Loss", 110),
             ],
         ),
     ],

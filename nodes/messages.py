@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from ..srpo_core.run.watch import COMPARED_UPDATES, window_mean
 from .open_run import OpenRun
 
 
@@ -12,15 +13,42 @@ def warning(update: int, reached: dict[str, str]) -> str:
 def training_summary(opened: OpenRun, updates: int, seconds: float, lora: Path) -> str:
     """What a session of training did, in words."""
     run = opened.run
-    recent = run.history[-updates:]
     skipped = f", {run.skipped} of them skipped" if run.skipped else ""
     spreads = ", ".join(f"{spread.std:.3g} {name}".strip() for name, spread in run.spreads.items())
     scales = f" Spreads of the rewards: {spreads}." if len(run.spreads) > 1 else ""
-    kind = "Model" if opened.settings.adapter.whole_layers else "LoRA"
-    written = f"{kind}: {'/'.join(lora.parts[-4:])}" if lora.exists() else f"{kind}: could not be written"
     return (
-        f"{updates} updates in {seconds / 60:.1f} minutes ({run.updates} in all{skipped}): words-gap "
-        f"{recent[0]['words_gap']:+.3f} -> {recent[-1]['words_gap']:+.3f}, saturation {recent[0]['saturation']:.2f} -> "
-        f"{recent[-1]['saturation']:.2f}. {written}; the run: srpo/{opened.name}, "
+        f"{updates} updates in {seconds / 60:.1f} minutes ({run.updates} in all{skipped}): "
+        f"{changes(run.history[-updates:])}. {written(opened, lora)}; the run: srpo/{opened.name}, "
         f"both in the output folder.{scales}"
     )
+
+
+def stopped(opened: OpenRun, lora: Path | None) -> str:
+    """What is kept of a training that was cancelled, or failed. lora: what was written of it, if anything was."""
+    run = opened.run
+    kept = f"The run srpo/{opened.name} is kept up to update {run.saved}" if run.saved else "No update was finished"
+    also = f"; {written(opened, lora)}" if lora else ""
+    return f"Stopped. {kept}{also}. Queue again to go on."
+
+
+def written(opened: OpenRun, lora: Path) -> str:
+    kind = "Model" if opened.settings.adapter.whole_layers else "LoRA"
+    return f"{kind}: {'/'.join(lora.parts[-4:])}" if lora.exists() else f"{kind}: could not be written"
+
+
+def changes(history: list[dict[str, float]]) -> str:
+    """How the words-gap and saturation went, as means over the first and the last updates of this history.
+
+    One update has other words, prompts and noise levels than another, so no two of them are compared.
+    """
+    count = min(COMPARED_UPDATES, len(history) // 2)
+    last = history[-max(count, 1) :]
+    gap = f"words-gap {window_mean(last, 'words_gap'):+.3f}"
+    saturation = f"saturation {window_mean(last, 'saturation'):.2f}"
+    if not count:
+        return f"{gap}, {saturation}"
+    first = history[:count]
+    gap = f"words-gap {window_mean(first, 'words_gap'):+.3f} -> {window_mean(last, 'words_gap'):+.3f}"
+    saturation = f"saturation {window_mean(first, 'saturation'):.2f} -> {window_mean(last, 'saturation'):.2f}"
+    each = f"{count} updates" if count > 1 else "update"
+    return f"{gap}, {saturation} (means of the first and the last {each})"

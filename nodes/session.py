@@ -16,7 +16,7 @@ from ..srpo_core.run.loop import train
 from ..srpo_core.run.training import Training
 from ..srpo_core.run.watch import crossed
 from .host.progress import show_text
-from .messages import training_summary, warning
+from .messages import stopped, training_summary, warning
 from .open_run import OpenRun
 from .photos import replaced
 from .previews import Previews
@@ -69,14 +69,19 @@ class Session:
         run.on_trouble = lambda text: show_text(text, node)  # the run outlives the session, and would keep all of it
         try:
             train(run, self.training, self.updates, self._on_update)
-        finally:
-            if run.updates > self.first:
-                lora = self.opened.save_lora()
+        except BaseException:
+            self._say(stopped(self.opened, self._save_lora()))
+            raise
+        lora = self._save_lora()
         after = self.previews.now()
         card = self._draw_card(after)
         self._show(self.updates, card)  # else the node goes on to show the last preview
         self._say(self._report(time.monotonic() - started, lora))
         return Pictures(torch.cat([self.previews.before, after]), card)
+
+    def _save_lora(self) -> Path | None:
+        """The file, if there were updates."""
+        return self.opened.save_lora() if self.opened.run.updates > self.first else None
 
     def _on_update(self, metrics: dict[str, float]) -> bool:
         """Whether the training ends here."""

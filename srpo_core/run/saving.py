@@ -20,8 +20,12 @@ def save_if_due(run: Run):
     """
     every = run.settings.snapshot_every
     snapshot = bool(every and run.updates % every == 0)
-    if not (snapshot or run.failed_saves or run.updates % run.settings.save_every == 0):
-        return
+    if snapshot or run.failed_saves or run.updates % run.settings.save_every == 0:
+        save_or_say(run, snapshot)
+
+
+def save_or_say(run: Run, snapshot: bool = False):
+    """Save now; see `save_if_due`."""
     try:
         run.save(snapshot)
         if snapshot:
