@@ -1,0 +1,81 @@
+"""The nodes as saved workflows know them: ids, inputs in their order, defaults and outputs are those of a list.
+
+After a change that is meant, write the list anew: `WRITE_SHAPES=1 .venv/bin/pytest tests/host/test_node_shapes.py`.
+"""
+
+import asyncio
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+SHAPES = Path(__file__).parents[1] / "support/node_shapes.json"
+MOST_WIDGETS = 10
+WIDGETS = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO", "COMFY_DYNAMICCOMBO_V3")
+HOST = "what the host has"
+VARYING = {  # the options of these combos are the machine's files, or the host's samplers
+    ("SRPO_Trainer", "start_lora"),
+    ("SRPO_LoadReward", "file"),
+    ("SRPO_LoadReward", "backbone"),
+    ("SRPO_Prompts", "file"),
+    ("SRPO_Photos", "folder"),
+    ("SRPO_Rollouts", "sampler_name"),
+    ("SRPO_Rollouts", "scheduler"),
+    ("SRPO_Previews", "sampler_name"),
+    ("SRPO_Previews", "scheduler"),
+}
+
+
+def shape_of(schema) -> dict:
+    """What a workflow knows of a node."""
+    outputs = [
+        {"name": each.display_name, "type": each.io_type, "list": each.is_output_list, "explained": bool(each.tooltip)}
+        for each in schema.outputs
+    ]
+    return {"inputs": [input_shape(schema.node_id, each) for each in schema.inputs], "outputs": outputs}
+
+
+def input_shape(node: str, declared) -> dict:
+    """An input, with its default, range and choices if it has them; each choice of a dynamic combo has inputs."""
+    shape = {"id": declared.id, "type": declared.io_type, "optional": declared.optional}
+    for key in ("default", "min", "max"):
+        if getattr(declared, key, None) is not None:
+            shape[key] = getattr(declared, key)
+    if declared.io_type == "COMBO":
+        shape["options"] = HOST if (node, declared.id) in VARYING else declared.options
+    if declared.io_type == "COMFY_DYNAMICCOMBO_V3":
+        shape["options"] = [
+            {"choice": option.key, "inputs": [input_shape(node, each) for each in option.inputs]}
+            for option in declared.options
+        ]
+    return shape
+
+
+@pytest.fixture(scope="module")
+def shapes(pack):
+    """The shape of every node, by its id."""
+    extension = asyncio.run(pack("nodes").comfy_entrypoint())
+    schemas = [node.define_schema() for node in asyncio.run(extension.get_node_list())]
+    return {schema.node_id: shape_of(schema) for schema in schemas}
+
+
+def test_the_nodes_have_the_listed_shape(shapes):
+    if os.environ.get("WRITE_SHAPES"):
+        SHAPES.write_text(json.dumps(shapes, indent=1) + "\n", "utf-8")
+    assert shapes == json.loads(SHAPES.read_text("utf-8"))
+
+
+def widgets(inputs: list[dict]) -> list[str]:
+    """What stands on a node as it opens: a dynamic combo, and what belongs to its first choice."""
+    found = []
+    for each in inputs:
+        found += [each["id"]] if each["type"] in WIDGETS else []
+        if each["type"] == "COMFY_DYNAMICCOMBO_V3":
+            found += widgets(each["options"][0]["inputs"])
+    return found
+
+
+def test_a_node_opens_with_few_widgets(shapes):
+    opened = {node: widgets(shape["inputs"]) for node, shape in shapes.items()}
+    assert {node: names for node, names in opened.items() if len(names) > MOST_WIDGETS} == {}
