@@ -31,7 +31,7 @@ class Guard:
 
     def __post_init__(self):
         check_number("norm_guard", self.norm_weight, 0)
-        check_number("frozen_pull", self.distance_weight, 0)
+        check_number("distance_guard", self.distance_weight, 0)
 
     def __bool__(self) -> bool:
         return bool(self.norm_weight or self.distance_weight)

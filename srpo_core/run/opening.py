@@ -69,7 +69,7 @@ def _spoilt(folder: Path, file: Path, error: SpoiltState, *, now: TrainState, id
     if whole:
         numbers = ", ".join(map(str, whole))
         advice = f"Whole are its snapshots of the updates {numbers}: to go on from the last one, queue with a new "
-        advice += f'run name and "{folder.name}@{whole[-1]}" in start_from, and all else as it is.'
+        advice += f'run name and "{folder.name}@{whole[-1]}" in start_from (start: another run), and all else as it is.'
     else:
         advice = "None of its snapshots is whole. " if there else "It has no snapshots. "
         advice += f"Put a copy of {file.name} there if you have one, or take a new run name to begin anew."

@@ -19,7 +19,7 @@ from . import pictures
 from .models import UNK, tokenize
 from .pictures import Scene
 from .tokenizer import PHOTO_WORDS, RENDER_WORDS
-from .training import MuonWithAdam, Progress, low_precision, scaled, seeded
+from .training import MuonWithAdam, Progress, batch_of, low_precision, scaled, seeded
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderTiny
@@ -171,6 +171,7 @@ def train_clip(
     """
     rng = seeded(seed)
     steps = scaled(steps, scale)
+    pairs = batch_of(pairs, scale)
     count = scaled(8000 if vae is None else 2400, min(scale, 1.0))
     pool = draw_pool(max(count, 2 * pairs) // 2 * 2, rng)
     if vae is not None:

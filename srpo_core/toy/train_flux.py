@@ -15,7 +15,7 @@ from ..headless.flux import image_ids, pack, unpack
 from . import pictures
 from .models import text_conditioning, tokenize
 from .train_clip import encode, vary
-from .training import MuonWithAdam, Progress, low_precision, scaled, seeded
+from .training import MuonWithAdam, Progress, batch_of, low_precision, scaled, seeded
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderTiny, FluxTransformer2DModel
@@ -96,6 +96,7 @@ def train_flux(
     """Trains `flux` in place. Captions say what is to be seen and never in which look."""
     rng = seeded(seed)
     steps = scaled(steps, scale)
+    batch = batch_of(batch, scale)
     # Many drawings: with 4,500 the loss went on falling while captions were met no more often.
     latents, numbers, _ = latent_pool(vae, max(scaled(12000, min(scale, 1.0)), batch), rng, photo_share)
     context, pooled = caption_pool(clip, tokenizer, rng)

@@ -11,7 +11,7 @@ from . import pictures
 from .judge import HEADS, LOOK_CLASSES, Judge
 from .other_pictures import draw_other, mush
 from .train_clip import decode, decoded, encode, resaturate
-from .training import MuonWithAdam, Progress, low_precision, scaled, seeded
+from .training import MuonWithAdam, Progress, batch_of, low_precision, scaled, seeded
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderTiny
@@ -73,6 +73,7 @@ def train_judge(
     """Trains `judge` in place."""
     rng = seeded(seed)
     steps = scaled(steps, scale)
+    batch = batch_of(batch, scale)
     images, labels = build_pool(vae, scaled(7000, min(scale, 1.0)), rng)
     judge.train().to(memory_format=torch.channels_last)
     optimiser = MuonWithAdam(judge, steps, muon_lr=0.02, adam_lr=2e-3, adam_only=("stem", "heads"), weight_decay=0.05)

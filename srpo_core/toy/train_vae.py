@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import pictures
-from .training import MuonWithAdam, Progress, low_precision, scaled, seeded
+from .training import MuonWithAdam, Progress, batch_of, low_precision, scaled, seeded
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderTiny
@@ -73,6 +73,7 @@ def train_vae(
     vae.encoder.requires_grad_(not decoder_only)
     vae.to(memory_format=torch.channels_last)
     steps = scaled(steps, scale)
+    batch = batch_of(batch, scale)
     pool = draw_pool(scaled(3000, min(scale, 1.0)), rng)
     optimiser = MuonWithAdam(
         vae, steps, muon_lr=muon_lr, adam_lr=2e-3, adam_only=("encoder.layers.0.", "decoder.layers.18.")

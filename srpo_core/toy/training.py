@@ -148,6 +148,11 @@ def scaled(steps: int, scale: float):
     return max(2, math.ceil(steps * scale))
 
 
+def batch_of(batch: int, scale: float):
+    """The batch of a build at this scale: smaller below 0.01, where it is only seen to run."""
+    return min(batch, scaled(100 * batch, scale))
+
+
 def _stored(value: Tensor):
     value = value.detach().contiguous()
     return value.bfloat16() if value.is_floating_point() else value
