@@ -30,7 +30,7 @@ from ...srpo_core.run.memory import (
     over_blocks,
 )
 from ...srpo_core.run.undo import MOST_IN_PLACE
-from .adapters.adapter import adapter_of
+from .adapters.readable import adapter_of
 from .decoder import HostDecoder
 from .gradients.attention import with_backward
 from .gradients.differentiable import USUAL_BLOCKS, BlockSettings, Differentiable, blocks

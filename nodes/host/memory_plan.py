@@ -22,7 +22,8 @@ from ...srpo_core.run.memory import (
     most_missing,
     sampled_together,
 )
-from .adapters.adapter import Adapter, adapter_of
+from .adapters.adapter import Adapter
+from .adapters.readable import adapter_of
 from .gradients.differentiable import BlockSettings, blocks
 from .memory_estimate import Workload, estimate
 

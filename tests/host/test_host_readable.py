@@ -123,7 +123,7 @@ def test_a_merge_is_that_of_the_file(pack, make, base, other, merge, place, kind
     assert torch.equal(velocity_of(pack, found).value, value)
     assert difference(velocity_of(pack, MERGES[merge](base, other)).value, value) > 1e-5
     if place != "second":
-        assert pack("nodes.host.adapters.adapter").adapter_of(found) is None and not found.injections
+        assert pack("nodes.host.adapters.readable").adapter_of(found) is None and not found.injections
         assert difference(velocity_of(pack, one).value, velocity_of(pack, mine.attach(base)).value) == 0  # still live
 
 
