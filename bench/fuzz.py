@@ -27,9 +27,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from find_host import find_host
+from find_host import ROOT, find_host
 
-ROOT = Path(__file__).resolve().parent.parent
 OURS = (ROOT / "srpo_core", ROOT / "nodes")
 CORE = {"runs": "fuzz_files", "prompts": "fuzz_files", "rewards": "fuzz_rewards"}  # families by their module
 HOST = dict.fromkeys(("photos", "loras", "nodes"), "fuzz_nodes")

@@ -3,7 +3,6 @@
 import json
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
 NOTES = ("Note", "MarkdownNote")
 MUTED = 2
 BYPASSED = 4
@@ -13,7 +12,7 @@ AFTER_GENERATE = ("fixed", "increment", "decrement", "randomize")
 
 def workflow_1() -> tuple[dict, dict]:
     """The API prompt of workflow 1, and the inputs in it by node type; a test holds it and the workflow together."""
-    prompt = json.loads((ROOT / "demo/toy_in_one_minute.json").read_text("utf-8"))
+    prompt = json.loads(Path(__file__).with_name("toy_in_one_minute.json").read_text("utf-8"))
     return prompt, {entry["class_type"]: entry["inputs"] for entry in prompt.values()}
 
 

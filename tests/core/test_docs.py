@@ -4,11 +4,10 @@ import ast
 import json
 import re
 from itertools import chain
-from pathlib import Path
 
 import pytest
+from find_host import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 TREES = [ast.parse(path.read_text("utf-8")) for path in sorted((ROOT / "nodes").glob("*.py"))]
 FUNCTIONS = {f.name: f for tree in TREES for f in ast.walk(tree) if isinstance(f, ast.FunctionDef)}
 INPUT_HEADINGS = {"en": "## Inputs", "zh": "## 输入"}

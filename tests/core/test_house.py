@@ -4,9 +4,9 @@ import ast
 import re
 import statistics
 from functools import cache
-from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
+from find_host import ROOT
+
 CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text("utf-8")
 SHIPPED = ("srpo_core", "nodes")
 TOOLS = ("harness", "bench", "demo")

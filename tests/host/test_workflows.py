@@ -94,7 +94,7 @@ def test_every_saved_value_is_where_the_schema_expects_it(host, file):
 
 
 def test_the_demo_runs_workflow_1(host):
-    demo = FOLDER.parent / "demo" / "toy_in_one_minute.json"
+    demo = FOLDER.parent / "harness" / "toy_in_one_minute.json"
     assert json.loads(demo.read_text("utf-8")) == to_prompt(load(FILES[0]), host.object_info())
 
 
