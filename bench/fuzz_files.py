@@ -25,7 +25,7 @@ from srpo_core.run.settings import Settings
 from srpo_core.run.training import Training
 from srpo_core.toy.world import toy_world
 
-from .fuzz import Attempt, Found
+from .fuzz_attempt import Attempt, Found
 
 warnings.filterwarnings("ignore")  # of torch, at kinds of tensors that nobody should use
 LONGEST = 20.0  # seconds of computing that a text of some MB may take; 2 on an idle machine

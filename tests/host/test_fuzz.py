@@ -31,13 +31,14 @@ ENDINGS = """
 import json, random, tempfile
 from pathlib import Path
 from bench import fuzz
+from bench.fuzz_attempt import Found
 from bench.fuzz_files import parse_prompts
 
 def stranger(draw, folder):
     (folder.parent / "stranger").touch()
 
 def not_finite(draw, folder):
-    raise fuzz.Found("not finite")
+    raise Found("not finite")
 
 endings = {
     "well": lambda draw, folder: None,
