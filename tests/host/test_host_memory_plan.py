@@ -241,7 +241,8 @@ def on_device(pack, model, device):
     module = pack("nodes.host.adapters.readable")
     adapter = module.adapter_of(model)
     base = module.without_adapter(model)
-    adapter.device = base.load_device = torch.device(device)
+    adapter.device = torch.device(device)
+    base.load_device = adapter.device
     return adapter.attach(base)
 
 
