@@ -29,7 +29,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from find_host import find_host
+from find_host import ROOT, find_host
 from in_process import load_pack, new_flow, pack_module
 
 from .flux_bases import BASES, QUANTISED
@@ -39,7 +39,6 @@ from .flux_world import Naive, World, make_world
 from .measure import Stages, interleaved, limits
 from .streamed import SmallCard, models_streamed, prepare
 
-ROOT = Path(__file__).resolve().parent.parent
 COMPUTE = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 SETTINGS = (
     "device size base compute mode toy steps batch at_once checkpointing kept_blocks offload compiled streamed".split()

@@ -200,13 +200,13 @@ class Naive:
 
 
 def as_the_host_has_it(adapter: Any):
-    """Its LoRA computed by the host's own class, in place of ours (see nodes/host/adapters/kinds.py)."""
+    """Its LoRA computed by the host's own class, in place of ours (see nodes/host/adapters/layers.py)."""
     from comfy.weight_adapter.lora import LoraDiff
 
-    kinds = pack_module("nodes.host.adapters.kinds")
+    layers = pack_module("nodes.host.adapters.layers")
     for module in adapter.modules.values():
         module.__class__ = LoraDiff
-        module.h = kinds.in_the_type_of_its_input(module.h, torch.float32)
+        module.h = layers.in_the_type_of_its_input(module.h, torch.float32)
 
 
 def plain(module: nn.Module) -> nn.Module:

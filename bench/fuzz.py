@@ -21,15 +21,16 @@ import tempfile
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from find_host import find_host
+from find_host import ROOT, find_host
 
-ROOT = Path(__file__).resolve().parent.parent
+from .fuzz_attempt import Attempt
+
 OURS = (ROOT / "srpo_core", ROOT / "nodes")
 CORE = {"runs": "fuzz_files", "prompts": "fuzz_files", "rewards": "fuzz_rewards"}  # families by their module
 HOST = dict.fromkeys(("photos", "loras", "nodes"), "fuzz_nodes")
@@ -37,12 +38,6 @@ MEMORY = 4 * 2**30  # bytes that an input may take beside what its family holds
 SETUP = 300.0  # seconds until a child is ready
 SECONDS = 120.0  # for an input: a busy machine is slow, and a hang is for ever
 BATCH = 50  # inputs of a family in a row
-
-Attempt = Callable[[random.Random, Path], None]  # makes an input in the folder and tries it
-
-
-class Found(Exception):
-    """Something that an input brought about and must not."""
 
 
 def family(name: str, work: Path) -> Attempt:

@@ -25,7 +25,7 @@ from srpo_core.run.settings import Settings
 from srpo_core.run.training import Training
 from srpo_core.toy.world import toy_world
 
-from .fuzz import Attempt, Found
+from .fuzz_attempt import Attempt, Found
 
 warnings.filterwarnings("ignore")  # of torch, at kinds of tensors that nobody should use
 LONGEST = 20.0  # seconds of computing that a text of some MB may take; 2 on an idle machine
@@ -164,8 +164,8 @@ def odd_tensor(draw: random.Random, tensor: Tensor, more: tuple[str, ...] = ()) 
     if how in ("nan", "inf", "large") and tensor.is_floating_point() and tensor.numel():
         tensor.view(-1)[draw.randrange(tensor.numel())] = {"nan": torch.nan, "inf": torch.inf, "large": 3e38}[how]
     elif how == "dtype":
-        kinds = (torch.float64, torch.float16, torch.int8, torch.bool, torch.float8_e4m3fn, torch.complex64)
-        tensor = tensor.to(draw.choice(kinds))
+        dtypes = (torch.float64, torch.float16, torch.int8, torch.bool, torch.float8_e4m3fn, torch.complex64)
+        tensor = tensor.to(draw.choice(dtypes))
     elif how == "empty":
         tensor = tensor.new_zeros(0, *tensor.shape[1:])
     else:

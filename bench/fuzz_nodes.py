@@ -16,7 +16,7 @@ from in_process import load_pack, new_adapter, pack_module
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from .fuzz import Attempt, Found
+from .fuzz_attempt import Attempt, Found
 from .fuzz_files import damage_bytes, damage_place, odd_tensor
 from .fuzz_rewards import reward_models
 

@@ -12,7 +12,7 @@ from transformers import CLIPConfig, CLIPModel
 
 from srpo_core.rewards import load_reward
 
-from .fuzz import Attempt, Found
+from .fuzz_attempt import Attempt, Found
 from .fuzz_files import ODD_BYTES, damage_bytes, damage_place, odd_tensor
 from .reward import TOY
 

@@ -62,8 +62,8 @@ def main():
     argparse.ArgumentParser(prog="python -m bench.pixels", description=__doc__.splitlines()[0]).parse_args()
     result = {model: compare(model) for model in OURS}
     print("| model | picture | largest | mean |\n|---|---|---|---|")
-    for model, kinds in result.items():
-        for kind, difference in kinds.items():
+    for model, differences in result.items():
+        for kind, difference in differences.items():
             print(f"| {model} | {kind} | {difference['largest']} | {difference['mean']} |")
     print(json.dumps(result))
 

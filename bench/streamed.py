@@ -44,7 +44,8 @@ class SmallCard:
 
     def __enter__(self):
         self.filling = torch.empty(torch.cuda.mem_get_info()[0] - self.size, dtype=torch.uint8, device="cuda")
-        self.began = self.least = torch.cuda.mem_get_info()[0]
+        self.began = torch.cuda.mem_get_info()[0]
+        self.least = self.began
         self.watching = threading.Thread(target=self._watch)
         self.watching.start()
         return self

@@ -20,8 +20,7 @@ from PIL import Image
 HERE = Path(__file__).resolve().parent
 sys.path += [str(HERE), str(HERE.parent / "harness")]
 
-from find_host import find_host
-from import_core import ROOT
+from find_host import ROOT, find_host
 from worlds import DiffusersWorld, HostWorld
 
 from srpo_core.pictures import to_picture

@@ -4,7 +4,7 @@ import os
 import sys
 from pathlib import Path
 
-PACK = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parent.parent  # the pack's folder
 
 
 def is_host(folder: Path):
@@ -20,7 +20,7 @@ def find_host():
     named = os.environ.get("COMFYUI_PATH")
     if named and not is_host(Path(named).expanduser()):
         raise ValueError(f"COMFYUI_PATH is {named!r}, and there is no ComfyUI (main.py): correct it or unset it")
-    places = [named] if named else [PACK.parent.parent, "~/ComfyUI", "~/comfy/ComfyUI"]
+    places = [named] if named else [ROOT.parent.parent, "~/ComfyUI", "~/comfy/ComfyUI"]
     folders = (Path(place).expanduser().resolve() for place in places)
     return next((folder for folder in folders if is_host(folder)), None)
 

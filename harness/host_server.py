@@ -17,9 +17,9 @@ from typing import Any
 
 import psutil
 import websocket
+from find_host import ROOT
 from PIL import Image
 
-PACK = Path(__file__).resolve().parent.parent
 FOLDER = "ComfyUI-SRPO"  # dashes, as many pack folders have: the pack must not depend on its folder's name
 NOT_SHIPPED = shutil.ignore_patterns(".*", "__pycache__", "tests", "demo_out", "build", "*.egg-info")
 
@@ -43,7 +43,7 @@ class HostServer:
     Starts at once; use as a context manager or call `stop`.
     """
 
-    def __init__(self, install: Path, base: Path, arguments: Sequence[str] = (), pack: Path = PACK):
+    def __init__(self, install: Path, base: Path, arguments: Sequence[str] = (), pack: Path = ROOT):
         self.base = Path(base)
         self.pack = self.base / "custom_nodes" / FOLDER
         for name in ("custom_nodes", "input", "output", "models", "user", "temp"):

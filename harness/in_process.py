@@ -2,15 +2,12 @@
 
 import importlib.util
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from find_host import find_host
+from find_host import ROOT, find_host
 
 if TYPE_CHECKING:
     from comfy.model_patcher import ModelPatcher
-
-ROOT = Path(__file__).resolve().parent.parent
 
 
 def load_pack(cpu: bool = True):

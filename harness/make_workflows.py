@@ -11,9 +11,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from find_host import ROOT, find_host
 from workflow import AFTER_GENERATE, DYNAMIC, WIDGETS, WORKFLOW_1, option_inputs, to_prompt, widgets
 
-PACK = Path(__file__).resolve().parent.parent
 OURS = "comfyui-srpo"
 VERSION = "0.1.0"
 NOTE = ("#432", "#653")  # colour of its title and of its body
@@ -204,14 +204,13 @@ def written(workflow: dict) -> str:
 def main():
     import tempfile
 
-    from find_host import find_host
     from host_server import HostServer
     from shipped_workflows import WORKFLOWS
 
     with tempfile.TemporaryDirectory() as base, HostServer(find_host(), Path(base)) as host:
         schemas = host.object_info()
     for name, workflow in WORKFLOWS.items():
-        (PACK / "workflows" / f"{name}.json").write_text(written(lay_out(workflow, schemas)), "utf-8")
+        (ROOT / "workflows" / f"{name}.json").write_text(written(lay_out(workflow, schemas)), "utf-8")
     WORKFLOW_1.write_text(written(to_prompt(lay_out(WORKFLOWS["1 Toy FLUX in one minute"], schemas), schemas)), "utf-8")
 
 

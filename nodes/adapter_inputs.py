@@ -29,10 +29,10 @@ ALPHA = {
 
 
 def adapter_input() -> io.DynamicCombo.Input:
-    kinds = [io.DynamicCombo.Option(kind, ranked_inputs(kind)) for kind in RANK]
+    ranked = [io.DynamicCombo.Option(kind, ranked_inputs(kind)) for kind in RANK]
     return io.DynamicCombo.Input(
         "adapter",
-        options=[*kinds, io.DynamicCombo.Option(FULL, [target_input()])],
+        options=[*ranked, io.DynamicCombo.Option(FULL, [target_input()])],
         tooltip="What is trained; LoRA fits most. full trains the whole layers.",
     )
 

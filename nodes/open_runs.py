@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 
 def _check_carries_none(model: ModelPatcher):
     """Two runs on one MODEL would each train on top of what the other is doing at that moment."""
-    from .host.adapters.adapter import adapter_of
+    from .host.adapters.readable import adapter_of
 
     if adapter_of(model) is None:
         return
@@ -98,7 +98,7 @@ def _close_other(name: str, node: str):
 
 def run_of(model: ModelPatcher) -> OpenRun | None:
     """The open run whose adapter this MODEL carries."""
-    from .host.adapters.adapter import adapter_of
+    from .host.adapters.readable import adapter_of
 
     adapter = adapter_of(model)
     return next((held.opened for held in _open.values() if held.opened.adapter is adapter), None)

@@ -28,20 +28,20 @@ SMALL = 64 * 64  # places of a latent batch, up to which the decoder's activatio
 
 
 class HostDecoder:
-    """Decodes latents of `model`'s space with the host's VAE, differentiably.
+    """Decodes latents of the MODEL's space with the host's VAE, differentiably.
 
-    Raises ValueError when the VAE does not belong to the model.
+    Raises ValueError when the VAE does not belong to the MODEL.
     """
 
-    def __init__(self, vae: VAE, model: ModelPatcher):
+    def __init__(self, vae: VAE, patcher: ModelPatcher):
         self.vae = vae
         self._made: dict[bool, tuple[dict[nn.Module, Callable], Differentiable]] = {}
-        check_model(model)
-        self.latent_format = model.get_model_object("latent_format")
+        check_model(patcher)
+        self.latent_format = patcher.get_model_object("latent_format")
         if vae.latent_dim != 2 or vae.latent_channels != self.latent_format.latent_channels:
             raise ValueError(
                 f"This VAE has {vae.latent_channels} latent channels in {vae.latent_dim} dimensions, and "
-                f"{type(model.model).__name__} has {self.latent_format.latent_channels} in 2: load the VAE that "
+                f"{type(patcher.model).__name__} has {self.latent_format.latent_channels} in 2: load the VAE that "
                 "belongs to this model."
             )
 

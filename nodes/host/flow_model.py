@@ -15,7 +15,7 @@ from torch._dynamo.exc import TorchDynamoException
 from ...srpo_core.algorithm import scaling as scaled
 from ...srpo_core.algorithm.direct_align import at_least_fp32
 from ...srpo_core.algorithm.protocols import Pullback
-from .adapters.adapter import adapter_of, without_adapter
+from .adapters.readable import adapter_of, without_adapter
 from .fitting import check_conditioning, check_latent, check_model, names_other_text_encoders
 from .gradients.attention import quickest
 from .gradients.compiled import is_compiled, or_uncompiled

@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 import comfy.model_management
 import comfy.sampler_helpers
 import comfy.samplers
-import comfy.sd
 import torch
 from comfy.model_patcher import ModelPatcher
 from comfy.sd import VAE
@@ -22,7 +21,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from ...srpo_core.algorithm.protocols import Dataset
-from ...srpo_core.rewards.protocol import Reward
+from ...srpo_core.rewards.protocol import Reward, TowerReward, reads_text
 from ...srpo_core.run.memory import (
     BlockBytes,
     LiveBytes,
@@ -30,7 +29,7 @@ from ...srpo_core.run.memory import (
     over_blocks,
 )
 from ...srpo_core.run.undo import MOST_IN_PLACE
-from .adapters.adapter import adapter_of
+from .adapters.readable import adapter_of
 from .decoder import HostDecoder
 from .gradients.attention import with_backward
 from .gradients.differentiable import USUAL_BLOCKS, BlockSettings, Differentiable, blocks
@@ -65,31 +64,32 @@ def estimate(workload: Workload, at_once: int, settings: BlockSettings = USUAL_B
     A stage that computes on another device is left out, such as the VAE's with --cpu-vae. The branch's activations stay
     while its pictures are decoded and scored, the decoder's while they are scored.
     """
-    model = workload.model
+    patcher = workload.model
     vae = workload.vae
-    device = model.load_device
+    device = patcher.load_device
     x = torch.zeros(at_once, *workload.shape, device=device)
-    sizes = [parameter.nbytes for parameter in adapter_of(model).parameters.values()]
+    sizes = [parameter.nbytes for parameter in adapter_of(patcher).parameters.values()]
     resting = 3 * sum(sizes)  # the parameters and two moments
     own = resting + sum(sizes)  # and their gradients
     on_cpu = device.type == "cpu"
     copied = resting if on_cpu or resting <= MOST_IN_PLACE else 0  # to undo a step with
     step = copied + (2 * max(sizes) if on_cpu else 0)
-    image = picture = 0
-    rollout, branch, graph = _flow(model, x, workload.dataset.cond([0]), settings)
+    image = 0
+    picture = 0
+    rollout, branch, graph = _flow(patcher, x, workload.dataset.cond([0]), settings)
     needs = {
-        "rollout": StageBytes(model.model_size(), resting + rollout),
-        "branch": StageBytes(model.model_size(), own + branch),
+        "rollout": StageBytes(patcher.model_size(), resting + rollout),
+        "branch": StageBytes(patcher.model_size(), own + branch),
     }
     if vae.device == device:
         image = 3 * x[:, 0].nbytes * vae.upscale_ratio**2  # the last one, of which saturation is taken
-        decode, picture = HostDecoder(vae, model).memory(x.shape)
+        decode, picture = HostDecoder(vae, patcher).memory(x.shape)
         needs["decode"] = StageBytes(vae.patcher.model_size(), own + graph + decode)
     needs["optimizer"] = StageBytes(0, own + image + max(step, image * 4 // 3))
     here = [
         reward
         for reward in workload.rewards
-        if hasattr(reward, "image_tower") and device_of(reward.image_tower) == device
+        if isinstance(reward, TowerReward) and device_of(reward.image_tower) == device
     ]
     towers = (_reward(reward, x, vae.upscale_ratio) for reward in here)
     if scored := [StageBytes(weights, own + graph + picture + scoring) for weights, scoring in towers]:
@@ -200,11 +200,11 @@ def _tensors(tree: Any) -> list[Tensor]:
     return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
 
 
-def _reward(reward: Reward, x: Tensor, ratio: int) -> tuple[int, int]:
+def _reward(reward: TowerReward, x: Tensor, ratio: int) -> tuple[int, int]:
     """The size of a reward's image tower, and the peak of a score with its gradient."""
     tower = reward.image_tower
     dtype = next(tower.parameters()).dtype
-    pictures = len(x) * (1 if getattr(reward, "reads_text", True) else 2)
+    pictures = len(x) * (1 if reads_text(reward) else 2)
     with without_content(x.device, tower), torch.enable_grad(), LiveBytes(x.device.type) as count:
         image = torch.empty(pictures, 3, ratio * x.shape[2], ratio * x.shape[3], device=x.device, requires_grad=True)
         features = tower(reward.pixels(image).to(dtype))

@@ -6,8 +6,6 @@ from functools import cache
 from typing import NamedTuple
 
 import comfy.model_management
-import comfy.sampler_helpers
-import comfy.samplers
 import comfy.sd
 from comfy.model_patcher import ModelPatcher
 from comfy.taesd.taesd import TAESD
@@ -22,7 +20,8 @@ from ...srpo_core.run.memory import (
     most_missing,
     sampled_together,
 )
-from .adapters.adapter import Adapter, adapter_of
+from .adapters.adapter import Adapter
+from .adapters.readable import adapter_of
 from .gradients.differentiable import BlockSettings, blocks
 from .memory_estimate import Workload, estimate
 
@@ -47,8 +46,8 @@ def plan(memory: str, by_hand: MemoryUse, workload: Workload) -> MemoryPlan:
     memory: BY_HAND, AUTO, or a key of CARDS. by_hand: what is set; the others take its at_once as the most, and
     choose it where it is 0.
     """
-    model = workload.model
-    free = _free(model)
+    patcher = workload.model
+    free = _free(patcher)
     budget = min(free, CARDS.get(memory, free))
 
     @cache  # each takes seconds
@@ -57,10 +56,10 @@ def plan(memory: str, by_hand: MemoryUse, workload: Workload) -> MemoryPlan:
 
     use = by_hand
     if memory != BY_HAND:
-        count = sum(1 for _ in blocks(model.model.diffusion_model))
+        count = sum(1 for _ in blocks(patcher.model.diffusion_model))
         use = fastest(needs_with, at_once=by_hand.at_once, batch=workload.batch, blocks=count, budget=budget)
     needs = needs_with(use)
-    there = 3 * _size(adapter_of(model))  # parameters and moments, which the host sees are taken
+    there = 3 * _size(adapter_of(patcher))  # parameters and moments, which the host sees are taken
     if memory != BY_HAND:
         together = sampled_together(needs["rollout"], there, at_once=use.at_once, batch=workload.batch, budget=budget)
         use = replace(use, sampled_at_once=together)
@@ -68,12 +67,12 @@ def plan(memory: str, by_hand: MemoryUse, workload: Workload) -> MemoryPlan:
     return MemoryPlan(use, needs["branch"].working - there + free - budget, text)
 
 
-def _free(model: ModelPatcher) -> int:
+def _free(patcher: ModelPatcher) -> int:
     """Bytes of the device that a run of this model can have: the host makes room, and the adapter is there already."""
-    device = model.load_device
+    device = patcher.load_device
     loaded = [held for held in comfy.model_management.current_loaded_models if held.device == device]
     free = comfy.model_management.get_free_memory(device) - comfy.model_management.extra_reserved_memory()
-    return free + sum(held.model_loaded_memory() for held in loaded) + _size(adapter_of(model))
+    return free + sum(held.model_loaded_memory() for held in loaded) + _size(adapter_of(patcher))
 
 
 def _remedies(

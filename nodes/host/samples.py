@@ -31,14 +31,14 @@ class FixedSamples:
     seeds: list[int]
     at_once: int
 
-    def sample(self, model: ModelPatcher, on_progress: Callable[[int], None] = lambda pictures: None) -> list[Tensor]:
+    def sample(self, patcher: ModelPatcher, on_progress: Callable[[int], None] = lambda pictures: None) -> list[Tensor]:
         """Latents (B, C, H, W) of each part, as the VAE takes them. on_progress: told the pictures of every part."""
-        flow = HostFlow(model, self.sampling)
+        flow = HostFlow(patcher, self.sampling)
         latents = []
         for part in self._parts(1 if flow.samples_depend_on_batch else self.at_once):
             noise = draw_noise(self.seeds[part], self.shape)
             latent = flow.rollout(noise, self.dataset.cond(self.indices[part]), self.seeds[part.start])
-            latents.append(latent_out(model, latent))
+            latents.append(latent_out(patcher, latent))
             on_progress(len(noise))
         return latents
 

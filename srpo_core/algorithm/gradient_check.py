@@ -15,6 +15,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -117,15 +118,8 @@ def measure(flow: FlowModel, x: Tensor, sigma: Tensor, cond: Any) -> Slope | Non
     devices = {p.device for p in flow.parameters.values() if p.device.type == "cuda"}
     with torch.random.fork_rng(devices=devices), unchanged(flow.parameters):
         direction = random_parts(flow.parameters)
-
-        def samples(step: float, parts: Sequence[Part] = direction) -> tuple[Tensor, Tensor]:
-            def sample(signed: float) -> Tensor:
-                with moved(parts, signed):
-                    return flow.sampled_velocity(x, sigma, cond).cpu().double()
-
-            return sample(step), sample(-step)
-
-        step, ahead, back = find_step(samples)
+        sampler = BothWays(flow, x, sigma, cond)
+        step, ahead, back = find_step(partial(sampler.sample, direction))
         difference = ahead - back
         size = difference.norm().item()
         if not math.isfinite(size):
@@ -134,21 +128,39 @@ def measure(flow: FlowModel, x: Tensor, sigma: Tensor, cond: Any) -> Slope | Non
             return Slope(sampled=0.0, gradient=0.0)
         towards = difference / size
         flow.velocity(x, sigma, cond).pull(towards.to(x))
-
-        def slope_at(change: float) -> Slope:
-            short = step * change * (ahead + back).norm().item() / size
-            near, far = samples(short)
-            found = ((near - far) * towards).sum().item() / 2
-            gradient = sum(part.slope(short) for part in direction) / short
-            return Slope(sampled=found / short, gradient=gradient, tolerance=EXACT if flow.exact else TOLERANCE)
-
-        slope = best_of(map(slope_at, SHORTER))
-        silent = [part for part in direction if part.parameter.grad is None or not part.parameter.grad.any()]
+        steps = (step * change * (ahead + back).norm().item() / size for change in SHORTER)
+        slope = best_of(sampler.slope(direction, short, towards) for short in steps)
+        silent = [part for part in direction if part.is_silent]
         if not silent:
             return slope
-        alone, other = samples(step, silent)
+        alone, other = sampler.sample(silent, step)
         change = (alone - other).norm().item() / size
         return replace(slope, silent=[part.name for part in silent], their_change=change)
+
+
+@dataclass(frozen=True)
+class BothWays:
+    """A flow model's velocity at one place, with parts of its parameters a step ahead and a step back."""
+
+    flow: FlowModel
+    x: Tensor
+    sigma: Tensor
+    cond: Any
+
+    def sample(self, parts: Sequence["Part"], step: float) -> tuple[Tensor, Tensor]:
+        """Ahead and back, float64 on the CPU."""
+        return self._moved(parts, step), self._moved(parts, -step)
+
+    def _moved(self, parts: Sequence["Part"], step: float) -> Tensor:
+        with moved(parts, step):
+            return self.flow.sampled_velocity(self.x, self.sigma, self.cond).cpu().double()
+
+    def slope(self, parts: Sequence["Part"], step: float, towards: Tensor) -> Slope:
+        """Over this step, of the velocity's part along `towards`, whose gradient the parameters have."""
+        ahead, back = self.sample(parts, step)
+        sampled = ((ahead - back) * towards).sum().item() / 2
+        gradient = sum(part.slope(step) for part in parts) / step
+        return Slope(sampled=sampled / step, gradient=gradient, tolerance=EXACT if self.flow.exact else TOLERANCE)
 
 
 def best_of(slopes: Iterable[Slope]) -> Slope:
@@ -212,6 +224,11 @@ class Part:
         self.first = first
         self.direction = direction
         self.before = self._of(parameter.data).to("cpu", copy=True)
+
+    @property
+    def is_silent(self) -> bool:
+        """Whether the parameter's gradient is missing, or zero."""
+        return self.parameter.grad is None or not self.parameter.grad.any()
 
     def at(self, step: float) -> Tensor:
         """Their values there, in the parameter's type: bf16 has few."""

@@ -73,7 +73,7 @@ def scan_folder(folder: Path, default_caption: str = "") -> FolderScan:
     empty = 0
     unread: Counter[str] = Counter()
     repeats = ""
-    wrong = []
+    wrong: list[str] = []
     literal = []
     for place in walk(folder):
         unread["links"] += place.links
@@ -81,21 +81,15 @@ def scan_folder(folder: Path, default_caption: str = "") -> FolderScan:
             repeats = repeats or readable(place.folder.name)
         captions = CaptionFiles(place.files)
         used = set()
-        for picture in place.pictures:
-            caption = ""
-            blank = False
-            for file in captions.of(picture):
-                used.add(file)
-                try:
-                    caption = caption or caption_in(file)
-                except ValueError as error:
-                    wrong.append(str(error))
-                blank = True
-            uncaptioned += not caption
-            empty += blank and not caption
-            caption = caption or default_caption.strip() or caption_from_name(picture)
+        for picture, unusable in place.pictures.items():
+            files = captions.of(picture)
+            used.update(files)
+            own = first_caption(files, wrong)
+            uncaptioned += not own
+            empty += bool(files) and not own
+            caption = own or default_caption.strip() or caption_from_name(picture)
             literal += [caption] if means_more(caption) else []
-            photos.append(Photo(picture, caption, place.pictures[picture]))
+            photos.append(Photo(picture, caption, unusable))
         rest = (file for file in place.files if file not in used and file.name.lower() not in OF_SYSTEMS)
         unread.update(readable(file.suffix.lower()) or "without suffix" for file in rest)
     if wrong:
@@ -106,6 +100,17 @@ def scan_folder(folder: Path, default_caption: str = "") -> FolderScan:
     return FolderScan(
         photos=photos, uncaptioned=uncaptioned, empty=empty, unread=+unread, repeats=repeats, literal=literal
     )
+
+
+def first_caption(files: Sequence[Path], wrong: list[str]) -> str:
+    """The first caption in these files, or empty; what can't be read on the way is said in `wrong`."""
+    caption = ""
+    for file in files:
+        try:
+            caption = caption or caption_in(file)
+        except ValueError as error:
+            wrong.append(str(error))
+    return caption
 
 
 def holds_a_picture(folder: Path) -> bool:

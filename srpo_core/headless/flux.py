@@ -41,7 +41,7 @@ def image_ids(height: int, width: int) -> Tensor:
 
 
 class FluxFlow:
-    """A frozen FluxTransformer2DModel and the LoRA it is trained through (see `models.FlowModel`).
+    """A frozen FluxTransformer2DModel and the LoRA it is trained through (see `protocols.FlowModel`).
 
     The adapter sits on every Linear of the blocks, modulation included; its weights are fp32, drawn from `seed`.
     cond: {"context": (B, T, D), "pooled": (B, P)}. Latents are (B, C, H, W) with even H and W.

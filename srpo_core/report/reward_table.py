@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..rewards import PreparedReward, Reward, name_of, score_all
+from ..rewards import PreparedReward, Reward, name_of, reads_text, score_all
 from ..rewards.pixels import as_rgb
 
 MOST_COLUMNS = 100
@@ -38,7 +38,7 @@ def ask_for(reward: Reward, prompt: str, words: Sequence[str] = (), negative: Se
     negative words without others, and for more than MOST_COLUMNS.
     """
     prompt = prompt.strip()
-    if not getattr(reward, "reads_text", True):
+    if not reads_text(reward):
         return [Column(name_of(reward), prompt)]
     check_table_words(words, negative)
     columns = [Column("prompt", prompt)] if prompt else []

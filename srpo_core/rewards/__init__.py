@@ -6,7 +6,7 @@ from .heads import AestheticReward
 from .load import load_reward
 from .mps import MPSReward
 from .pixels import CLIP_MEAN, CLIP_STD, Pixels
-from .protocol import PreparedReward, Reward, name_of, score_all, score_words
+from .protocol import PreparedReward, Reward, name_of, reads_text, score_all, score_words
 from .text_features import TextFeatures
 from .weights import Weights, fingerprint
 
@@ -26,6 +26,7 @@ __all__ = [
     "fingerprint",
     "load_reward",
     "name_of",
+    "reads_text",
     "score_all",
     "score_words",
 ]

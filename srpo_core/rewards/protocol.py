@@ -1,12 +1,13 @@
 """What a reward must have, and how SRPO asks it with both words."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..seeds import derived_seed
+from .placement import Placement
 
 NOISE = 0.1  # standard deviation of the noise in the negative of a reward without text; images are in [0, 1]
 
@@ -14,9 +15,8 @@ NOISE = 0.1  # standard deviation of the noise in the negative of a reward witho
 class Reward(Protocol):
     """Anything with this one method is a reward.
 
-    It may have more: `reads_text = False` says that it looks at the image alone; `score_many(images, *texts)`,
-    (len(texts), B), asks with several lists of texts in one pass over the images; `name` is what people call it. One
-    that can encode texts beforehand is a PreparedReward.
+    It may have more: `reads_text = False` says that it looks at the image alone; `name` is what people call it. One
+    that can ask several texts in one pass is an OnePassReward, one that can encode texts beforehand a PreparedReward.
     """
 
     def score(self, images: Tensor, texts: list[str]) -> Tensor:
@@ -29,6 +29,31 @@ class PreparedReward(Reward, Protocol):
 
     def prepare(self, texts: list[str]) -> Any:
         """Hears which texts will be asked, before they are needed."""
+
+
+@runtime_checkable
+class OnePassReward(Reward, Protocol):
+    """A reward that asks several texts in one pass over the images."""
+
+    def score_many(self, images: Tensor, *texts: list[str]) -> Tensor:
+        """(len(texts), B): each image (B, 3, H, W in [0, 1], any size) against its text of each list."""
+
+
+@runtime_checkable
+class TowerReward(Reward, Protocol):
+    """A reward of this pack: a model that a host can move between devices.
+
+    image_tower: from what `pixels` gives of images, (B, 3, H, W) in [0, 1]. place: see Placement; a host sets its own.
+    """
+
+    image_tower: nn.Module
+    pixels: Callable[[Tensor], Tensor]
+    place: Placement
+
+
+def reads_text(reward: Reward) -> bool:
+    """Whether it looks at the text; one that does not say does."""
+    return getattr(reward, "reads_text", True)
 
 
 def score_words(
@@ -46,7 +71,7 @@ def score_words(
     2509.06942, section 3.2). Each image's noise follows from the update and its own seed, so whatever shares a batch
     with it changes nothing; without seeds all images have the same noise.
     """
-    if not getattr(reward, "reads_text", True):
+    if not reads_text(reward):
         pair = torch.cat([images, noised(images, update, seeds or [0] * len(images))])
         with_positive, with_negative = score_all(reward, pair, positive + negative)[0].chunk(2)
     else:
@@ -59,7 +84,7 @@ def score_all(reward: Reward, images: Tensor, *texts: list[str]) -> Tensor:
 
     Raises ValueError when it gives another shape.
     """
-    if hasattr(reward, "score_many"):
+    if isinstance(reward, OnePassReward):
         scores = reward.score_many(images, *texts)
     else:
         scores = torch.stack([reward.score(images, row) for row in texts])

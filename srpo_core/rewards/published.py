@@ -216,7 +216,7 @@ def fetch_file(remote: Remote, target: Path, on_bytes: OnBytes):
             for arrived in arriving:
                 on_bytes(arrived, remote.size)
         with failing():
-            check_whole(part, remote.size, remote.etag)
+            check_download(part, remote.size, remote.etag)
             replace(part, target)
     finally:
         with suppress(OSError):
@@ -268,7 +268,7 @@ def not_the_network(error: Exception) -> bool:
     return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS)
 
 
-def check_whole(path: Path, size: int, etag: str | None):
+def check_download(path: Path, size: int, etag: str | None):
     """Raises ValueError unless the file has this size and, where the etag is one, this SHA-256."""
     if path.stat().st_size != size:
         raise ValueError(f"{path.stat().st_size} bytes arrived of {size}")

@@ -77,11 +77,11 @@ class Weights:
 
     def _check_float8(self, names: Collection[str]):
         """fp8 is read as it is; but with scales beside it the numbers mean something else."""
-        kinds = {str(d).removeprefix("torch.") for n in names if (d := self.stored[n].dtype) in FLOAT8}
+        found = {str(d).removeprefix("torch.") for n in names if (d := self.stored[n].dtype) in FLOAT8}
         scales = [name for name in self.stored if is_scale(name)]
-        if kinds and scales:
+        if found and scales:
             raise ValueError(
-                f"{self.path.name} is stored as {kinds.pop()} with scales ({scales[0]}), which are not known here. Use "
+                f"{self.path.name} is stored as {found.pop()} with scales ({scales[0]}), which are not known here. Use "
                 "the same model in fp32, fp16 or bf16."
             )
 

@@ -176,8 +176,8 @@ def _check_slot(slot: str, value: Any, examples: list[Optimizer], held: dict[str
     if held.keys() != expected[0].keys():
         raise ValueError(f"has other slots than the optimiser's beside {what}")
     if isinstance(value, Tensor):
-        kinds = [(e.dtype, e.shape) for e in (each[slot] for each in expected) if isinstance(e, Tensor)]
-        if (value.dtype, value.shape) not in kinds:
+        fitting = [(e.dtype, e.shape) for e in (each[slot] for each in expected) if isinstance(e, Tensor)]
+        if (value.dtype, value.shape) not in fitting:
             raise ValueError(f"has {what} as {value.dtype} of shape {tuple(value.shape)}")
         if slot in ("step", "exp_avg_sq") and (value < 0).any():
             raise ValueError(f"has negative numbers in {what}")

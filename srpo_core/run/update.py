@@ -86,8 +86,9 @@ def make_update(run: Run, scores: Iterable[Score], prompts: int) -> dict[str, fl
     check_integer("prompts", prompts, 1)
     run.check_whole()
     why_skipped = ""
+    undo = Undo(run)
     try:
-        with Undo(run) as undo:
+        with undo:
             run.optimizer.zero_grad(set_to_none=True)  # whatever another's update left here
             run.turn("train")
             summaries = []

@@ -124,6 +124,6 @@ def mush(images: Tensor, rng: np.random.Generator):
     noisy = images * (1 - strength) + strength * (0.5 + 0.35 * noise)
     smeared = images * (1 - strength) + strength * (0.5 + 0.35 * coarse)
     patches = images.unflatten(3, (4, 16)).unflatten(2, (4, 16))[:, :, torch.randperm(4)][:, :, :, :, torch.randperm(4)]
-    kinds = torch.stack([blended, noisy, smeared, patches.flatten(4, 5).flatten(2, 3)])
+    spoilt = torch.stack([blended, noisy, smeared, patches.flatten(4, 5).flatten(2, 3)])
     choice = torch.from_numpy(rng.choice(4, len(images), p=(0.15, 0.25, 0.4, 0.2)))
-    return kinds[choice, torch.arange(len(images))].clamp(0, 1)
+    return spoilt[choice, torch.arange(len(images))].clamp(0, 1)

@@ -75,29 +75,29 @@ def vary(text: str, rng: np.random.Generator):
 def caption_batch(images: Tensor, scenes: list[Scene], lights: Sequence[str | None], rng: np.random.Generator):
     """A text for each picture, whether true or (more often at low saturation) not.
 
-    Returns (texts, named scenes, named kinds): what each text claims, a kind being a key of WORDS or None.
+    Returns (texts, named scenes, claims): a claim is what a text says of look or light, a key of WORDS or None.
     """
     doubt = 0.7 * (1 - pixel_saturation(images, pictures.BLACK).mean((1, 2)) / 0.65).clamp(0, 1)
     texts = []
     named = []
-    kinds = []
+    claims = []
     for i, (scene, light) in enumerate(zip(scenes, lights)):
         scene = pictures.random_scene(rng) if rng.random() < doubt[i] else scene
-        kind = light or (pictures.LOOKS[i % 2] if rng.random() < 0.65 else None)
-        word = str(rng.choice(WORDS[kind])) + " " if kind else ""
+        claim = light or (pictures.LOOKS[i % 2] if rng.random() < 0.65 else None)
+        word = str(rng.choice(WORDS[claim])) + " " if claim else ""
         texts.append(word + vary(pictures.caption(scene), rng))
         named.append(scene)
-        kinds.append(kind)
-    return texts, named, kinds
+        claims.append(claim)
+    return texts, named, claims
 
 
-def also_true(scenes: list[Scene], lights: Sequence[str | None], named: list[Scene], kinds: list[str | None]):
+def also_true(scenes: list[Scene], lights: Sequence[str | None], named: list[Scene], claims: list[str | None]):
     """(B, B) bool: text j, though not drawn for picture i, is true of it; such pairs are neither right nor wrong."""
     count = len(scenes)
     looks = [pictures.LOOKS[i % 2] for i in range(count)]
     rows = [
         [
-            i != j and scenes[i] == named[j] and (kinds[j] is None or kinds[j] in (looks[i], lights[i]))
+            i != j and scenes[i] == named[j] and (claims[j] is None or claims[j] in (looks[i], lights[i]))
             for j in range(count)
         ]
         for i in range(count)
@@ -197,12 +197,12 @@ def train_clip(
         index = torch.stack([2 * picks, 2 * picks + 1], 1).flatten()
         images, lights = augment(pool.images[index], rng)
         scenes = [pool.scenes[i] for i in index.tolist()]
-        texts, named, kinds = caption_batch(images, scenes, lights, rng)
+        texts, named, claims = caption_batch(images, scenes, lights, rng)
         tokens = tokenize(tokenizer, texts)
         tokens[(torch.rand(tokens.shape) < 0.03) & (tokens > 3)] = UNK
         with low_precision():
             image_features, text_features = features(clip, images, tokens)
-        ignore = also_true(scenes, lights, named, kinds)
+        ignore = also_true(scenes, lights, named, claims)
         loss, accuracy = contrastive_loss(image_features, text_features, clip.logit_scale, ignore)
         optimiser.update(loss)
         progress(step, loss=loss, accuracy=accuracy, scale=clip.logit_scale.exp())

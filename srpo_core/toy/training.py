@@ -94,9 +94,7 @@ class MuonWithAdam:
             [Muon(matrices, muon_lr, weight_decay=weight_decay)] if matrices else []
         )
         self.optimisers += [torch.optim.Adam(rest, adam_lr, betas=(0.9, 0.98))] if rest else []
-        self.steps = steps
         self.clip = clip
-        self.step_number = 0
         ramp = lambda i: min((i + 1) / warm_up, max((steps - i) / steps, 0.0))  # noqa: E731
         self.rates = [torch.optim.lr_scheduler.LambdaLR(o, ramp) for o in self.optimisers]
 
@@ -110,7 +108,6 @@ class MuonWithAdam:
             rate.step()
         for p in self.params:
             p.grad = None
-        self.step_number += 1
 
 
 class Progress:

@@ -6,11 +6,10 @@ What they have is in a list, which `tests/host/test_node_shapes.py` holds agains
 import json
 import re
 from itertools import chain
-from pathlib import Path
 
 import pytest
+from find_host import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 SHAPES = json.loads((ROOT / "tests/support/node_shapes.json").read_text("utf-8"))
 INPUT_HEADINGS = {"en": "## Inputs", "zh": "## 输入"}
 TRANSLATION = json.loads((ROOT / "locales/zh/nodeDefs.json").read_text("utf-8"))

@@ -227,7 +227,8 @@ def test_one_of_many_blocks_that_is_missing_is_said_though_the_sum_is_about_righ
 
         def pull(gradient):
             done.pull(gradient)
-            flow.parameters["1.up"].grad = flow.parameters["1.down"].grad = None
+            flow.parameters["1.up"].grad = None
+            flow.parameters["1.down"].grad = None
 
         return Pullback(done.value, pull)
 

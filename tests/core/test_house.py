@@ -4,9 +4,9 @@ import ast
 import re
 import statistics
 from functools import cache
-from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
+from find_host import ROOT
+
 CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text("utf-8")
 SHIPPED = ("srpo_core", "nodes")
 TOOLS = ("harness", "bench", "demo")
@@ -28,7 +28,7 @@ OF_THE_HOST = ("comfy", "comfy_api", "comfy_execution", "comfy_extras", "folder_
 MOST_POSITIONAL = 4
 # Of a sheet that is drawn on: places, sizes and colours in the order of every drawing library.
 DRAWING = ("text", "box")
-HOME_MADE = ("said", "handed", "parked", "schedule", "Seen", "Listed", "Schedule")
+HOME_MADE = ("said", "handed", "kinds", "parked", "schedule", "Seen", "Listed", "Schedule")
 
 
 @cache
@@ -192,11 +192,18 @@ def names_in(node: ast.AST) -> set[str]:
 
 
 def packed(node: ast.AST) -> bool:
-    """Whether an assignment is several in one line; an exchange, which reads what it sets, is one thing."""
-    if not isinstance(node, ast.Assign) or not isinstance(node.value, ast.Tuple):
+    """Whether an assignment is several in one line.
+
+    One thing are an exchange, which reads what it sets, and what is made, named and put in its place at once.
+    """
+    if not isinstance(node, ast.Assign):
         return False
+    if len(node.targets) > 1:
+        return sorted(type(target).__name__ for target in node.targets) != ["Name", "Subscript"]
     target = node.targets[0]
-    return isinstance(target, ast.Tuple) and names_in(target).isdisjoint(names_in(node.value))
+    values = [node.value.body, node.value.orelse] if isinstance(node.value, ast.IfExp) else [node.value]
+    all_tuples = all(isinstance(value, (ast.Tuple, ast.List)) for value in [target, *values])
+    return all_tuples and names_in(target).isdisjoint(names_in(node.value))
 
 
 def test_one_statement_a_line():
@@ -214,10 +221,8 @@ def everything(*folders: str) -> list[ast.AST]:
 
 def defined() -> set[str]:
     """Names of the project's functions and classes; a library's of the same name are not told apart."""
-    kinds = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
-    return {
-        node.name for tree in trees(*SHIPPED, *TOOLS).values() for node in ast.walk(tree) if isinstance(node, kinds)
-    }
+    shipped = trees(*SHIPPED, *TOOLS).values()
+    return {node.name for tree in shipped for node in ast.walk(tree) if isinstance(node, DEFINITIONS)}
 
 
 def called(node: ast.Call) -> str:

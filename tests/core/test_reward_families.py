@@ -541,11 +541,14 @@ def test_an_image_tower_alone_is_backbone_enough(files, tmp_path):
 def test_backbones_that_do_not_fit(files, tmp_path, head):
     with pytest.raises(ValueError, match=f"{head} is a head on the image feature.*its backbone, which is missing"):
         load_reward(files / head)
-    fits, other = ["PickScore", "siglip"] if head == "laion.pth" else ["siglip", "PickScore"]
+    laion = head == "laion.pth"
+    fits = "PickScore" if laion else "siglip"
+    other = "siglip" if laion else "PickScore"
     with pytest.raises(ValueError, match=f"The backbone {other}.safetensors is .*, and {head} needs"):
         load_reward(files / head, backbone=files / f"{other}.safetensors")
-    wide = save(laion_aesthetic(768) if head == "laion.pth" else aesthetic_v25(1152), tmp_path / head)
-    width, needed = (FEATURE, 768) if head == "laion.pth" else (WIDTH, 1152)
+    wide = save(laion_aesthetic(768) if laion else aesthetic_v25(1152), tmp_path / head)
+    width = FEATURE if laion else WIDTH
+    needed = 768 if laion else 1152
     with pytest.raises(ValueError, match=f"features {needed} wide, and those of {fits}.safetensors are {width} wide"):
         load_reward(wide, backbone=files / f"{fits}.safetensors")
 

@@ -470,7 +470,8 @@ def test_the_star_is_at_the_highest_and_under_a_negative_word_at_the_lowest():
 def test_maps_lie_in_the_columns_of_their_words_beside_the_best():
     columns = [Column("a", "a", "positive"), Column("b", "b", "positive")]
     saliency = torch.zeros(2, LARGE, LARGE)
-    saliency[0, :10, :10] = saliency[1, -10:, -10:] = 1.0  # "a" looks at the upper left, "b" at the lower right
+    saliency[0, :10, :10] = 1.0  # "a" looks at the upper left
+    saliency[1, -10:, -10:] = 1.0  # "b" at the lower right
     white = flat((255, 255, 255), (250, 0, 0))
     sheet = np.asarray(draw(white, [[0.5, 0.5], [0.1, 0.1]], columns, {0: saliency}))
     (top, _), _ = where(sheet, (153, 153, 153))  # what nothing looks at is grey

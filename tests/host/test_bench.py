@@ -4,9 +4,8 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
+from find_host import ROOT
 
 
 def last_line(module: str, *arguments: str) -> dict:

@@ -8,7 +8,7 @@ import subprocess
 import sys
 
 import pytest
-from test_bench import ROOT
+from find_host import ROOT
 
 TOY = ("--toy", "--device", "cpu", "--size", "64x64")
 TIMED = (*TOY, "--base", "fp32", "--steps", "2", "--repeats", "3")

@@ -3,9 +3,8 @@
 import json
 import subprocess
 import sys
-from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
+from find_host import ROOT
 
 
 def last_line(*command):
@@ -32,13 +31,14 @@ ENDINGS = """
 import json, random, tempfile
 from pathlib import Path
 from bench import fuzz
+from bench.fuzz_attempt import Found
 from bench.fuzz_files import parse_prompts
 
 def stranger(draw, folder):
     (folder.parent / "stranger").touch()
 
 def not_finite(draw, folder):
-    raise fuzz.Found("not finite")
+    raise Found("not finite")
 
 endings = {
     "well": lambda draw, folder: None,

@@ -89,7 +89,7 @@ def test_one_layer_is_the_layer_with_the_weight_changed(pack, kind, bias):
     """By the adapter's own change of a weight, which autograd differentiates on another way."""
     layer = torch.nn.Linear(24, 32, bias=bias).requires_grad_(False)
     settings = pack("nodes.host.adapters.settings").AdapterSettings(kind=kind, rank=4, alpha=2.0)
-    adapter = pack("nodes.host.adapters.kinds").create(layer, settings, torch.float32)
+    adapter = pack("nodes.host.adapters.layers").create(layer, settings, torch.float32)
     with torch.no_grad():
         for i, parameter in enumerate(p for p in adapter.parameters() if p.requires_grad):
             parameter.add_(0.1 * numbers(i, *parameter.shape))

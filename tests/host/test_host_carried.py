@@ -244,7 +244,8 @@ def test_model_sampling_between_two_queues_counts(host):
             prompt["shift"] = node("ModelSamplingFlux", model=["toy", 0], **shifts)
             prompt["trainer"]["inputs"]["model"] = ["shift", 0]
         for source in (["trainer", 1], prompt["trainer"]["inputs"]["model"]):
-            prompt["guider"]["inputs"]["model"] = prompt["sigmas"]["inputs"]["model"] = source
+            prompt["guider"]["inputs"]["model"] = source
+            prompt["sigmas"]["inputs"]["model"] = source
             host.run(prompt)
             files = sorted((host.base / "output").glob("carried*.latent"))
             found.setdefault(shift, []).append(load_file(files[-1])["latent_tensor"])

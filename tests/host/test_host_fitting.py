@@ -213,7 +213,8 @@ def test_video_latents(pack, model):
 def test_another_text_encoder(pack, flow, width, pooled):
     host_flow = pack("nodes.host.flow_model")
     sampling = host_flow.HostFlow(flow.patcher, host_flow.Sampling(steps=1))
-    wrong, right = (width, 32) if width != 32 else (pooled, 24)
+    wrong = width if width != 32 else pooled
+    right = 32 if width != 32 else 24
     for ask in (
         lambda: flow.velocity(X, SIGMA, prompt(width, pooled)),
         lambda: sampling.rollout(X, prompt(width, pooled), 0),

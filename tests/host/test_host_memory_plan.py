@@ -164,7 +164,7 @@ def test_another_adapter_on_the_same_model_does_not_count(pack):
     vae = host_tiny_vae(random_tiny_vae())
     shape = (16, 8, 8)
     alone = estimate(pack, model, vae, [], shape, 1)
-    base = pack("nodes.host.adapters.adapter").without_adapter(model)
+    base = pack("nodes.host.adapters.readable").without_adapter(model)
     other = new_adapter(base, rank=64, alpha=64.0).attach(base)
     x = draw_noise([0], shape)
     pack("nodes.host.flow_model").HostFlow(other).velocity(x, torch.full((1,), 0.9), COND)  # is injected from now on
@@ -175,7 +175,7 @@ def plan(pack, monkeypatch, free, memory, use, work):
     """The plan where so many bytes are free, with the adapter that is there."""
     import comfy.model_management
 
-    there = sum(p.nbytes for p in pack("nodes.host.adapters.adapter").adapter_of(work.model).parameters.values())
+    there = sum(p.nbytes for p in pack("nodes.host.adapters.readable").adapter_of(work.model).parameters.values())
     monkeypatch.setattr(comfy.model_management, "current_loaded_models", [])
     monkeypatch.setattr(comfy.model_management, "get_free_memory", lambda *_: free - there)
     monkeypatch.setattr(comfy.model_management, "extra_reserved_memory", lambda: 0)
@@ -203,7 +203,7 @@ def test_by_hand(pack, reward, monkeypatch, share, kept_blocks, words):
     work = workload(pack, model, vae, [reward], shape, 8)
     found = plan(pack, monkeypatch, free, "by hand", memory_use(2, kept_blocks), work)
     assert words in found.text and bool(words) == bool(found.text)
-    there = 3 * sum(p.nbytes for p in pack("nodes.host.adapters.adapter").adapter_of(model).parameters.values())
+    there = 3 * sum(p.nbytes for p in pack("nodes.host.adapters.readable").adapter_of(model).parameters.values())
     assert found.use == memory_use(2, kept_blocks) and found.working == needs["branch"].working - there
 
 
@@ -232,16 +232,17 @@ def test_a_plan_for_a_card_of_some_size(pack, reward, monkeypatch):
     cards = pack("nodes.host.memory_plan").CARDS
     monkeypatch.setitem(cards, "8 GB", between)  # of a larger card no more than this is used
     small = planned(10 * between, "8 GB")
-    there = 3 * sum(p.nbytes for p in pack("nodes.host.adapters.adapter").adapter_of(model).parameters.values())
+    there = 3 * sum(p.nbytes for p in pack("nodes.host.adapters.readable").adapter_of(model).parameters.values())
     assert small.use == memory_use(2, 1, sampled_at_once=8) and small.working == peak(2, 1)[1] - there + 9 * between
 
 
 def on_device(pack, model, device):
     """The MODEL and its adapter as if the host had put them there."""
-    module = pack("nodes.host.adapters.adapter")
+    module = pack("nodes.host.adapters.readable")
     adapter = module.adapter_of(model)
     base = module.without_adapter(model)
-    adapter.device = base.load_device = torch.device(device)
+    adapter.device = torch.device(device)
+    base.load_device = adapter.device
     return adapter.attach(base)
 
 

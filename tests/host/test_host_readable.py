@@ -113,8 +113,10 @@ MERGES = {
 def test_a_merge_is_that_of_the_file(pack, make, base, other, merge, place, kind):
     mine = make(kind)
     theirs = make("LoRA", other)
-    one, one_file = (base, base) if place == "second" else (mine.attach(base), loaded(base, mine.state_dict()))
-    two, two_file = (other, other) if place == "first" else (theirs.attach(other), loaded(other, theirs.state_dict()))
+    one = base if place == "second" else mine.attach(base)
+    one_file = base if place == "second" else loaded(base, mine.state_dict())
+    two = other if place == "first" else theirs.attach(other)
+    two_file = other if place == "first" else loaded(other, theirs.state_dict())
     found = MERGES[merge](one, two)
     expected = MERGES[merge](one_file, two_file)
     value = velocity_of(pack, expected).value
@@ -123,7 +125,7 @@ def test_a_merge_is_that_of_the_file(pack, make, base, other, merge, place, kind
     assert torch.equal(velocity_of(pack, found).value, value)
     assert difference(velocity_of(pack, MERGES[merge](base, other)).value, value) > 1e-5
     if place != "second":
-        assert pack("nodes.host.adapters.adapter").adapter_of(found) is None and not found.injections
+        assert pack("nodes.host.adapters.readable").adapter_of(found) is None and not found.injections
         assert difference(velocity_of(pack, one).value, velocity_of(pack, mine.attach(base)).value) == 0  # still live
 
 
@@ -158,9 +160,11 @@ def test_a_clone_of_any_class_answers_too(pack, make, base, saved):
 
     class Packed(ModelPatcher):
         def clone(self, *args, **kwargs):
-            self.__class__, before = ModelPatcher, self.__class__
+            before = self.__class__
+            self.__class__ = ModelPatcher
             clone = ModelPatcher.clone(self, *args, **kwargs)
-            clone.__class__ = self.__class__ = before
+            clone.__class__ = before
+            self.__class__ = before
             return clone
 
     packed = base.clone()

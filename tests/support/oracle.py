@@ -70,10 +70,9 @@ class Oracle:
         """Our name of a peft tensor, and the rows of it: the host fuses q, k and v, which share their down matrix."""
         layer, side = name.removesuffix(".weight").rsplit(".", 1)
         place = self.places[f"{layer}.weight"]
-        key, rows = (
-            (place, slice(None)) if isinstance(place, str) else (place[0], slice(place[1][1], sum(place[1][1:])))
-        )
-        module = key.removesuffix(".weight")
+        whole = isinstance(place, str)
+        module = (place if whole else place[0]).removesuffix(".weight")
+        rows = slice(None) if whole else slice(place[1][1], sum(place[1][1:]))
         return (f"{module}.lora_down.weight", slice(None)) if side == "lora_A" else (f"{module}.lora_up.weight", rows)
 
     def gradients(self, adapter) -> dict[str, torch.Tensor]:

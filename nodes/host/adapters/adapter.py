@@ -12,9 +12,9 @@ from ....srpo_core.seeds import derived_seed
 from ..gradients.differentiable import blocks
 from ..gradients.frozen import is_linear
 from ..gradients.injection import KEY, Injection
-from ..gradients.readable import adapter_of, answer_with_adapter, without_adapter  # noqa: F401 (for those who know adapters)
 from ..patcher.carried import as_carried
-from .kinds import create
+from .layers import create
+from .readable import answer_with_adapter
 from .settings import AdapterSettings
 from .targets import TARGETS, belongs
 

@@ -17,7 +17,7 @@ from torch._dynamo.exc import TorchDynamoException
 
 from .frozen import copy, is_ready
 
-KINDS = 64  # of calls that a block is compiled for: shapes, with and without gradient, the first of its list
+MAX_VARIANTS = 64  # of a block that are compiled: by shapes, with and without gradient, the first of its list
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -37,9 +37,9 @@ def _copy(value: Any):
 run_compiled = torch.compile(run_on_copies, dynamic=False)
 
 
-def many_kinds() -> contextlib.AbstractContextManager:
-    """Inside, a block may be compiled for each of the kinds of calls that there are."""
-    return torch._dynamo.config.patch(recompile_limit=KINDS)
+def many_variants() -> contextlib.AbstractContextManager:
+    """Inside, a block may be compiled in as many variants as there are kinds of calls."""
+    return torch._dynamo.config.patch(recompile_limit=MAX_VARIANTS)
 
 
 def are_resident(modules: Iterable[nn.Module], device: torch.device, dtype: torch.dtype) -> bool:

@@ -19,7 +19,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ..patcher.forwards import replaced_forwards
 from ..patcher.reach import TooMuch, reached
-from .compiled import are_resident, is_compiled, many_kinds, ordinary_parameters, run_compiled, run_on_copies
+from .compiled import are_resident, is_compiled, many_variants, ordinary_parameters, run_compiled, run_on_copies
 from .frozen import frozen_forwards, is_norm, needs_gradient, own_parameters
 from .guests import CONSTANTS, Guests
 from .injection import eject_all, injected
@@ -86,7 +86,7 @@ class Differentiable:
             stack.enter_context(replaced_forwards(forwards))
             stack.enter_context(own_parameters(self._beside_layers))
             stack.enter_context(ordinary_parameters(self.root.modules() if compiles or is_compiled(patcher) else ()))
-            stack.enter_context(many_kinds() if compiles else contextlib.nullcontext())
+            stack.enter_context(many_variants() if compiles else contextlib.nullcontext())
             self._state.fetch = stack.enter_context(fetching(patcher))
             stack.enter_context(injected(patcher))
             yield
@@ -100,7 +100,7 @@ class Differentiable:
             stack.enter_context(replaced_forwards(self._compiled_blocks if compiles else self._plain_blocks))
             stack.callback(eject_all, patcher.model)
             self._state.fetch = stack.enter_context(fetching(patcher))
-            stack.enter_context(many_kinds() if compiles else contextlib.nullcontext())
+            stack.enter_context(many_variants() if compiles else contextlib.nullcontext())
             yield
 
     def give_up_compiling(self):

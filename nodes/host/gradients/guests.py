@@ -35,10 +35,10 @@ def has_guests(patcher: ModelPatcher, cond: list, ours: str) -> bool:
     """
     options = dict(patcher.model_options)
     of_blocks = options.pop("transformer_options", {})
-    kinds = [*patcher.wrappers.values(), *of_blocks.get("wrappers", {}).values()]
+    registers = [*patcher.wrappers.values(), *of_blocks.get("wrappers", {}).values()]
     for callbacks in (patcher.callbacks, of_blocks.get("callbacks", {})):
-        kinds += [callbacks.get(kind, {}) for kind in OF_A_SAMPLING]
-    keys = {key for by_key in kinds for key, found in by_key.items() if found}
+        registers += [callbacks.get(kind, {}) for kind in OF_A_SAMPLING]
+    keys = {key for by_key in registers for key, found in by_key.items() if found}
     return bool(
         keys - {ours, COMPILE_KEY}
         or any(options.values())

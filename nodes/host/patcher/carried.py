@@ -104,8 +104,8 @@ def _value(thing: Any, inside: frozenset):
     if type(thing) in (Tensor, nn.Parameter) and _is_small(thing):
         return Tensor, digest(thing)
     if isinstance(thing, nn.Module) and all(map(_is_small, (*thing.parameters(), *thing.buffers()))):
-        kinds = tuple((kind.__module__, kind.__qualname__) for kind in type(thing).__mro__)
-        return kinds, _value(vars(thing), inside)
+        classes = tuple((kind.__module__, kind.__qualname__) for kind in type(thing).__mro__)
+        return classes, _value(vars(thing), inside)
     return _Same(thing)
 
 

@@ -14,8 +14,8 @@ from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import CallbacksMP
 from torch import nn
 
+from ..gradients.injection import KEY, Injection, take_out_of
 from ..patcher.loading import load
-from .injection import KEY, Injection, take_out_of
 
 
 def adapter_of(patcher: ModelPatcher):
