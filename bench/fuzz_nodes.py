@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from in_process import load_pack, new_adapter, pack_module
 from PIL import Image
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
-from .fuzz_attempt import Attempt, Found
+from .fuzz_attempt import Attempt, Found, finite
 from .fuzz_files import damage_bytes, damage_place, odd_tensor
 from .fuzz_rewards import reward_models
 
@@ -171,10 +171,6 @@ def usual(each: Any) -> Any:
 def of_option(each: Any, option: Any) -> dict:
     """The value of a dynamic combo that is set to this option."""
     return {each.id: option.key, **{inner.id: usual(inner) for inner in option.inputs}}
-
-
-def finite(file: Path) -> bool:
-    return all(tensor.isfinite().all() for tensor in load_file(file).values() if tensor.is_floating_point())
 
 
 # Values of inputs

@@ -124,8 +124,14 @@ TOY = Workflow(
                     {"image": ("train", 3), "upscale_method": "nearest-exact", "scale_by": 4},
                     "Enlarge",
                 ),
-                Node("look", "PreviewImage", {"images": ("enlarge", 0)}, "First all before, then all after", 420),
-                Node("loss", "LossGraphNode", {"loss": ("train", 2)}, "The loss", 300),
+                Node(
+                    "look",
+                    "PreviewImage",
+                    {"images": ("enlarge", 0)},
+                    title="First all before, then all after",
+                    height=420,
+                ),
+                Node("loss", "LossGraphNode", {"loss": ("train", 2)}, title="The loss", height=300),
             ],
         ),
     ],
@@ -157,7 +163,7 @@ def looked_at(name: str, latent: tuple[str, int], title: str) -> list[Node]:
     """The nodes that show a latent of the toy's."""
     return [
         Node(f"{name} decoded", "VAEDecode", {"samples": latent, "vae": ("toy", 2)}),
-        Node(f"{name} shown", "PreviewImage", {"images": (f"{name} decoded", 0)}, title, 260),
+        Node(f"{name} shown", "PreviewImage", {"images": (f"{name} decoded", 0)}, title=title, height=260),
     ]
 
 
@@ -252,12 +258,12 @@ STEP = Workflow(
                         "prompt": ("prompt", 0),
                     },
                 ),
-                Node("gap", "PreviewAny", {"source": ("reward", 1)}, "Words-gap", 110),
-                Node("scored", "PreviewImage", {"images": ("reward", 2)}, "What the reward saw", 260),
+                Node("gap", "PreviewAny", {"source": ("reward", 1)}, title="Words-gap", height=110),
+                Node("scored", "PreviewImage", {"images": ("reward", 2)}, title="What the reward saw", height=260),
                 Node(
                     "step", "SRPO_TrainStep", {"trainer": ("trainer", 0), "rewards.reward0": ("reward", 0)}, height=150
                 ),
-                Node("loss", "PreviewAny", {"source": ("step", 1)}, "Loss", 110),
+                Node("loss", "PreviewAny", {"source": ("step", 1)}, title="Loss", height=110),
             ],
         ),
     ],
