@@ -72,7 +72,7 @@ def _take(values: list, schema: dict, named: dict, owner: str, prefix: str = "")
             raise ValueError(f"{owner} has no value for {prefix + name!r}")
         value = named[prefix + name] = values.pop(0)
         if kind == DYNAMIC:
-            _take(values, option_inputs(options, value), named, owner, f"{prefix}{name}.")
+            _take(values, option_inputs(options, value), named, owner, prefix=f"{prefix}{name}.")
         seed = name in ("seed", "noise_seed") and kind == "INT"
         if (options.get("control_after_generate") or seed) and values and values[0] in AFTER_GENERATE:
             values.pop(0)
