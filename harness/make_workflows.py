@@ -29,13 +29,18 @@ ZOOM = 0.8
 
 @dataclass
 class Node:
-    """A node of a workflow. inputs: values of widgets, and (key, output) for a link, by the input's name."""
+    """A node of a workflow.
+
+    inputs: values of widgets, and (key, output) for a link, by the input's name. height: at least. files: of models
+    that it loads, (folder of models/, address), which the front end offers to download where they are not there.
+    """
 
     key: str
     kind: str
     inputs: dict = field(default_factory=dict)
     title: str = ""
-    height: int = 0  # at least
+    height: int = 0
+    files: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass
@@ -139,6 +144,10 @@ def _entry(node: Node, ids: dict[str, int], schema: dict) -> dict:
     }
     if node.kind.startswith("SRPO_"):
         entry["properties"] |= {"cnr_id": OURS, "ver": VERSION}
+    if node.files:
+        entry["properties"]["models"] = [
+            {"name": url.rpartition("/")[2], "url": url, "directory": folder} for folder, url in node.files
+        ]
     return entry | ({"title": node.title} if node.title else {})
 
 

@@ -1,60 +1,13 @@
 """The workflows that ship: what `make_workflows.py` lays out."""
 
 from make_workflows import Group, Node, Workflow
+from shipped_notes import FLUX_PROMPTS, PHOTOS_NOTE, PROMPTS_NOTE, STEP_NOTE, TOY_NOTE, TOY_PROMPTS
 
 BLUE = "#3f789e"
 GREEN = "#8A8"
 OCHRE = "#b58b2a"
 BROWN = "#b06634"
 PURPLE = "#a1309b"
-
-TOY_PROMPTS = """\
-a red circle on grass
-a yellow square on wood
-a green triangle on snow
-a cyan star on sand
-a blue circle on sand
-a purple square on grass
-a red triangle on wood
-a yellow star on snow
-a green circle on snow
-a cyan square on sand
-a blue triangle on grass
-a purple star on wood
-a red square on wood
-a yellow triangle on snow
-a green star on sand
-a cyan circle on grass
-a blue square on grass
-a purple triangle on wood
-a red star on snow
-a yellow circle on sand
-a green square on sand
-a cyan triangle on grass
-a blue star on wood
-a purple circle on snow"""
-
-TOY_NOTE = """\
-# Toy FLUX in one minute
-
-**Press Run.** Nothing to download, no files to put anywhere: the models in this graph come with the pack. Two CPU cores are enough.
-
-A tiny FLUX paints 64x64 pictures of simple scenes. It was trained to make glossy *renders*; about one picture in ten looks like a *photo*. SRPO teaches it to take photos, from words alone.
-
-**What you will see**
-- On *SRPO Train*, while it runs: pictures of fixed seeds, before beside now, and the curves.
-- At the right, when it is done: the same pictures, first all before, then all after, and the loss.
-- In `output/loras/srpo/toy/`: a LoRA.
-
-**What to try then**
-- Run again: training goes on from where it stopped.
-- Change the words in *SRPO Objective* and give the run a new name in *SRPO Trainer*.
-- Swap the positive and the negative words: the photos vanish.
-
-The settings suit the toy: its reward is a small CLIP, so the words weigh more than published, pictures that already look like photos are left alone (*threshold*), the denoise branch does it alone, and ten steps make a rollout. For FLUX leave *SRPO Objective* at its defaults.
-
-**Do not read the reward as success.** SRPO need not raise it. Look at the pictures, and at the words-gap: how much more the reward likes "photo" than "render".
-"""
 
 TOY = Workflow(
     note=TOY_NOTE,
@@ -136,27 +89,6 @@ TOY = Workflow(
         ),
     ],
 )
-
-STEP_NOTE = """\
-# One SRPO step, node by node
-
-**Press Run**, and one update is made. **Press it again** for the next: the noise seed goes up by one each time, and the run goes on. No files are needed: the toy models come with the pack.
-
-*SRPO Train* does just this in a loop. Here each stage is a node that you can look into and rewire.
-
-- **0. Sample** a clean latent from noise, with the model as it is now. Stock nodes.
-- **1. Inject**: put *that same noise* back, nearly all of it. Two noise levels are drawn, one for each branch.
-- **2. and 3. Recover**: one step of the model, then take the known noise out. Because the noise is known, the picture comes back clean even from 95% noise. What the model got wrong is what is left.
-- **4. Score**: ask the reward with a positive and with a negative word. The words go to the reward only.
-- **5. Update**: pull the gradient back through the model into the adapter.
-
-**What you will see**: four pictures from left to right: sampled, noisy, recovered, and what the reward saw. On *Train Step*, the number of the update and the words-gap.
-
-**What to try**
-- *position* on *Noise-Prior Inject*: 999 is the noisy end of the window, 1 the other.
-- Your own FLUX: put *Load Diffusion Model*, *DualCLIPLoader* and *Load VAE* in place of the toy, and another size in the empty latent.
-- More pictures an update: copy the stages, and connect their rewards to *Train Step*. It grows an input for each.
-"""
 
 
 def looked_at(name: str, latent: tuple[str, int], title: str) -> list[Node]:
@@ -269,4 +201,78 @@ STEP = Workflow(
     ],
 )
 
-WORKFLOWS = {"1 Toy FLUX in one minute": TOY, "4 One SRPO step, node by node": STEP}
+HUB = "https://huggingface.co"
+FLUX_FILES = [
+    Node(
+        "unet",
+        "UNETLoader",
+        {"unet_name": "flux1-dev.safetensors", "weight_dtype": "fp8_e4m3fn"},
+        files=(("diffusion_models", f"{HUB}/black-forest-labs/FLUX.1-dev/resolve/main/flux1-dev.safetensors"),),
+    ),
+    Node(
+        "clip",
+        "DualCLIPLoader",
+        {"clip_name1": "clip_l.safetensors", "clip_name2": "t5xxl_fp16.safetensors", "type": "flux"},
+        files=(
+            ("text_encoders", f"{HUB}/comfyanonymous/flux_text_encoders/resolve/main/clip_l.safetensors"),
+            ("text_encoders", f"{HUB}/comfyanonymous/flux_text_encoders/resolve/main/t5xxl_fp16.safetensors"),
+        ),
+    ),
+    Node(
+        "vae",
+        "VAELoader",
+        {"vae_name": "ae.safetensors"},
+        files=(("vae", f"{HUB}/black-forest-labs/FLUX.1-schnell/resolve/main/ae.safetensors"),),
+    ),
+    Node("reward", "SRPO_LoadReward", {"file": "HPS_v2.1_compressed.pt"}),
+]
+
+
+def flux(note: str, run: str, dataset: Node) -> Workflow:
+    """FLUX.1-dev by stock loaders, trained on a dataset, to pictures before and after by a stock LoRA loader."""
+    train = {
+        "trainer": ("trainer", 0),
+        "dataset": (dataset.key, 0),
+        "vae": ("vae", 0),
+        "reward": ("reward", 0),
+        "objective": ("objective", 0),
+    }
+    compare = {
+        "model_before": ("unet", 0),
+        "model_after": ("lora", 0),
+        "dataset": (dataset.key, 0),
+        "vae": ("vae", 0),
+        "reward": ("reward", 0),
+        "objective": ("objective", 0),
+        "seeds": 1,
+    }
+    trainer = Node("trainer", "SRPO_Trainer", {"model": ("unet", 0), "run_name": run})
+    return Workflow(
+        note=note,
+        note_size=(400, 1000),
+        groups=[
+            Group("1. Your files, and the run", BLUE, 300, [*FLUX_FILES, trainer]),
+            Group("2. What to teach", GREEN, 360, [dataset, Node("objective", "SRPO_Objective")]),
+            Group("3. Train", OCHRE, 460, [Node("train", "SRPO_Train", train, height=960)]),
+            Group(
+                "4. Before and after",
+                PURPLE,
+                400,
+                [
+                    Node("lora", "LoraModelLoader", {"model": ("unet", 0), "lora": ("train", 1)}),
+                    Node("compare", "SRPO_Compare", compare, height=820),
+                ],
+            ),
+        ],
+    )
+
+
+PROMPTS = Node("prompts", "SRPO_Prompts", {"clip": ("clip", 0), "text": FLUX_PROMPTS}, height=300)
+PHOTOS = Node("photos", "SRPO_Photos", {"clip": ("clip", 0), "vae": ("vae", 0), "folder": "photos"})
+
+WORKFLOWS = {
+    "1 Toy FLUX in one minute": TOY,
+    "2 FLUX.1-dev LoRA (online)": flux(PROMPTS_NOTE, "my-flux", PROMPTS),
+    "3 FLUX.1-dev LoRA from your photos (offline)": flux(PHOTOS_NOTE, "my-photos", PHOTOS),
+    "4 One SRPO step, node by node": STEP,
+}

@@ -1,0 +1,142 @@
+"""What the workflows that ship say: their notes, and their prompts."""
+
+TOY_PROMPTS = """\
+a red circle on grass
+a yellow square on wood
+a green triangle on snow
+a cyan star on sand
+a blue circle on sand
+a purple square on grass
+a red triangle on wood
+a yellow star on snow
+a green circle on snow
+a cyan square on sand
+a blue triangle on grass
+a purple star on wood
+a red square on wood
+a yellow triangle on snow
+a green star on sand
+a cyan circle on grass
+a blue square on grass
+a purple triangle on wood
+a red star on snow
+a yellow circle on sand
+a green square on sand
+a cyan triangle on grass
+a blue star on wood
+a purple circle on snow"""
+
+TOY_NOTE = """\
+# Toy FLUX in one minute
+
+**Press Run.** Nothing to download, no files to put anywhere: the models in this graph come with the pack. Two CPU cores are enough.
+
+A tiny FLUX paints 64x64 pictures of simple scenes. It was trained to make glossy *renders*; about one picture in ten looks like a *photo*. SRPO teaches it to take photos, from words alone.
+
+**What you will see**
+- On *SRPO Train*, while it runs: pictures of fixed seeds, before beside now, and the curves.
+- At the right, when it is done: the same pictures, first all before, then all after, and the loss.
+- In `output/loras/srpo/toy/`: a LoRA.
+
+**What to try then**
+- Run again: training goes on from where it stopped.
+- Change the words in *SRPO Objective* and give the run a new name in *SRPO Trainer*.
+- Swap the positive and the negative words: the photos vanish.
+
+The settings suit the toy: its reward is a small CLIP, so the words weigh more than published, pictures that already look like photos are left alone (*threshold*), the denoise branch does it alone, and ten steps make a rollout. For FLUX leave *SRPO Objective* at its defaults.
+
+**Do not read the reward as success.** SRPO need not raise it. Look at the pictures, and at the words-gap: how much more the reward likes "photo" than "render".
+"""
+
+STEP_NOTE = """\
+# One SRPO step, node by node
+
+**Press Run**, and one update is made. **Press it again** for the next: the noise seed goes up by one each time, and the run goes on. No files are needed: the toy models come with the pack.
+
+*SRPO Train* does just this in a loop. Here each stage is a node that you can look into and rewire.
+
+- **0. Sample** a clean latent from noise, with the model as it is now. Stock nodes.
+- **1. Inject**: put *that same noise* back, nearly all of it. Two noise levels are drawn, one for each branch.
+- **2. and 3. Recover**: one step of the model, then take the known noise out. Because the noise is known, the picture comes back clean even from 95% noise. What the model got wrong is what is left.
+- **4. Score**: ask the reward with a positive and with a negative word. The words go to the reward only.
+- **5. Update**: pull the gradient back through the model into the adapter.
+
+**What you will see**: four pictures from left to right: sampled, noisy, recovered, and what the reward saw. On *Train Step*, the number of the update and the words-gap.
+
+**What to try**
+- *position* on *Noise-Prior Inject*: 999 is the noisy end of the window, 1 the other.
+- Your own FLUX: put *Load Diffusion Model*, *DualCLIPLoader* and *Load VAE* in place of the toy, and another size in the empty latent.
+- More pictures an update: copy the stages, and connect their rewards to *Train Step*. It grows an input for each.
+"""
+
+FLUX_PROMPTS = """\
+a portrait of a woman in a cafe by the window
+an old fisherman mending a net in a harbour
+a street in the rain at night, people with umbrellas
+a young man with freckles laughing in a kitchen
+two friends on a park bench in autumn
+a girl reading on a train, evening light
+a market stall with fruit, a seller weighing apples
+a cyclist waiting at a traffic light
+a chef plating a dish in a small restaurant
+a black cat on a windowsill, curtains
+a dog running through shallow water at a beach
+an empty swimming pool at dawn
+a mountain hut in fog, a footpath
+a family at a breakfast table, crumbs and cups
+a bride adjusting her shoe on stone steps
+a mechanic under a car, greasy hands
+a bookshop with narrow aisles, a ladder
+a boy blowing out birthday candles
+a farmer in a wheat field before a storm
+a subway platform, a blurred train
+an elderly couple dancing in a living room
+a glass of water on a wooden table, hard light
+a nurse in a corridor at the end of a shift
+a football match on a gravel pitch
+"""
+
+PROMPTS_NOTE = """\
+# FLUX.1-dev LoRA (online)
+
+Teaches your FLUX to make pictures that look like photographs, from words alone: *Natural-lighting*, *Detail* against *Painting*, *Concept art*. It makes its own pictures of the prompts, a reward model judges them, a LoRA comes out. No pictures of yours are needed.
+
+**Five choices, then Run**
+1. Load Diffusion Model: your `flux1-dev.safetensors`.
+2. DualCLIPLoader: your CLIP-L and T5.
+3. Load VAE: your `ae.safetensors`.
+4. Load SRPO Reward: HPS v2.1, or tick *download*.
+5. SRPO Trainer: a name for the run.
+
+| file | size | folder of models/ | from |
+|---|---|---|---|
+| flux1-dev.safetensors | 23.8 GB | diffusion_models | black-forest-labs/FLUX.1-dev |
+| clip_l.safetensors | 0.25 GB | text_encoders | comfyanonymous/flux_text_encoders |
+| t5xxl_fp16.safetensors | 9.8 GB | text_encoders | comfyanonymous/flux_text_encoders |
+| ae.safetensors | 0.34 GB | vae | black-forest-labs/FLUX.1-schnell |
+| HPS_v2.1_compressed.pt | 2 GB | rewards | xswu/HPSv2 |
+
+**What to expect**, at 720x720 with one picture at a time
+- Memory: 14.7 GB in fp8 (counted, without a GPU), 26.4 GB in bf16 (measured on an H200). So *weight_dtype* is fp8 here, for 24 GB. Where it does not fit, ComfyUI keeps weights in RAM: slower, 2.6 to 2.9 times when 8.7 GB were used (measured on the H200).
+- Time: 2.2 s of sampling and 0.42 s of training a prompt on an H200 by fours (measured); 20 updates of 8 prompts are 7 minutes there, without pictures and loading (computed from these). No other card was tried.
+- With the weights of the real FLUX.1-dev and HPS it has not been run yet.
+
+**Then**: the LoRA is in `output/loras/srpo/<run name>/`. Run again to go on; 10 to 20 updates were enough in the paper, at its batch of 32. Look at the pictures, not at the reward.
+"""
+
+PHOTOS_NOTE = """\
+# FLUX.1-dev LoRA from your photos (offline)
+
+Steps begin from your photos in place of the model's own pictures. So nothing is sampled, which is most of the time, and the model learns from what real light looks like.
+
+**Before**: put photos into a folder of ComfyUI's `input`, such as `input/photos`, press R, and choose it in *SRPO Photos*. A caption is in the `.txt` beside its picture, else the file's name is. 50 or more of what you want to see, in all their variety, are a beginning.
+
+**Five choices, then Run**: the files of FLUX, its text encoders and VAE, the reward, and the folder. Which files and from where: in the note of *2 FLUX.1-dev LoRA (online)*.
+
+**What to expect**, at 720x720 with one picture at a time
+- Memory: as online. 14.7 GB in fp8 (counted, without a GPU), 26.4 GB in bf16 (measured on an H200).
+- Time: 0.42 s a photo on an H200 by fours (measured); 20 updates of 8 photos are 67 seconds there, without pictures and loading (computed from it). Each photo is encoded once.
+- With the weights of the real FLUX.1-dev and HPS it has not been run yet.
+
+**Both at once**: *SRPO Mix* takes prompts and photos by a share.
+"""
