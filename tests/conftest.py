@@ -18,20 +18,27 @@ settings.register_profile("srpo", deadline=None, suppress_health_check=[HealthCh
 settings.load_profile("srpo")
 # By measure, the longest first: a file is one worker's.
 LONGEST = (
+    "test_toy",
     "test_demo",
     "test_host_compile",
-    "test_host_fitting",
-    "test_fuzz",
     "test_host_failures",
+    "test_host_fitting",
     "test_host_bases",
     "test_bench",
-    "test_host_decoder",
+    "test_fuzz",
     "test_host_training",
+    "test_host_caches",
+    "test_bench_flux",
+    "test_host_prompts",
+    "test_host_decoder",
     "test_host_load_reward",
     "test_host_photos",
-    "test_host_caches",
+    "test_host_memory_plan",
+    "test_host_carried",
+    "test_host_readable",
+    "test_host_adapters",
     "test_host_derivative",
-    "test_bench_flux",
+    "test_failures",
 )
 sys.path[:] = [place for place in sys.path if Path(place).resolve() != ROOT]  # `python -m pytest` puts it there
 sys.path += [str(ROOT / "harness"), str(ROOT / "tests/support")]
@@ -88,6 +95,12 @@ def set_aside():
     """Let the garbage collector pass over what was imported: a million objects, and the host collects at each load."""
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def apart():
+    """What the files before have imported or compiled is not looked through, again and again, in this one."""
+    set_aside()
 
 
 def pytest_collection_finish():

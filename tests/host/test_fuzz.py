@@ -32,7 +32,7 @@ import json, random, tempfile
 from pathlib import Path
 from bench import fuzz
 from bench.fuzz_attempt import Found
-from bench.fuzz_files import parse_prompts
+from srpo_core.data.prompt_text import parse_prompts
 
 def stranger(draw, folder):
     (folder.parent / "stranger").touch()

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from in_process import new_adapter
-from oracle import host_model, random_flux
+from oracle import drawn_flux, host_model, random_flux
 from safetensors.torch import save_file
 
 KINDS = ["LoRA", "LoKr", "LoHa", "OFT", "full"]
@@ -218,7 +218,7 @@ def test_whole_layers_are_those_beside_the_blocks_too(pack, make, base):
 def peft_lora(rank, alpha=None, where="") -> dict:
     """The content of a LoRA file as diffusers and peft write it, with q, k and v apart."""
     state = {}
-    linears = {n: m for n, m in random_flux().named_modules() if isinstance(m, torch.nn.Linear)}
+    linears = {n: m for n, m in drawn_flux().named_modules() if isinstance(m, torch.nn.Linear)}
     for i, (name, layer) in enumerate(linears.items()):
         if "blocks" in name and where in name:
             state[f"transformer.{name}.lora_A.weight"] = 0.1 * numbers(2 * i, rank, layer.in_features)

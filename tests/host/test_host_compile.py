@@ -14,6 +14,17 @@ X = draw_noise([0], (16, 8, 8))
 SIGMA = torch.tensor([0.9])
 
 
+@pytest.fixture(scope="module")
+def base(pack):
+    return host_model(random_flux())
+
+
+@pytest.fixture(scope="module")
+def small(pack):
+    """The compiler takes as long as a model has blocks."""
+    return host_model(random_flux(num_layers=1, num_single_layers=1))
+
+
 def no_compiler(*_, **__):
     raise RuntimeError("There is no compiler here.")
 
@@ -31,13 +42,12 @@ def update(pack, base, adapter, **use):
 
 
 @pytest.mark.parametrize("backend", ["aot_eager", no_compiler])
-def test_compiled_or_not_an_update_is_the_same(pack, caplog, backend):
+def test_compiled_or_not_an_update_is_the_same(pack, small, caplog, backend):
     from comfy_api.torch_helpers import set_torch_compile_wrapper
 
-    base = host_model(random_flux(num_layers=1, num_single_layers=1))  # the compiler takes as long as it has blocks
-    _, adapter = with_adapter(base)
-    expected = update(pack, base, adapter)
-    compiled = base.clone()
+    _, adapter = with_adapter(small)
+    expected = update(pack, small, adapter)
+    compiled = small.clone()
     set_torch_compile_wrapper(compiled, backend)
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
@@ -79,10 +89,9 @@ def second_fails(graph, inputs, asked=[]):  # noqa: B006
         (no_backward_compiler, {"kept_blocks": 1}),
     ],
 )
-def test_compiled_block_by_block(pack, caplog, monkeypatch, backend, use):
+def test_compiled_block_by_block(pack, base, caplog, monkeypatch, backend, use):
     """Once for each kind of block, not for each block."""
     compiled = pack("nodes.host.gradients.compiled")
-    base = host_model(random_flux())
     _, adapter = with_adapter(base)
     expected = update(pack, base, adapter, **use)
     torch._dynamo.reset()

@@ -102,13 +102,14 @@ def test_which_files_are_offered(host, pack, tmp_path):
         assert words in str(refusal.value), name
 
 
-def test_prompts_of_other_token_counts_share_an_update_and_its_previews(comfyui, tmp_path):
+def test_prompts_of_other_token_counts_share_an_update_and_its_previews(host):
     """But no forward: the host's text encoders give long prompts more tokens."""
-    text = f"{prompts.CAPTION}\n{' '.join([prompts.CAPTION] * 20)}\n{prompts.CAPTION}, bright"
-    with HostServer(comfyui, tmp_path) as host:
-        host.run(prompts.train("lengths", 1, text=text, batch=3, at_once=3, previews_count=3))
-        assert len({load_file(file)["context"].shape for file in files(host)}) == 2
-        assert len(list((host.base / "output/loras/srpo/lengths").glob("*.safetensors"))) == 1
+    earlier = files(host)
+    caption = "a black triangle on a desk"
+    text = f"{caption}\n{' '.join([caption] * 20)}\n{caption}, bright"
+    host.run(prompts.train("lengths", 1, text=text, batch=3, at_once=3, previews_count=3))
+    assert len({load_file(file)["context"].shape for file in files(host).keys() - earlier.keys()}) == 2
+    assert len(list((host.base / "output/loras/srpo/lengths").glob("*.safetensors"))) == 1
 
 
 def test_another_text_encoder_is_another_place(host, pack):

@@ -1,5 +1,8 @@
 """The same small FLUX twice: in the host's classes, and in diffusers with peft; same weights, same adapter."""
 
+import copy
+from functools import lru_cache
+
 import torch
 from diffusers import AutoencoderKL, AutoencoderTiny, FluxTransformer2DModel
 from in_process import new_adapter, pack_module
@@ -25,12 +28,18 @@ ALPHA = 16.0
 
 def random_flux(dtype=torch.float32, **config) -> FluxTransformer2DModel:
     """A FLUX with weights of a size that makes every part of it count."""
+    return copy.deepcopy(drawn_flux(**config)).to(dtype)
+
+
+@lru_cache(maxsize=2)
+def drawn_flux(**config) -> FluxTransformer2DModel:
+    """What random_flux copies: to draw it takes many times as long."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         flux = FluxTransformer2DModel(**CONFIG | config)
         for parameter in flux.parameters():
             parameter.data.add_(0.02 * torch.randn_like(parameter))
-    return flux.to(dtype).eval().requires_grad_(False)
+    return flux.eval().requires_grad_(False)
 
 
 def host_model(flux: FluxTransformer2DModel, dtype=torch.float32):
@@ -86,6 +95,12 @@ class Oracle:
 
 def random_vae(widths=(32, 32, 32, 32)) -> AutoencoderKL:
     """FLUX's VAE with these widths of its blocks. It has no ReLU, whose slope turns with the rounding."""
+    return copy.deepcopy(drawn_vae(widths))
+
+
+@lru_cache(maxsize=1)
+def drawn_vae(widths: tuple[int, ...]) -> AutoencoderKL:
+    """What random_vae copies: to draw it takes many times as long."""
     blocks = {"down_block_types": ["DownEncoderBlock2D"] * 4, "up_block_types": ["UpDecoderBlock2D"] * 4}
     latents = {"latent_channels": 16, "scaling_factor": 0.3611, "shift_factor": 0.1159}
     narrow = widths[0] != 128  # such a VAE goes into the host's older class, which has these two layers
