@@ -26,6 +26,15 @@ if TYPE_CHECKING:
     from comfy.sd import CLIP
 
 NO_FILE = "none"
+EXAMPLES = """\
+a portrait of a woman in a cafe by the window
+a street in the rain at night, people with umbrellas
+two friends on a park bench in autumn
+a market stall with fruit, a seller weighing apples
+a black cat on a windowsill, curtains
+a mountain hut in fog, a footpath
+a chef plating a dish in a small restaurant
+a glass of water on a wooden table, hard light"""
 CHECKED = 200_000  # characters that are looked at before a workflow is queued, while the server waits; the rest follows
 
 
@@ -163,8 +172,9 @@ class PromptsNode(io.ComfyNode):
                 io.String.Input(
                     "text",
                     multiline=True,
-                    default="a portrait of a woman in a cafe\na street in the rain",
-                    tooltip="One prompt per line. Lines that begin with # or // are left out. {a|b} stands for both.",
+                    default=EXAMPLES,
+                    tooltip="One prompt per line; the more, and the more different, the better. Lines that begin with # "
+                    "or // are left out. {a|b} stands for both.",
                 ),
                 io.Combo.Input(
                     "file",
