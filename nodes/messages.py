@@ -10,6 +10,13 @@ def warning(update: int, reached: dict[str, str]) -> str:
     return f"At update {update} {'; '.join(reached.values())}. Look at the pictures."
 
 
+def update_line(metrics: dict[str, float], made: int, updates: int, seconds: float) -> str:
+    """What is said after each update. made: of the `updates` of this session, in so many seconds."""
+    left = (updates - made) * seconds / made / 60
+    gap = f"words-gap {metrics['words_gap']:+.3f}"
+    return f"Update {made} of {updates}, {seconds / made:.1f} s each, about {left:.0f} minutes left: {gap}."
+
+
 def training_summary(opened: OpenRun, updates: int, seconds: float, lora: Path) -> str:
     """What a session of training did, in words."""
     run = opened.run

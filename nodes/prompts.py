@@ -173,7 +173,7 @@ class PromptsNode(io.ComfyNode):
                     "text",
                     multiline=True,
                     default=EXAMPLES,
-                    tooltip="One prompt per line; the more, and the more different, the better. Lines that begin with # "
+                    tooltip="One prompt per line; the more and the more different, the better. Lines that begin with # "
                     "or // are left out. {a|b} stands for both.",
                 ),
                 io.Combo.Input(

@@ -11,12 +11,12 @@ import comfy.utils
 import torch
 from PIL.Image import Image
 
-from ..srpo_core.report.card import draw_card
+from ..srpo_core.report.card import draw_card, tiled
 from ..srpo_core.run.loop import train
 from ..srpo_core.run.training import Training
 from ..srpo_core.run.watch import crossed
 from .host.progress import show_text
-from .messages import stopped, training_summary, warning
+from .messages import stopped, training_summary, update_line, warning
 from .open_run import OpenRun
 from .photos import replaced
 from .previews import Previews
@@ -57,6 +57,7 @@ class Session:
         self.node = node
         self.first = opened.run.updates
         self.bar = comfy.utils.ProgressBar(updates)
+        self.started = 0.0
 
     def run(self) -> Pictures:
         """Make the updates, or fewer where a limit ends them, save what was learned and say how it went.
@@ -64,9 +65,10 @@ class Session:
         What was learned is saved, too, where the user cancels or anything fails. Raises as the core's `train` does.
         """
         run = self.opened.run
-        started = time.monotonic()
+        self.started = time.monotonic()
         node = self.node
         run.on_trouble = lambda text: show_text(text, node)  # the run outlives the session, and would keep all of it
+        self._show(0, tiled(self.previews.before))  # an update may take minutes
         try:
             train(run, self.training, self.updates, self._on_update)
         except BaseException:
@@ -76,7 +78,7 @@ class Session:
         after = self.previews.now()
         card = self._draw_card(after)
         self._show(self.updates, card)  # else the node goes on to show the last preview
-        self._say(self._report(time.monotonic() - started, lora))
+        self._say(self._report(time.monotonic() - self.started, lora))
         return Pictures(torch.cat([self.previews.before, after]), card)
 
     def _save_lora(self) -> Path | None:
@@ -94,8 +96,8 @@ class Session:
         due = run.updates % self.preview_every == 0 and made < self.updates
         self._show(made, self._draw_card(self.previews.now()) if due else None)
         reached = self._reached()
-        if reached:
-            self._say(reached)
+        line = update_line(metrics, made, self.updates, time.monotonic() - self.started)
+        self._say(" ".join(filter(None, [line, reached, *run.troubles])))
         return bool(reached) and self.watch.at_limit == STOP
 
     def _reached(self) -> str:

@@ -3,10 +3,12 @@
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from PIL import Image
 from torch import Tensor
 
 from ..checks import shorten
+from ..pictures import to_picture
 from .sheet import fonts, printable
 
 if TYPE_CHECKING:
@@ -39,13 +41,22 @@ def tile(images: Tensor, columns: int) -> np.ndarray:
     return sheet
 
 
+def square(images: Tensor) -> np.ndarray:
+    """The images tiled to about a square."""
+    return tile(images, max(1, round(len(images) ** 0.5)))
+
+
+def tiled(images: Tensor) -> Image.Image:
+    """The images as a picture, without what else is on the card."""
+    return to_picture(torch.from_numpy(square(images)))
+
+
 def draw_card(before: Tensor, now: Tensor, history: list[dict], title: str) -> Image.Image:
     """The card: both sample sets (N, H, W, 3) in [0, 1] side by side, under them one plot for each of CURVES."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    columns = max(1, round(len(before) ** 0.5))
-    sheets = [tile(images, columns) for images in (before, now)]
+    sheets = [square(images) for images in (before, now)]
     height = WIDTH / 2 * sheets[0].shape[0] / sheets[0].shape[1]
     figure = Figure((WIDTH, height + 2.4), dpi=DPI, layout="constrained")
     figure.suptitle(printable(title), parse_math=False, family=fonts())
