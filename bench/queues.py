@@ -29,7 +29,10 @@ def workflow() -> dict:
     inputs["SRPO_Trainer"]["run_name"] = RUN
     inputs["SRPO_Train"] |= {"updates": 1, "batch": 1, "memory.at_once": 1}
     inputs["SRPO_Rollouts"]["steps"] = 2
-    inputs["SRPO_Previews"] |= {"steps": 2, "count": 1}
+    inputs["SRPO_Train"]["previews"] = ["previews", 0]
+    sampler = {"sampler_name": "euler", "scheduler": "simple", "steps": 2}
+    shown = {"every": 5, "count": 1, "seeds": "", "width": 0, "height": 0, **sampler}
+    prompt["previews"] = {"class_type": "SRPO_Previews", "inputs": shown}
     return {key: entry for key, entry in prompt.items() if entry["class_type"] != "LossGraphNode"}
 
 

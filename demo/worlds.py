@@ -32,6 +32,7 @@ GUIDANCE = 3.5
 SIZE = 64
 FIRST_SEED = 10_000  # of the pictures that are measured
 AT_ONCE = 48
+PREVIEWS = 4  # as many as SRPO Train shows where nothing else is said
 
 
 def seeded(seed: int) -> tuple[dict, dict]:
@@ -125,7 +126,6 @@ class DiffusersWorld:
         trainer = self.inputs["SRPO_Trainer"]
         options = self.inputs["SRPO_Train"]
         rollouts = self.inputs["SRPO_Rollouts"]
-        previews = self.inputs["SRPO_Previews"]
         run = Run(out / "run", self.flow.parameters, Settings(learning_rate=trainer["learning_rate"]))
         batching = Batching(
             shape=self.shape,
@@ -134,8 +134,8 @@ class DiffusersWorld:
             seed=options["seed"],
             pairs=rollouts["pairs"],
         )
-        shown = [self.prompts[i % len(self.prompts)] for i in range(previews["count"])]
-        self.flow.steps = previews["steps"]
+        shown = [self.prompts[i % len(self.prompts)] for i in range(PREVIEWS)]
+        self.flow.steps = STEPS
         before = self._sample(shown, trained=False)
         self.flow.steps = rollouts["steps"]
         training = Training(
@@ -147,7 +147,7 @@ class DiffusersWorld:
             window=Window(),
         )
         train(run, training, options["updates"])
-        self.flow.steps = previews["steps"]
+        self.flow.steps = STEPS
         sheets = [images.movedim(1, -1) for images in (before, self._sample(shown, trained=True))]
         draw_card(*sheets, run.history, f"{trainer['run_name']}, update {run.updates}").save(out / "training.png")
         self.flow.save_lora(out / f"{trainer['run_name']}_{run.updates:06d}.safetensors")

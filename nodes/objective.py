@@ -15,7 +15,7 @@ TYPED = "as typed"
 
 
 def strength_input(name: str, default: float, tooltip: str) -> io.Float.Input:
-    return io.Float.Input(name, default=default, min=0.0, max=10.0, step=0.01, tooltip=tooltip)
+    return io.Float.Input(name, default=default, min=-1.0, max=10.0, step=0.01, tooltip=tooltip)
 
 
 class ObjectiveNode(io.ComfyNode):

@@ -21,17 +21,17 @@ BRANCHES = {"both": ("denoise", "inversion"), "denoise": ("denoise",), "inversio
 
 @dataclass(frozen=True, kw_only=True)
 class Strength:
-    """How much heavier than the other word a branch weighs its own, by noise level.
+    """How much heavier than the other word a branch weighs its own, by noise level; below 0, how much lighter.
 
-    Raises ValueError for what is no finite number of at least 0.
+    Raises ValueError for what is no finite number of at least -1, where its own word would turn against itself.
     """
 
     low_noise: float
     high_noise: float
 
     def __post_init__(self):
-        check_number("the strength at low noise", self.low_noise, 0)
-        check_number("the strength at high noise", self.high_noise, 0)
+        check_number("the strength at low noise", self.low_noise, -1)
+        check_number("the strength at high noise", self.high_noise, -1)
 
     def at(self, grid_index: Tensor) -> Tensor:
         """`k(i) = low + (high - low) i / (N - 1)` for (B,) positions in the window; float64."""

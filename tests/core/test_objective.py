@@ -38,6 +38,14 @@ def test_strength_runs_from_the_low_noise_end_to_the_high_noise_end(strength, lo
     torch.testing.assert_close(strength.at(index), low + (high - low) * index.double() / 999, rtol=0, atol=1e-12)
 
 
+def test_a_strength_below_0_makes_the_own_word_lighter_but_never_turns_it_around():
+    lighter = Objective(denoise_strength=Strength(low_noise=-0.4, high_noise=-0.4))
+    branch, _ = Window().branches([500])
+    assert lighter.relative_reward(branch, float64(2.0), float64(1.0)).tolist() == pytest.approx([0.6 * 2.0 - 1.0])
+    with pytest.raises(ValueError, match="strength at low noise is -1.1"):
+        Strength(low_noise=-1.1, high_noise=0.0)
+
+
 def shared_bias_weight(m):
     """What both branches together make of a bias that both rewards share, for each position of the HPS window.
 
