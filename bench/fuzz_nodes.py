@@ -165,7 +165,8 @@ def usual(each: Any) -> Any:
     if each.io_type == DYNAMIC:
         return of_option(each, each.options[0])
     first = next(iter(each.options), None) if each.io_type == "COMBO" else None
-    return SMALL.get(each.id, first if each.default is None else each.default)
+    default = first if each.default is None else each.default
+    return default if each.id == "seeds" and each.io_type == "STRING" else SMALL.get(each.id, default)
 
 
 def of_option(each: Any, option: Any) -> dict:

@@ -94,6 +94,8 @@ def host(comfyui, tmp_path_factory):
 def set_aside():
     """Let the garbage collector pass over what was imported: a million objects, and the host collects at each load."""
     gc.collect()
+    if management := sys.modules.get("comfy.model_management"):  # it looks for the models of patchers that are gone
+        management.current_loaded_models[:] = [held for held in management.current_loaded_models if held.model]
     gc.freeze()
 
 

@@ -20,6 +20,7 @@ READY = "() => window.app?.graph && window.LiteGraph && document.querySelector('
 END = """() => { window.ended = null
     for (const event of ['execution_success', 'execution_error', 'execution_interrupted'])
         app.api.addEventListener(event, () => window.ended = event) }"""
+LOADERS = {"UNETLoader", "DualCLIPLoader", "VAELoader", "SRPO_LoadReward"}
 PIXELS = """image => { const canvas = document.createElement('canvas')
     canvas.width = image.naturalWidth; canvas.height = image.naturalHeight
     canvas.getContext('2d').drawImage(image, 0, 0)
@@ -105,10 +106,9 @@ def blocks(image: Image.Image) -> np.ndarray:
 def test_the_front_end_opens_each_workflow(page, host, file):
     workflow = json.loads(file.read_text("utf-8"))
     load(page, workflow)
-    assert (
-        page.evaluate("() => app.graph.nodes.filter(n => n.has_errors || !LiteGraph.registered_node_types[n.type])")
-        == []
-    )
+    assert page.evaluate("() => app.graph.nodes.filter(n => !LiteGraph.registered_node_types[n.type])") == []
+    wrong = page.evaluate("() => app.graph.nodes.filter(n => n.has_errors).map(n => n.type)")
+    assert set(wrong) <= LOADERS  # of files that are not here
     ours = to_prompt(workflow, host.object_info())
     assert graph_to_prompt(page) == {id_: (node["class_type"], node["inputs"]) for id_, node in ours.items()}
     assert {node["type"] for node in workflow["nodes"]} & set(NOTES)
@@ -119,9 +119,8 @@ def test_a_new_user_runs_workflow_1(page, host, tmp_path):
     choose_template(page, "1 Toy FLUX in one minute")
     page.wait_for_function("() => app.graph.nodes.some(n => n.type === 'SRPO_Train')")
     small = {
-        "SRPO_Train": {"updates": 3, "batch": 2},
+        "SRPO_Train": {"updates": 6, "batch": 2},  # one picture before the last
         "SRPO_Rollouts": {"steps": 4},
-        "SRPO_Previews": {"steps": 4, "every": 2, "count": 2},
     }
     for kind, values in small.items():
         for name, value in values.items():
@@ -132,10 +131,10 @@ def test_a_new_user_runs_workflow_1(page, host, tmp_path):
     page.wait_for_timeout(1500)
     page.screenshot(path=tmp_path / "workflow 1.png")
     assert page.evaluate("window.ended") == "execution_success"
-    assert nodes(page, "PreviewImage", "node.imgs.length") == [4]
+    assert nodes(page, "PreviewImage", "node.imgs.length") == [8]
     assert nodes(page, "LossGraphNode", "node.imgs[0].naturalWidth > 0") == [True]
     ((sentence,),) = nodes(page, "SRPO_Train", "node.widgets.filter(w => w.type === 'progressText').map(w => w.value)")
-    assert sentence.startswith("3 updates in ") and "LoRA: loras/srpo/toy/" in sentence
+    assert sentence.startswith("6 updates in ") and "LoRA: loras/srpo/toy/" in sentence
     assert page.complaints <= page.baseline | {None}
     (entry,) = list(host.get("/history").values())[-1:]
     last = next(o["images"][0] for o in entry["outputs"].values() if host.picture(o["images"][0]).width == 960)

@@ -49,7 +49,7 @@ def test_another_adapter_under_the_same_name(host, change):
     file = host.base / "output/srpo/mine/state.safetensors"
     before = file.read_bytes()
     ((name, value),) = change.items()
-    refuses(host, prompts.train("mine", 1, trainer=change), '"mine"', f"{name} {prompts.TRAINER[name]}, not {value}")
+    refuses(host, prompts.train("mine", 1, trainer=change), '"mine"', f"{name} {prompts.ADAPTER[name]}, not {value}")
     assert file.read_bytes() == before
 
 
@@ -73,10 +73,10 @@ def test_a_latent_of_another_model(host):
 
 
 def test_a_run_that_another_comfyui_has_open(host):
-    folder = host.base / "output/srpo/theirs"
+    folder = host.base / "output/srpo/locked"
     folder.mkdir(parents=True)
     with FileLock(folder / "lock"):
-        refuses(host, prompts.train("locked", 1), '"theirs"', "another ComfyUI")
+        refuses(host, prompts.train("locked", 1), '"locked"', "another ComfyUI")
     host.run(prompts.train("locked", 1))
 
 

@@ -16,11 +16,13 @@ SEED = 11
 
 def compare(after: list, before=("toy", 0), reward=False, **options) -> dict:
     """Toy models, prompts and the comparison ("compare"), its pictures saved."""
-    settings = {"width": 64, "height": 64, "prompts": 2, "seeds": 2, "seed": SEED, "sampler_name": "euler"}
-    settings |= {"scheduler": "simple", "steps": prompts.STEPS, "guidance": 3.5, "at_once": 1, **options}
+    settings = {"width": 64, "height": 64, "prompts": 2, "seeds": 2, "seed": SEED, "guidance": 3.5}
+    settings |= {"at_once": 1, **options}
     links = {"model_before": list(before), "model_after": after, "dataset": ["prompts", 0], "vae": ["toy", 2]}
+    links["previews"] = ["previews", 0]
     graph = {"toy": prompts.node("SRPO_ToyModels"), "objective": prompts.node("SRPO_Objective", **prompts.OBJECTIVE)}
     graph["prompts"] = prompts.node("SRPO_Prompts", clip=["toy", 1], text="\n".join(CAPTIONS), file="none")
+    graph["previews"] = prompts.node("SRPO_Previews", **prompts.PREVIEWS)
     asked = {"reward": ["toy", 3], "objective": ["objective", 0]} if reward else {}
     graph["compare"] = prompts.node("SRPO_Compare", **links, **settings, **asked)
     for i, name in enumerate(("sheet", "before", "after")):
@@ -178,7 +180,7 @@ def test_cancel_is_heard_between_pictures(pack, toy, monkeypatch):
     model = toy.load_model()
     inputs = {"model_before": model, "model_after": model, "dataset": Captions(), "vae": toy.load_vae()}
     inputs |= {"width": 64, "height": 64, "prompts": 3, "seeds": 2, "seed": SEED, "at_once": 1}
-    inputs |= {"sampler_name": "euler", "scheduler": "simple", "steps": 1, "guidance": 3.5}
+    inputs["guidance"] = 3.5
     with torch.inference_mode(), pytest.raises(comfy.model_management.InterruptProcessingException):
         pack("nodes.compare").Compare.execute(**inputs)
     assert made == [SEED, SEED + 1]

@@ -307,10 +307,12 @@ def test_how_many_share_a_forward_is_chosen_where_the_model_is_on_a_gpu(
     vae = SimpleNamespace(device=torch.device(vae_device))
     model = SimpleNamespace(load_device=torch.device(device))
     work = workload(pack, model, vae, [], (16, 8, 8), 8)
-    used = pack("nodes.memory").plan_memory("7", memory, memory_use(0, 3), work)
+    set_by_hand = {"at_once": 1, "sampled_at_once": 1, "kept_blocks": 3, "offload": False}
+    chosen = {"memory": memory, **(set_by_hand if memory == "by hand" else {})}
+    used = pack("nodes.memory").plan_memory("7", chosen, work)
     assert planned == ([] if asked is None else [asked])
     if fails or asked is None:
-        assert used == memory_plan.MemoryPlan(memory_use(1, 3)) and not said
+        assert used == memory_plan.MemoryPlan(memory_use(1, chosen.get("kept_blocks", 0))) and not said
     else:
         assert used == memory_plan.MemoryPlan(memory_use(4, 57, False, 8), 123, "a warning") and said == [
             ("a warning", "7")

@@ -10,6 +10,7 @@ import pytest
 from host_server import HostError
 from hypothesis import given
 from hypothesis import strategies as st
+from test_choices import first_choice
 
 HOSTILE = [math.nan, math.inf, -math.inf, 1e300, 10**400, -1, -0.5, True, "7", None, [1], np.float32("nan")]
 
@@ -47,6 +48,7 @@ def given_to(node, **numbers) -> dict:
     defaults = {declared.id: declared.default for declared in numbers_of(node)}
     defaults |= {d.id: d.options[0] for d in node.define_schema().inputs if d.io_type == "COMBO"}
     defaults |= {d.id: "" for d in node.define_schema().inputs if d.io_type == "STRING"}
+    defaults |= {d.id: first_choice(d) for d in node.define_schema().inputs if d.io_type.startswith("COMFY_DYNAMIC")}
     return {name: Untouched() for name in names} | defaults | numbers
 
 
@@ -121,7 +123,7 @@ def test_a_linked_name_is_not_warned_of_and_the_run_goes_on(host):
 
 @pytest.mark.parametrize(
     "place, name",
-    [("trainer", "max_gradient_norm"), ("trainer", "ema"), ("train", "guidance"), ("objective", "threshold")],
+    [("optimizer", "max_gradient_norm"), ("optimizer", "ema"), ("train", "guidance"), ("objective", "threshold")],
 )
 def test_nan_that_is_typed_trains_nothing(host, place, name):
     prompt = prompts.train(f"no {name}", 1)

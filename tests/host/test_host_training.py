@@ -114,7 +114,6 @@ def test_a_run_begins_at_a_lora_file(host):
         with pytest.raises(HostError, match=sentence):
             host.run(prompts.train("second", 1, begun | wrong))
     for wrong, sentence in [
-        ({"start_from": "first"}, 'can\'t begin both at "first" and at "srpo/first/first_000003.safetensors"'),
         ({"target": "MLP"}, "layers that are not trained here"),
         ({"rank": 3}, "it needs rank 4, and the rank is 3"),
     ]:

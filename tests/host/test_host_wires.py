@@ -16,7 +16,7 @@ def step(run: str, number: int) -> dict:
 
 
 def with_another_run(prompt: dict, run: str) -> dict:
-    prompt["trainer b"] = prompts.node("SRPO_Trainer", **prompts.TRAINER, run_name=run)
+    prompt["trainer b"] = prompts.base(run)["trainer"]
     return prompt
 
 
@@ -73,9 +73,7 @@ def test_half_precision_latents_are_taken_to_fp32(pack, kind):
     noise = SimpleNamespace(seed=3, generate_noise=lambda latent: comfy.sample.prepare_noise(latent["samples"], 3))
     for position in (0, 900):
         inject = pack("nodes.steps").NoisePriorInject.execute
-        noised, start, _ = inject(
-            model=toy, latent={"samples": samples}, noise=noise, position=position, sigma_max=0.9643, sigma_min=0.75
-        ).args
+        noised, start, _ = inject(model=toy, latent={"samples": samples}, noise=noise, position=position).args
         exact = toy.model.process_latent_in(samples.float())
         assert noised.x0.dtype == noised.noise.dtype == start["samples"].dtype == torch.float32
         torch.testing.assert_close(noised.x0, exact, rtol=0, atol=1e-6)
