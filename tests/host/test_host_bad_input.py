@@ -73,10 +73,10 @@ def test_a_latent_of_another_model(host):
 
 
 def test_a_run_that_another_comfyui_has_open(host):
-    folder = host.base / "output/srpo/theirs"
+    folder = host.base / "output/srpo/locked"
     folder.mkdir(parents=True)
     with FileLock(folder / "lock"):
-        refuses(host, prompts.train("locked", 1), '"theirs"', "another ComfyUI")
+        refuses(host, prompts.train("locked", 1), '"locked"', "another ComfyUI")
     host.run(prompts.train("locked", 1))
 
 
