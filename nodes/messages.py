@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from ..srpo_core.report.compare import plural
 from ..srpo_core.run.watch import COMPARED_UPDATES, window_mean
 from .open_run import OpenRun
 
@@ -35,7 +36,7 @@ def stopped(opened: OpenRun, lora: Path | None) -> str:
     run = opened.run
     kept = f"The run srpo/{opened.name} is kept up to update {run.saved}" if run.saved else "No update was finished"
     also = f"; {written(opened, lora)}" if lora else ""
-    return f"Stopped. {kept}{also}. Queue again to go on."
+    return f"Stopped. {kept}{also}. The next queue goes on from there."
 
 
 def written(opened: OpenRun, lora: Path) -> str:
@@ -49,13 +50,8 @@ def changes(history: list[dict[str, float]]) -> str:
     One update has other words, prompts and noise levels than another, so no two of them are compared.
     """
     count = min(COMPARED_UPDATES, len(history) // 2)
-    last = history[-max(count, 1) :]
-    gap = f"words-gap {window_mean(last, 'words_gap'):+.3f}"
-    saturation = f"saturation {window_mean(last, 'saturation'):.2f}"
-    if not count:
-        return f"{gap}, {saturation}"
-    first = history[:count]
-    gap = f"words-gap {window_mean(first, 'words_gap'):+.3f} -> {window_mean(last, 'words_gap'):+.3f}"
-    saturation = f"saturation {window_mean(first, 'saturation'):.2f} -> {window_mean(last, 'saturation'):.2f}"
-    each = f"{count} updates" if count > 1 else "update"
-    return f"{gap}, {saturation} (means of the first and the last {each})"
+    windows = [history[:count], history[-count:]] if count else [history]
+    gap = " -> ".join(f"{window_mean(window, 'words_gap'):+.3f}" for window in windows)
+    saturation = " -> ".join(f"{window_mean(window, 'saturation'):.2f}" for window in windows)
+    compared = f" (means of the first and the last {plural(count, 'update')})" if count else ""
+    return f"words-gap {gap}, saturation {saturation}{compared}"

@@ -29,7 +29,7 @@ def _check_carries_none(model: ModelPatcher):
     raise ValueError(
         f"The model that comes in carries the adapter of {whose} already: connect the model from before that SRPO "
         "Trainer. To train on top of what it has learned, load its LoRA from output/loras/srpo with a LoRA loader "
-        "before this node; to begin a new run where it is, name it in start_from."
+        "before this node; to begin a new run where it is, choose another run as start."
     )
 
 

@@ -14,7 +14,6 @@ from ..srpo_core.algorithm.objective import Objective
 from ..srpo_core.algorithm.step import Noised, normalise, one_step_recover, score_recovered
 from ..srpo_core.algorithm.terms import Term
 from ..srpo_core.rewards import Reward
-from ..srpo_core.run.saving import save_or_say
 from ..srpo_core.run.update import make_update
 from ..srpo_core.seeds import derived_seed
 from .checked import checked
@@ -247,8 +246,8 @@ class TrainStep(io.ComfyNode):
         node = cls.hidden.unique_id
         trainer.run.on_trouble = lambda text: show_text(text, node)
         trainer.run.troubles.clear()
-        metrics = make_update(trainer.run, scores, sum(pictures.values()))
-        save_or_say(trainer.run)  # the user may queue no other
+        # The user may queue no other, so it is saved.
+        metrics = make_update(trainer.run, scores, sum(pictures.values()), save=True)
         if metrics["update"] % trainer.run.settings.save_every == 0:
             trainer.save_lora()
         gaps = [f"{name.replace('_', '-')} {gap:+.3f}" for name, gap in metrics.items() if name.startswith("words_gap")]

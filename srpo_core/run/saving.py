@@ -12,20 +12,16 @@ log = logging.getLogger(__name__)
 MAX_FAILED_SAVES = 3  # in a row, each after one more update, before the run gives up
 
 
-def save_if_due(run: Run):
-    """Save after this update, and take a snapshot, if the settings say so.
+def save_if_due(run: Run, now: bool = False):
+    """Save after this update, and take a snapshot, if the settings say so. now: save whatever they say.
 
     What can't be saved is said at once, and tried again after each update; MAX_FAILED_SAVES are too many. Raises
     RuntimeError then, and FolderGone at once.
     """
     every = run.settings.snapshot_every
     snapshot = bool(every and run.updates % every == 0)
-    if snapshot or run.failed_saves or run.updates % run.settings.save_every == 0:
-        save_or_say(run, snapshot)
-
-
-def save_or_say(run: Run, snapshot: bool = False):
-    """Save now; see `save_if_due`."""
+    if not (now or snapshot or run.failed_saves or run.updates % run.settings.save_every == 0):
+        return
     try:
         run.save(snapshot)
         if snapshot:

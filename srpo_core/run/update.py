@@ -75,9 +75,10 @@ def sample_scores(run: Run, training: Training) -> Iterator[Score]:
 
 
 @torch.inference_mode(False)  # ComfyUI runs nodes in it
-def make_update(run: Run, scores: Iterable[Score], prompts: int) -> dict[str, float]:
+def make_update(run: Run, scores: Iterable[Score], prompts: int, *, save: bool = False) -> dict[str, float]:
     """One optimiser step from the scores of `prompts` prompts (once per pair of branches), averaged; its metrics.
 
+    save: the run is saved after it, also where that is not due.
     Whatever is raised on the way leaves the run as it was, or, where its state is large, as it was last saved: see
     `Undo`. A loss, gradient or state that is not finite skips the step; raises RuntimeError after MAX_SKIPPED of them
     in a row, and after MAX_FAILED_SAVES failed saves. Raises ValueError, before anything is changed, for scores that
@@ -113,7 +114,7 @@ def make_update(run: Run, scores: Iterable[Score], prompts: int) -> dict[str, fl
             _stop_gone_back(run, metrics["update"], why)
         why_skipped = str(why)
     _count(run, metrics, why_skipped)
-    save_if_due(run)
+    save_if_due(run, now=save)
     _stop_if_skipping(run)
     return metrics
 
