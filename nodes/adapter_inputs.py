@@ -10,7 +10,6 @@ from comfy_api.latest import io
 
 from .host.adapters.settings import FULL, NO_LORA, AdapterSettings
 from .host.adapters.targets import TARGETS
-from .open_run import OpenRunSettings
 
 DEFAULT = AdapterSettings()
 NEW = "new, or as it is"
@@ -107,10 +106,3 @@ def adapter_settings(adapter: Mapping[str, Any], start: Mapping[str, Any], preci
         start_lora=start.get("start_lora", NO_LORA),
         precision=precision,
     )
-
-
-def start_run(start: Mapping[str, Any]) -> str:
-    """The run to begin at, as `fork_from` takes it; empty for none. start: the value of `start_input`."""
-    if start["start"] == FROM_RUN and not start["start_from"].strip():
-        raise ValueError(f'start is "{FROM_RUN}", but start_from names none: write its name, or choose "{NEW}".')
-    return start.get("start_from", OpenRunSettings.start_from)

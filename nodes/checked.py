@@ -61,8 +61,9 @@ def _checked_values(declared_inputs: list[io.Input], values: dict[str, Any]) -> 
 def _checked_choice(declared: io.DynamicCombo.Input, value: Any) -> dict[str, Any]:
     """What is chosen, by the combo's own name, and the inputs that belong to it, by theirs."""
     options = {option.key: option for option in declared.options}
-    if not isinstance(value, dict):  # the host leaves out what is no option
-        raise ValueError(f"{declared.id} is nothing that there is: choose one of {', '.join(options)}.")
+    if not isinstance(value, dict):  # the host leaves out what is no option, and links
+        listed = ", ".join(f'"{key}"' for key in options)
+        raise ValueError(f"{declared.id} is missing, linked or no option: choose on the node itself, one of {listed}.")
     check_choice(declared.id, value.get(declared.id), list(options))
     return _checked_values(options[value[declared.id]].inputs, value)
 

@@ -7,8 +7,10 @@ from ..srpo_core.run.watch import COMPARED_UPDATES, window_mean
 from .open_run import OpenRun
 
 
-def warning(update: int, reached: dict[str, str]) -> str:
-    return f"At update {update} {'; '.join(reached.values())}. Look at the pictures."
+def warning(update: int, reached: dict[str, str], *, stops: bool) -> str:
+    """What is said at limits. stops: whether the training ends there."""
+    ends = ", so training stopped there" if stops else ""
+    return f"At update {update} {'; '.join(reached.values())}{ends}. Look at the pictures."
 
 
 def update_line(metrics: dict[str, float], made: int, updates: int, seconds: float) -> str:
@@ -25,7 +27,7 @@ def training_summary(opened: OpenRun, updates: int, seconds: float, lora: Path) 
     spreads = ", ".join(f"{spread.std:.3g} {name}".strip() for name, spread in run.spreads.items())
     scales = f" Spreads of the rewards: {spreads}." if len(run.spreads) > 1 else ""
     return (
-        f"{updates} updates in {seconds / 60:.1f} minutes ({run.updates} in all{skipped}): "
+        f"{plural(updates, 'update')} in {seconds / 60:.1f} minutes ({run.updates} in all{skipped}): "
         f"{changes(run.history[-updates:])}. {written(opened, lora)}; the run: srpo/{opened.name}, "
         f"both in the output folder.{scales}"
     )

@@ -70,5 +70,7 @@ class MixNode(io.ComfyNode):
             if isinstance(dataset, Mix):
                 raise ValueError(f"{name} is a mix already: connect SRPO Prompts and SRPO Photos themselves.")
             if isinstance(dataset, PhotoDataset) != wanted:
-                raise ValueError(f"{name} gets the dataset of SRPO {'Prompts' if wanted else 'Photos'}: swap the two.")
+                there = "Prompts" if wanted else "Photos"
+                right = "Photos" if wanted else "Prompts"
+                raise ValueError(f"At {name} is the dataset of SRPO {there}: connect SRPO {right} there.")
         return io.NodeOutput(Mix(prompts, photos, photo_share))

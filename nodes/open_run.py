@@ -29,11 +29,11 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class OpenRunSettings:
-    """What is trained and how it steps. start_from: where a new run begins, as `fork_from` takes it; empty: nowhere."""
+    """What is trained and how it steps. start_from: where a new run begins, as `fork_from` takes it."""
 
     adapter: AdapterSettings
     run: Settings
-    start_from: str = ""
+    start_from: str | None = None
 
 
 class OpenRun:
@@ -158,18 +158,19 @@ class OpenRun:
             self.run.write_aside(file, lambda path: comfy.utils.save_torch_file(state, str(path), metadata))
 
 
-def fork_from(name: str, start_from: str, save_open: Callable[[str], None]) -> bool:
+def fork_from(name: str, start_from: str | None, save_open: Callable[[str], None]) -> bool:
     """Let a run that is new begin where another is, or was: "its name", or "its name@update" for a snapshot.
 
-    For who holds the run's lock. save_open: saves the run of a name, if it is open. Returns whether the run begins
-    there now: one that has begun goes on instead. Raises ValueError for a run or snapshot that does not exist or is
-    not whole.
+    For who holds the run's lock. start_from: None is nowhere. save_open: saves the run of a name, if it is open.
+    Returns whether the run begins there now: one that has begun goes on instead. Raises ValueError for a run or
+    snapshot that does not exist or is not whole.
     """
     folder = run_folder(name)
-    start_from = start_from.strip()
-    if not start_from or newest_state(folder) is not None:
+    if start_from is None or newest_state(folder) is not None:
         return False
     source, at, update = (part.strip() for part in start_from.partition("@"))
+    if not source:
+        raise ValueError(f'start_from is "{start_from}" and names no run: write its name, as in "toy" or "toy@30".')
     check_run_name(source)
     if at and not re.fullmatch("[0-9]{1,15}", update):
         raise ValueError(f'"{start_from}" names no snapshot: write the run\'s name, "@" and an update, as in "toy@30".')

@@ -71,11 +71,11 @@ class Session:
         self._show(0, tiled(self.previews.before))  # an update may take minutes
         try:
             train(run, self.training, self.updates, self._on_update)
+            lora = self._save_lora()
+            after = self.previews.now()
         except BaseException:
             self._say(stopped(self.opened, self._save_lora()))
             raise
-        lora = self._save_lora()
-        after = self.previews.now()
         card = self._draw_card(after)
         self._show(self.updates, card)  # else the node goes on to show the last preview
         self._say(self._report(time.monotonic() - self.started, lora))
@@ -105,7 +105,7 @@ class Session:
         run = self.opened.run
         watching = [term.name for term in self.training.terms if not term.weight]
         reached = crossed(run.history, self.watch.limits, watching, run.spreads)
-        return warning(run.updates, reached) if reached else ""
+        return warning(run.updates, reached, stops=self.watch.at_limit == STOP) if reached else ""
 
     def _report(self, seconds: float, lora: Path) -> str:
         run = self.opened.run

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from comfy_api.latest import io
 
 from ..srpo_core.run.settings import DEFAULT
-from .adapter_inputs import adapter_input, adapter_settings, start_input, start_run
+from .adapter_inputs import adapter_input, adapter_settings, start_input
 from .checked import answer_of, checked
 from .folders import check_run_name
 from .host.progress import show_text
@@ -97,7 +97,7 @@ class TrainerNode(io.ComfyNode):
         settings = OpenRunSettings(
             run=replace(optimizer.run, learning_rate=learning_rate),
             adapter=adapter_settings(adapter, start, optimizer.precision),
-            start_from=start_run(start),
+            start_from=start.get("start_from"),
         )
         trainer = open_run(run_name, model, settings)
         if trainer.run.updates:

@@ -70,7 +70,7 @@ def test_a_dynamic_combo_refuses_what_is_no_option(nodes, name):
     for value in UNKNOWN:
         with pytest.raises(ValueError, match=f"{name} is .*: choose one of "):
             node.execute(**known(node, **{name: {name: value}}))
-    with pytest.raises(ValueError, match=f"{name} is nothing that there is: choose one of "):
+    with pytest.raises(ValueError, match=f"{name} is missing, linked or no option: choose on the node itself, one of "):
         node.execute(**{key: value for key, value in known(node).items() if key != name})
     with pytest.raises(ValueError, match=f"{name}.other is given, but belongs to another choice of {name}"):
         node.execute(**known(node, **{f"{name}.other": 1}))

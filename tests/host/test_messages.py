@@ -7,6 +7,8 @@ from types import SimpleNamespace
 import prompts
 import pytest
 
+PHOTOS = ("prompts", "content", "prepare", "cond", "cond_shape", "shape", "latents")  # what a PhotoDataset has
+
 
 def history(*gaps):
     return [{"words_gap": gap, "saturation": 0.5 + gap} for gap in gaps]
@@ -45,6 +47,26 @@ def test_what_is_kept_of_a_training_that_stopped(pack):
 def test_time_left_follows_from_the_updates_that_are_made(pack):
     line = pack("nodes.messages").update_line({"words_gap": -0.25}, 3, 9, 60.0)
     assert line == "Update 3 of 9, 20.0 s each, about 2 minutes left: words-gap -0.250."
+
+
+def test_at_a_limit_it_says_whether_training_stopped(pack):
+    warning = pack("nodes.messages").warning
+    assert warning(8, {"a": "b is high"}, stops=False) == "At update 8 b is high. Look at the pictures."
+    assert "b is high, so training stopped there." in warning(8, {"a": "b is high"}, stops=True)
+
+
+@pytest.mark.parametrize("both", ["prompts", "photos"])
+def test_a_mix_says_which_dataset_is_at_the_wrong_input(pack, both):
+    mix = pack("nodes.mix")
+    texts = pack("nodes.prompts").Prompts([], [])
+    pictures = SimpleNamespace(**{name: len for name in PHOTOS})
+    given = {"prompts": (texts, texts), "photos": (pictures, pictures)}[both]
+    wrong = "Prompts" if both == "prompts" else "Photos"
+    right = "Photos" if both == "prompts" else "Prompts"
+    with pytest.raises(
+        ValueError, match=f"At {right.lower()} is the dataset of SRPO {wrong}: connect SRPO {right} there"
+    ):
+        mix.MixNode.execute(prompts=given[0], photos=given[1], photo_share=0.5)
 
 
 def test_each_queue_of_train_step_is_saved(host):
