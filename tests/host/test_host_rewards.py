@@ -87,4 +87,4 @@ def test_training_stops_at_a_limit_and_says_why(host):
     first, last = (sum(n["words_gap"] for n in part) / 4 for part in (numbers[:4], numbers[-4:]))
     assert last - first > 0.001
     (said,) = [message for kind, message in host.messages if kind == "preview" and b"has risen by" in message][-1:]
-    assert b"(limit 0.001). Look at the pictures." in said
+    assert b"(limit 0.001), so training stopped there. Look at the pictures." in said
