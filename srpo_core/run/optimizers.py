@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -18,21 +18,15 @@ BETAS = (0.9, 0.999)
 CHOSEN = ("params", "lr", "weight_decay", "betas", "eps", "fused")  # of an optimiser's groups: not from a file
 
 
-@runtime_checkable
-class ScheduleFree(Protocol):
-    """An optimiser that takes gradients at another point than its result."""
-
-    def train(self) -> Any:
-        """Move the parameters to where it takes gradients."""
-
-    def eval(self) -> Any:
-        """Move the parameters to its result."""
+def is_schedule_free(optimizer: Optimizer) -> bool:
+    """Whether it takes gradients at another point than its result; such have two methods of their own."""
+    return hasattr(optimizer, "train")
 
 
 def turn(optimizer: Optimizer, mode: Literal["train", "eval"]):
     """Let the parameters of a schedule-free optimiser be where it takes gradients ("train"), or its result."""
-    if isinstance(optimizer, ScheduleFree):
-        optimizer.train() if mode == "train" else optimizer.eval()
+    if is_schedule_free(optimizer):
+        getattr(optimizer, mode)()
 
 
 def _adamw(parameters: list[Parameter], options: dict[str, Any]) -> Optimizer:
