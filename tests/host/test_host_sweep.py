@@ -52,7 +52,6 @@ def test_what_comes_out(world):
 
 
 def test_the_noise_is_the_sampler_s_own(world):
-    """From the last step's noise level one step of the sampler and one of the plain prediction are the same."""
     import comfy.sample
 
     module = world.pack("nodes.recovery_sweep")
@@ -66,10 +65,9 @@ def test_the_noise_is_the_sampler_s_own(world):
 
 def test_it_equals_the_nodes_of_one_step(world):
     """Noise-Prior Inject and One-Step Recover, where training's branch begins where a level does: at m = 900."""
-    steps = world.pack("nodes.steps")
-    noise = SimpleNamespace(seed=world.SEED, generate_noise=lambda latent: torch.Generator())
     from comfy_extras.nodes_custom_sampler import Noise_RandomNoise
 
+    steps = world.pack("nodes.steps")
     noise = Noise_RandomNoise(world.SEED)
     noised, *_ = steps.NoisePriorInject.execute(
         model=world.model, latent=world.latent, noise=noise, position=900, levels=None
