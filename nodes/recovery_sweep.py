@@ -102,18 +102,23 @@ class RecoverySweep(io.ComfyNode):
                 io.Boolean.Input(
                     "gradient",
                     default=True,
-                    tooltip="Also bring the loss back to the latents, as training does. Takes about as long again.",
+                    tooltip="Whether the loss is also brought back to the latents, as training does. It takes about as long "
+                    "again.",
                 ),
                 RewardModelType.Input("reward", optional=True, tooltip="The reward model; without it only pictures."),
                 ObjectiveType.Input(
-                    "objective", optional=True, tooltip="Words and strengths; without it the published ones."
+                    "objective", optional=True, tooltip="The words and strengths; without it the published ones."
                 ),
                 NoiseLevelsType.Input("levels", optional=True, tooltip="The window; without it, the published one."),
             ],
             outputs=[
                 io.Image.Output(display_name="sweep", tooltip="The picture that the node shows."),
-                io.Image.Output(display_name="recovered", tooltip="Full size, with the noise prior; noisiest first."),
-                io.Image.Output(display_name="plain", tooltip="Full size, by plain one-step prediction."),
+                io.Image.Output(
+                    display_name="recovered", tooltip="The pictures with the noise prior in full size, noisiest first."
+                ),
+                io.Image.Output(
+                    display_name="plain", tooltip="The pictures by plain one-step prediction in full size."
+                ),
                 io.String.Output(display_name="summary", tooltip="Where the window lies and what is seen, in words."),
             ],
         )

@@ -16,14 +16,15 @@ class World:
     SEED = 3
 
     def __init__(self, pack):
-        import nodes
+        import comfy.sample
 
         self.pack = pack
         self.model, self.clip, self.vae, self.reward = pack("nodes.toy").ToyModels.execute().args
-        self.cond = nodes.CLIPTextEncode().encode(self.clip, prompts.CAPTION)[0]
-        empty = {"samples": torch.zeros(1, *SIZE)}
-        settings = (self.SEED, prompts.STEPS, 1.0, "euler", "simple", self.cond, self.cond, empty)
-        (self.latent,) = nodes.common_ksampler(self.model, *settings)
+        self.cond = self.clip.encode_from_tokens_scheduled(self.clip.tokenize(prompts.CAPTION))
+        empty = torch.zeros(1, *SIZE)
+        noise = comfy.sample.prepare_noise(empty, self.SEED)
+        settings = (prompts.STEPS, 1.0, "euler", "simple", self.cond, self.cond, empty)
+        self.latent = {"samples": comfy.sample.sample(self.model, noise, *settings, seed=self.SEED)}
 
     def sweep(self, **inputs):
         given = {"model": self.model, "positive": self.cond, "latent": self.latent, "vae": self.vae}
