@@ -102,8 +102,8 @@ class RecoverySweep(io.ComfyNode):
                 io.Boolean.Input(
                     "gradient",
                     default=True,
-                    tooltip="Whether the loss is also brought back to the latents, as training does. It takes about as long "
-                    "again.",
+                    tooltip="Whether the loss is also brought back to the latents, as training does. It takes "
+                    "about as long again.",
                 ),
                 RewardModelType.Input("reward", optional=True, tooltip="The reward model; without it only pictures."),
                 ObjectiveType.Input(
