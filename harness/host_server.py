@@ -36,7 +36,7 @@ def free_port():
 
 
 class HostServer:
-    """ComfyUI on the CPU with its own base directory `base`, which holds the pack as the Registry's archive has it, and nothing else.
+    """ComfyUI on the CPU with its own base directory `base`, which holds the pack, as it is archived, and nothing else.
 
     install: where ComfyUI is. base: an empty folder; reuse it to "restart" ComfyUI.
     arguments: more command-line arguments, for instance `("--cache-none",)`.
