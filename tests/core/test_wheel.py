@@ -1,4 +1,4 @@
-"""What `pip install` makes of the project: `srpo_core` with the toy's weights and tokenizer, for work without ComfyUI."""
+"""What `pip install` makes of the project: `srpo_core` with the toy, for work without ComfyUI."""
 
 import os
 import shutil
