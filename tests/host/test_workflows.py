@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 from make_workflows import lay_out
-from PIL import Image
 from shipped_workflows import WORKFLOWS
 from workflow import NOTES, WORKFLOW_1, to_prompt
 
