@@ -23,6 +23,8 @@ GAP = 50  # between nodes, with the header of the lower one
 BETWEEN = 30  # groups; what opens at less than a zoom of 0.6 has no text on the canvas, so all is close together
 SOCKET = 20  # pixels of height
 WIDGET = 30
+BADGE = 40  # beneath them, with Nodes 2.0
+ADVANCED = 32  # its button that shows the rest
 TEXT = 90  # of a text of several lines
 ZOOM = 0.8
 
@@ -129,11 +131,12 @@ def _entry(node: Node, ids: dict[str, int], schema: dict) -> dict:
     ]
     texts = sum(multiline for _, _, multiline in values.values())
     rows = SOCKET * max(len(sockets), len(outputs)) + WIDGET * (len(values) - texts) + TEXT * texts
+    foot = BADGE + ADVANCED * any(options.get("advanced") for _, (_, options) in widgets(schema["input"]))
     entry = {
         "id": ids[node.key],
         "type": node.kind,
         "pos": [],
-        "size": [0, max(node.height, rows + 20)],
+        "size": [0, max(node.height, rows + foot)],
         "flags": {},
         "order": ids[node.key] - 1,
         "mode": 0,

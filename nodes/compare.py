@@ -18,7 +18,7 @@ from .checked import checked
 from .host.progress import Progress, show_text
 from .host.sampling import Sampling
 from .inputs import GUIDANCE, guidance_input, size_inputs
-from .outputs import preview
+from .outputs import preview, summary_output
 from .previews import PreviewSettings
 from .sockets import CATEGORY, DatasetType, ObjectiveType, PreviewsType, RewardModelType
 
@@ -129,6 +129,7 @@ class Compare(io.ComfyNode):
                 io.Image.Output(display_name="sheet", tooltip="All pairs on one picture, as the node shows it."),
                 io.Image.Output(display_name="before", tooltip="The plain pictures: all of the first prompt first."),
                 io.Image.Output(display_name="after", tooltip="The same pictures by the model after, in that order."),
+                summary_output(),
             ],
         )
 
@@ -177,4 +178,4 @@ class Compare(io.ComfyNode):
         sheet = to_tensor(draw_comparison(comparison, note_of(comparison, sampling, f"{width}x{height}")))
         summary = comparison.summary()
         show_text(summary, cls.hidden.unique_id)
-        return io.NodeOutput(sheet, comparison.before, comparison.after, ui=preview(sheet, summary, cls))
+        return io.NodeOutput(sheet, comparison.before, comparison.after, summary, ui=preview(sheet, summary, cls))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from pathlib import Path
 from typing import NamedTuple
@@ -22,19 +23,25 @@ from .photos import replaced
 from .previews import Previews
 from .watch import STOP, Watch
 
+log = logging.getLogger(__name__)
+
 
 class Pictures(NamedTuple):
-    """samples: (2 * count, H, W, 3) in [0, 1], all before training, then all after. card: both beside the curves."""
+    """samples: (2 * count, H, W, 3) in [0, 1], all before training, then all after. card: both beside the curves.
+
+    summary: what the session did, in words, which also stand on the card.
+    """
 
     samples: torch.Tensor
     card: Image
+    summary: str
 
 
 class Session:
     """Trains a run further, and shows on the node what becomes of it.
 
     updates: how many more to make. preview_every: updates between two of its pictures. node: the id of the node that
-    shows everything.
+    shows everything. advice: what else its summary says.
     """
 
     def __init__(
@@ -47,7 +54,9 @@ class Session:
         preview_every: int,
         watch: Watch,
         node: str,
+        advice: str = "",
     ):
+        self.advice = advice
         self.opened = opened
         self.training = training
         self.updates = updates
@@ -76,10 +85,11 @@ class Session:
         except BaseException:
             self._say(stopped(self.opened, self._save_lora()))
             raise
-        card = self._draw_card(after)
+        summary = self._report(time.monotonic() - self.started, lora)
+        card = self._draw_card(after, summary)
         self._show(self.updates, card)  # else the node goes on to show the last preview
-        self._say(self._report(time.monotonic() - self.started, lora))
-        return Pictures(torch.cat([self.previews.before, after]), card)
+        self._say(summary)
+        return Pictures(torch.cat([self.previews.before, after]), card, summary)
 
     def _save_lora(self) -> Path | None:
         """The file, if there were updates."""
@@ -111,12 +121,14 @@ class Session:
         run = self.opened.run
         text = training_summary(self.opened, run.updates - self.first, seconds, lora)
         text += replaced(self.training.dataset, self.training.photos)
-        return " ".join(filter(None, [text, self._reached(), *run.troubles]))
+        left_out = "" if self.first else self.opened.left_out
+        return " ".join(filter(None, [text, self._reached(), *run.troubles, left_out, self.advice]))
 
-    def _draw_card(self, now: torch.Tensor) -> Image:
+    def _draw_card(self, now: torch.Tensor, summary: str = "") -> Image:
         """Samples before and now beside the curves; also a file in the run's folder."""
         run = self.opened.run
-        card = draw_card(self.previews.before, now, run.history, f"{self.opened.name}, update {run.updates}")
+        title = f"{self.opened.name}, update {run.updates}"
+        card = draw_card(self.previews.before, now, run.history, title, text=summary)
         file = run.folder / "samples" / f"{run.updates:06d}.png"
         run.write_aside(file, lambda path: card.save(path, "PNG"))
         return card
@@ -126,4 +138,5 @@ class Session:
         self.bar.update_absolute(made, self.updates, ("JPEG", card, None) if card else None)
 
     def _say(self, text: str):
+        log.info("%s: %s", self.opened.name, text)
         show_text(text, self.node)

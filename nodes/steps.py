@@ -22,6 +22,7 @@ from .inputs import reward_name, weighing_inputs
 from .noise_levels import NoiseLevels
 from .open_run import OpenRun
 from .open_runs import run_of
+from .outputs import summary_output
 from .sockets import (
     CATEGORY,
     BothRecovered,
@@ -248,6 +249,7 @@ class TrainStep(io.ComfyNode):
             outputs=[
                 TrainerType.Output(display_name="trainer", tooltip="The same run, after the update."),
                 io.Float.Output(display_name="loss", tooltip="The loss of the update."),
+                summary_output(),
             ],
         )
 
@@ -268,5 +270,7 @@ class TrainStep(io.ComfyNode):
         text = f"Update {metrics['update']} of {trainer.name}: {', '.join(gaps)}, "
         text += f"gradient norm {metrics['gradient_norm']:.3g}"
         text = " ".join([text, *trainer.run.troubles])
+        if metrics["update"] == 1 and trainer.left_out:
+            text += f" {trainer.left_out}"
         show_text(text, node)
-        return io.NodeOutput(trainer, metrics["loss"], ui=ui.PreviewText(text))
+        return io.NodeOutput(trainer, metrics["loss"], text, ui=ui.PreviewText(text))

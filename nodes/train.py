@@ -12,7 +12,7 @@ from .inputs import GUIDANCE, guidance_input, size_inputs
 from .memory import memory_input
 from .noise_levels import NoiseLevels
 from .open_run import OpenRun
-from .outputs import loss_map
+from .outputs import loss_map, summary_output
 from .previews import Previews, PreviewSettings
 from .rollouts import Rollouts
 from .session import Session
@@ -108,6 +108,7 @@ class TrainNode(io.ComfyNode):
                 ),
                 io.LossMap.Output(display_name="loss map", tooltip="The loss of every update, for Plot Loss Graph."),
                 io.Image.Output(display_name="images", tooltip="The fixed-seed samples: before, then after."),
+                summary_output(),
             ],
         )
 
@@ -132,7 +133,7 @@ class TrainNode(io.ComfyNode):
             **others,
         )
         node = cls.hidden.unique_id
-        training = training_of(trainer, inputs, node)
+        training, advice = training_of(trainer, inputs, node)
         shown = Previews(trainer, samples_of(inputs, training, trainer.model), inputs.vae)
         session = Session(
             trainer,
@@ -142,6 +143,7 @@ class TrainNode(io.ComfyNode):
             preview_every=inputs.previews.every,
             watch=inputs.watch,
             node=node,
+            advice=advice,
         )
         pictures = session.run()
         return io.NodeOutput(
@@ -149,5 +151,6 @@ class TrainNode(io.ComfyNode):
             trainer.adapter.state_dict(),
             loss_map(trainer.run.history),
             pictures.samples,
+            pictures.summary,
             ui=ui.PreviewImage(to_tensor(pictures.card), cls=cls),
         )

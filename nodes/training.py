@@ -60,8 +60,11 @@ class TrainInputs:
         return latent_shape(model, own.width or self.width, own.height or self.height)
 
 
-def training_of(opened: OpenRun, inputs: TrainInputs, node: str) -> Training:
-    """What a run is to be trained on and with; what it draws is encoded already. node: says what does not fit."""
+def training_of(opened: OpenRun, inputs: TrainInputs, node: str) -> tuple[Training, str]:
+    """What a run is to be trained on and with, and advice on memory, if there is any; what it draws is encoded already.
+
+    node: says what does not fit.
+    """
     from .host.decoder import HostDecoder
     from .host.memory_estimate import Workload
 
@@ -91,7 +94,7 @@ def training_of(opened: OpenRun, inputs: TrainInputs, node: str) -> Training:
         batch=batching.batch,
     )
     plan = plan_memory(node, inputs.memory, workload)
-    return Training(
+    training = Training(
         flow=flow_of(model, inputs, plan),
         decoder=decoder,
         terms=terms,
@@ -101,6 +104,7 @@ def training_of(opened: OpenRun, inputs: TrainInputs, node: str) -> Training:
         photos=photos,
         guard=inputs.watch.guard,
     )
+    return training, plan.text
 
 
 def parts_of(dataset: Dataset, model: ModelPatcher) -> tuple[Dataset, PhotoDataset | None, float]:

@@ -1,5 +1,6 @@
 """The picture that a run shows of itself: fixed-seed samples before and now, and its curves."""
 
+import textwrap
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -25,6 +26,7 @@ CURVES = (  # title, the metrics in it
 COLOURS = ("#3b7dd8", "#d8703b", "#3f9b57", "#8a5fc7", "#b59a2c", "#777777")  # more curves than these are left out
 WIDTH = 10.0  # inches
 DPI = 96
+LETTERS = 150  # in a line across the card
 LONGEST_LABEL = 24  # letters of a reward's name in a legend
 
 
@@ -51,8 +53,11 @@ def tiled(images: Tensor) -> Image.Image:
     return to_picture(torch.from_numpy(square(images)))
 
 
-def draw_card(before: Tensor, now: Tensor, history: list[dict], title: str) -> Image.Image:
-    """The card: both sample sets (N, H, W, 3) in [0, 1] side by side, under them one plot for each of CURVES."""
+def draw_card(before: Tensor, now: Tensor, history: list[dict], title: str, *, text: str = "") -> Image.Image:
+    """The card: both sample sets (N, H, W, 3) in [0, 1] side by side, under them one plot for each of CURVES.
+
+    text: sentences that stand beneath all.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -68,6 +73,9 @@ def draw_card(before: Tensor, now: Tensor, history: list[dict], title: str) -> I
         axes.set_axis_off()
     for axes, (name, keys) in zip(curves.subplots(1, len(CURVES)), CURVES):
         _draw_curves(axes, name, keys, history)
+    if text:
+        lines = textwrap.fill(printable(text), LETTERS)
+        figure.supxlabel(lines, fontsize=8, x=0.01, ha="left", parse_math=False, family=fonts())
     canvas = FigureCanvasAgg(figure)
     canvas.draw()  # as savefig does, without its second pass and the detour through a PNG
     return Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
