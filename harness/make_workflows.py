@@ -47,12 +47,13 @@ class Node:
 
 @dataclass
 class Group:
-    """Nodes below each other, in a frame."""
+    """Nodes below each other, in a frame. under: it stands below the one before it, which is as wide."""
 
     title: str
     color: str
     width: int
     nodes: list[Node]
+    under: bool = False
 
 
 @dataclass
@@ -69,18 +70,21 @@ def lay_out(workflow: Workflow, schemas: dict) -> dict:
     ids = {node.key: number for number, node in enumerate(_nodes(workflow), 2)}
     entries = {1: _note(workflow)}
     groups = []
-    left = workflow.note_size[0] + BETWEEN
+    left = right = workflow.note_size[0] + BETWEEN
+    bottom = 0
     for number, group in enumerate(workflow.groups, 1):
-        top = 90
+        left, first = (left, bottom + BETWEEN) if group.under else (right, 0)
+        top = first + 90
         for node in group.nodes:
             entry = _entry(node, ids, schemas[node.kind])
             entry["pos"] = [left + MARGIN, top]
             entry["size"][0] = group.width
             entries[ids[node.key]] = entry
             top += entry["size"][1] + GAP
-        bounding = [left, 0, group.width + 2 * MARGIN, top - GAP + MARGIN]
+        bottom = top - GAP + MARGIN
+        bounding = [left, first, group.width + 2 * MARGIN, bottom - first]
         groups.append({"id": number, "title": group.title, "bounding": bounding, "color": group.color, "flags": {}})
-        left += bounding[2] + BETWEEN
+        right = left + bounding[2] + BETWEEN
     links = list(_links(workflow, ids, entries))
     return {
         "id": str(uuid.uuid5(uuid.NAMESPACE_URL, workflow.note)),

@@ -60,8 +60,9 @@ STEP_NOTE = """\
 - **2. and 3. Recover**: one step of the model, then take the known noise out. Because the noise is known, the picture comes back clean even from 95% noise. What the model got wrong is what is left.
 - **4. Score**: ask the reward with a positive and with a negative word. The words go to the reward only.
 - **5. Update**: pull the gradient back through the model into the adapter.
+- **6. and 7.** Sample the same noise again, with the model as it is after the update, and look where it is lighter.
 
-**What you will see**: four pictures from left to right: sampled, noisy, recovered, and what the reward saw. On *Train Step*, the number of the update and the words-gap.
+**What you will see**: sampled, noisy, recovered (by either branch), what the reward saw, and what the step changed. On *Train Step*, the number of the update and the words-gap. The learning rate is a hundred times SRPO Trainer's default, so that one step can be seen: too high for a run.
 
 **What to try**
 - *position* on *Noise-Prior Inject*: 999 is the noisy end of the window, 1 the other.

@@ -112,7 +112,9 @@ STEP = Workflow(
             240,
             [
                 Node("toy", "SRPO_ToyModels"),
-                Node("trainer", "SRPO_Trainer", {"model": ("toy", 0), "run_name": "step by step"}),
+                Node(
+                    "trainer", "SRPO_Trainer", {"model": ("toy", 0), "run_name": "step by step", "learning_rate": 1e-3}
+                ),
                 Node("objective", "SRPO_Objective"),
             ],
         ),
@@ -164,6 +166,27 @@ STEP = Workflow(
             ],
         ),
         Group(
+            "6. What the step changed",
+            GREEN,
+            240,
+            [
+                Node("guider after", "BasicGuider", {"model": ("step", 2), "conditioning": ("guidance", 0)}),
+                Node(
+                    "sample after",
+                    "SamplerCustomAdvanced",
+                    {
+                        "noise": ("noise", 0),
+                        "guider": ("guider after", 0),
+                        "sampler": ("sampler", 0),
+                        "sigmas": ("sigmas", 0),
+                        "latent_image": ("empty", 0),
+                    },
+                ),
+                *looked_at("after", ("sample after", 0), "After the update"),
+            ],
+            under=True,
+        ),
+        Group(
             "2. and 3. Recover",
             BROWN,
             240,
@@ -176,6 +199,25 @@ STEP = Workflow(
                 *looked_at("recovered", ("recover", 1), "Recovered: denoise"),
                 *looked_at("inverted", ("recover", 2), "Recovered: inversion"),
             ],
+        ),
+        Group(
+            "7. The difference",
+            GREEN,
+            240,
+            [
+                Node(
+                    "difference",
+                    "ImageBlend",
+                    {
+                        "image1": ("after decoded", 0),
+                        "image2": ("sampled decoded", 0),
+                        "blend_factor": 1.0,
+                        "blend_mode": "difference",
+                    },
+                ),
+                Node("difference shown", "PreviewImage", {"images": ("difference", 0)}, title="Lighter by", height=260),
+            ],
+            under=True,
         ),
         Group(
             "4. Score, 5. Update",

@@ -249,6 +249,7 @@ class TrainStep(io.ComfyNode):
             outputs=[
                 TrainerType.Output(display_name="trainer", tooltip="The same run, after the update."),
                 io.Float.Output(display_name="loss", tooltip="The loss of the update."),
+                io.Model.Output(display_name="model", tooltip="The model with the adapter as it is after the update."),
                 summary_output(),
             ],
         )
@@ -273,4 +274,4 @@ class TrainStep(io.ComfyNode):
         if metrics["update"] == 1 and trainer.left_out:
             text += f" {trainer.left_out}"
         show_text(text, node)
-        return io.NodeOutput(trainer, metrics["loss"], text, ui=ui.PreviewText(text))
+        return io.NodeOutput(trainer, metrics["loss"], trainer.model, text, ui=ui.PreviewText(text))
