@@ -223,8 +223,8 @@ def misplaced(page) -> list:
     return pairs + [(a, g) for a in boxes for g in groups if overlap(a, g) and not is_inside(a, g)]
 
 
-@pytest.mark.parametrize("mode", ["classic", "Nodes 2.0"])
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+@pytest.mark.parametrize("mode", ["Nodes 2.0", "classic"])
 def test_the_front_end_opens_each_workflow(site, mode, file):
     page = site.page(mode)
     workflow = read(file)
@@ -272,12 +272,7 @@ def drag(page, source: tuple, target: tuple):
     page.wait_for_timeout(300)
 
 
-OPTIONS = {
-    "SRPO_NoiseLevels": "levels",
-    "SRPO_Watch": "watch",
-    "SRPO_Previews": "previews",
-    "SRPO_AddReward": "more_rewards",
-}
+OPTIONS = {"SRPO_NoiseLevels": "levels", "SRPO_Watch": "watch", "SRPO_Previews": "previews"}
 
 
 def test_options_are_connected_and_run(site):
