@@ -6,7 +6,6 @@ Leaves in demo_out/: before_after.png, training.png, the LoRA, and report.json.
 
 import argparse
 import contextlib
-import itertools
 import json
 import logging
 import sys
@@ -21,32 +20,15 @@ HERE = Path(__file__).resolve().parent
 sys.path += [str(HERE), str(HERE.parent / "harness")]
 
 from find_host import ROOT, find_host
+from judged import PICTURES, REPORTED, measured, measured_scenes
 from worlds import DiffusersWorld, HostWorld
 
 from srpo_core.pictures import to_picture
 from srpo_core.report.card import tile
-from srpo_core.toy.judge import measure
-from srpo_core.toy.models import load_clip, load_tokenizer
-from srpo_core.toy.pictures import BACKGROUNDS, COLOURS, SHAPES, all_scenes, caption
-from srpo_core.toy.train_clip import words_gap
 
 log = logging.getLogger("demo")
 
-PICTURES = 8  # of each scene that is measured
 SHOWN = 24
-REPORTED = ("realism", "words_gap", "saturation", "alignment", "photo", "diversity")
-
-
-def measured_scenes() -> list:
-    """A quarter of the 96 scenes, every shape, colour and background as often as the others."""
-    places = itertools.product(range(len(SHAPES)), range(len(COLOURS)), range(len(BACKGROUNDS)))
-    return [scene for scene, place in zip(all_scenes(), places) if sum(place) % 4 == 0]
-
-
-def measured(images: torch.Tensor, scenes: list) -> dict[str, float]:
-    """The judge's numbers, and the words-gap, of pictures (N, 3, H, W) in [0, 1] of these scenes."""
-    gap = words_gap(load_clip(), load_tokenizer(), images, [caption(scene) for scene in scenes])
-    return measure(images, scenes) | {"words_gap": float(gap.mean())}
 
 
 def before_after(before: torch.Tensor, after: torch.Tensor) -> Image.Image:

@@ -65,7 +65,7 @@ class HostWorld(HostServer):
 
     def pictures(self, scenes: list[Scene], count: int, trained: bool = False) -> torch.Tensor:
         """`count` pictures of each scene, (len(scenes) * count, 3, H, W) in [0, 1]; always from the same noise."""
-        folder = "after" if trained else "before"
+        folder = self.run_name if trained else "before"
         lora = f"srpo/{self.run_name}/{self._lora().name}" if trained else None
         self.run(sampling(scenes, count, folder, lora), seconds=900)
         files = sorted((self.base / "output" / folder).iterdir())

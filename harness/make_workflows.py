@@ -1,4 +1,4 @@
-"""Writes the workflows that ship, from `shipped_workflows.py` and the schemas of a running ComfyUI.
+"""Writes the workflows and blueprints that ship, from `shipped_*.py` and the schemas of a running ComfyUI.
 
     .venv/bin/python harness/make_workflows.py
 
@@ -213,13 +213,17 @@ def written(workflow: dict) -> str:
 def main():
     import tempfile
 
+    from blueprints import fold
     from host_server import HostServer
+    from shipped_blueprints import BLUEPRINTS
     from shipped_workflows import WORKFLOWS
 
     with tempfile.TemporaryDirectory() as base, HostServer(find_host(), Path(base)) as host:
         schemas = host.object_info()
     for name, workflow in WORKFLOWS.items():
         (ROOT / "workflows" / f"{name}.json").write_text(written(lay_out(workflow, schemas)), "utf-8")
+    for name, blueprint in BLUEPRINTS.items():
+        (ROOT / "subgraphs" / f"{name}.json").write_text(written(fold(name, blueprint, schemas)), "utf-8")
     WORKFLOW_1.write_text(written(to_prompt(lay_out(WORKFLOWS["1 Toy FLUX in one minute"], schemas), schemas)), "utf-8")
 
 

@@ -140,3 +140,25 @@ Steps begin from your photos in place of the model's own pictures. So nothing is
 
 **Both at once**: *SRPO Mix* takes prompts and photos by a share.
 """
+
+STEP_BLUEPRINT_NOTE = """## One update of SRPO
+
+Connect **SRPO Trainer** (both its outputs), a latent that its MODEL sampled, the very NOISE of that sampling, the prompt
+and its conditioning, a VAE and a reward.
+
+1. *Noise-Prior Inject* mixes the noise into the latent, at a level of the trained window.
+2. *One-Step Recover* takes it away again in one step of the model: the noise is known, so the picture is, too.
+3. *SRPO Reward* scores the picture with the positive and with the negative words, and keeps the gradient.
+4. *Train Step* moves the adapter, and saves the run.
+
+Queue it again and again; set the noise to change after each. Words and prompt are on the outside; noise levels, strengths and a second reward are in here.
+"""
+
+TRAIN_BLUEPRINT_NOTE = """## Train FLUX with SRPO
+
+Connect MODEL, CLIP and VAE of your FLUX, and a reward from **Load SRPO Reward**.
+
+On the outside: run name, learning rate, prompts, both words, how many updates, in what size. In here is the rest, and sockets for rollouts, noise levels, a watch, previews and an optimiser of your own.
+
+*trained model* is the model with the LoRA; *samples* are first all before, then all after. Queue again, and the run goes on; a new run name begins anew.
+"""
