@@ -9,8 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from comfy.cli_args import args
-from comfy_api.latest import io
 from PIL.Image import Image
 from PIL.PngImagePlugin import PngInfo
 
@@ -18,18 +16,8 @@ from ..srpo_core.pictures import to_picture
 from ..srpo_core.run.run import Run
 
 
-def workflow_of(hidden: io.HiddenHolder | None) -> dict[str, Any]:
-    """What a picture must hold for its workflow to open when it is dragged in; nothing where the host shall not say.
-
-    hidden: an output node's, to which the host gives the prompt and the workflow.
-    """
-    if args.disable_metadata or not hidden:
-        return {}
-    return {"prompt": hidden.prompt, **(hidden.extra_pnginfo or {})}
-
-
 class SampleFiles:
-    """Writes into a run's folder "samples". workflow: see `workflow_of`; it goes into each sample."""
+    """Writes into a run's folder "samples". workflow: see `host.workflow.workflow_of`; it goes into each sample."""
 
     def __init__(self, run: Run, workflow: Mapping[str, Any]):
         self.run = run

@@ -16,6 +16,7 @@ from ..srpo_core.run.loop import train
 from ..srpo_core.run.training import Training
 from ..srpo_core.run.watch import crossed
 from ..srpo_core.run.work import WorkPlan
+from .file_metadata import taught_by
 from .host.progress import Work, show_text
 from .messages import stopped, training_summary, update_line, warning
 from .open_run import OpenRun
@@ -69,6 +70,7 @@ class Session:
         run = self.opened.run
         node = self.node
         run.on_trouble = lambda text: show_text(text, node)  # the run outlives the session, and would keep all of it
+        self.opened.taught = taught_by(self.training.terms)
         self.previews.on_step = self.work
         self.training.flow.on_step = self.work
         self._show_before()

@@ -9,6 +9,7 @@ from comfy_api.latest import io, ui
 from ..srpo_core.pictures import to_tensor
 from ..srpo_core.run.work import WorkPlan, work_of
 from .checked import checked
+from .host.workflow import workflow_of
 from .inputs import GUIDANCE, guidance_input, size_inputs
 from .memory import memory_input
 from .noise_levels import NoiseLevels
@@ -16,7 +17,7 @@ from .open_run import OpenRun
 from .outputs import loss_map
 from .previews import Previews, PreviewSettings
 from .rollouts import Rollouts
-from .sample_files import SampleFiles, workflow_of
+from .sample_files import SampleFiles
 from .session import Session
 from .sockets import (
     CATEGORY,
