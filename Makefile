@@ -15,11 +15,18 @@ export MALLOC_TOP_PAD_ = 200000000
 # Each of the many processes would compile ComfyUI's modules anew where this is set, as it is in containers.
 export PYTHONDONTWRITEBYTECODE =
 
-.PHONY: demo test lint clean
+.PHONY: demo test test-newest lint clean
 
 # Two files of tests at a time, each on one thread: toy models gain nothing from a second.
 test: lint
 	OMP_NUM_THREADS=1 .venv/bin/pytest tests -n 2 --dist loadfile --no-loadscope-reorder
+
+# What is on the host once more, with the newest of the three packages of ComfyUI's that people update beside it.
+NEWEST := comfyui-frontend-package comfy-kitchen comfy-aimdo
+test-newest: $(READY)
+	rm -rf .newest
+	.venv/bin/python -m pip install --no-input --quiet --no-deps --target .newest $(NEWEST)
+	PYTHONPATH="$(CURDIR)/.newest" OMP_NUM_THREADS=1 .venv/bin/pytest tests/host -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: $(READY)
 	.venv/bin/ruff check
@@ -35,5 +42,5 @@ $(READY):
 	touch $@
 
 clean:
-	rm -rf .venv .pytest_cache .ruff_cache .hypothesis demo_out build *.egg-info
+	rm -rf .venv .newest .pytest_cache .ruff_cache .hypothesis demo_out build *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -12,6 +12,7 @@ from .optimizer import OptimizerNode
 from .photos import PhotosNode
 from .previews import PreviewsNode
 from .prompts import PromptsNode
+from .recovery_sweep import RecoverySweep
 from .reward_table import RewardTable
 from .rollouts import RolloutsNode
 from .steps import NoisePriorInject, OneStepRecover, RewardNode, TrainStep
@@ -42,6 +43,7 @@ class SRPOExtension(ComfyExtension):
             AddReward,
             TrainStep,
             RewardTable,
+            RecoverySweep,
             Compare,
             ToyModels,
         ]

@@ -16,14 +16,14 @@ NEW = "new, or as it is"
 FROM_RUN = "another run"
 FROM_LORA = "a LoRA file"
 RANK = {  # what each kind calls its size, and what that says
-    "LoRA": ("rank", "Size of the adapter; 16 suits SRPO."),
+    "LoRA": ("rank", "The size of the adapter; 16 suits SRPO."),
     "LoKr": ("factor", "How finely layers are divided: the largest factor of their sides that is taken."),
-    "LoHa": ("rank", "Size of the adapter; its file has twice as many numbers as a LoRA of this rank."),
+    "LoHa": ("rank", "The size of the adapter; its file has twice as many numbers as a LoRA of this rank."),
     "OFT": ("block_size", "The size of the blocks that are rotated."),
 }
 ALPHA = {
     "OFT": "The limit of the rotation.",
-    "LoRA": "Strength of the adapter, divided by the rank. The same number as the rank means 1.",
+    "LoRA": "The strength of the adapter, divided by the rank. The same number as the rank means 1.",
 }
 
 
@@ -32,7 +32,7 @@ def adapter_input() -> io.DynamicCombo.Input:
     return io.DynamicCombo.Input(
         "adapter",
         options=[*ranked, io.DynamicCombo.Option(FULL, [target_input()])],
-        tooltip="What is trained; LoRA fits most. full trains the whole layers.",
+        tooltip="What is trained. LoRA fits most; full trains the whole layers.",
     )
 
 

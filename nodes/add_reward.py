@@ -20,15 +20,16 @@ class AddReward(io.ComfyNode):
             description="One more reward for SRPO Train, with words and strengths of its own. Where several train, "
             "each is divided by the spread of its scores in the run, so that equal weights mean equal influence. With "
             "the weight 0 it only watches: an honest witness that the run can't please.",
+            search_aliases=["several rewards", "combine rewards", "reward ensemble", "srpo"],
             inputs=[
-                RewardModelType.Input("reward", tooltip="The reward model."),
-                ObjectiveType.Input("objective", tooltip="Words and strengths for this reward."),
+                RewardModelType.Input("reward", tooltip="The reward model that scores the pictures too."),
+                ObjectiveType.Input("objective", tooltip="The words and strengths for this reward."),
                 *weighing_inputs(),
                 RewardsType.Input(
                     "more_rewards", optional=True, tooltip="The rewards of another Add Reward, for a third one."
                 ),
             ],
-            outputs=[RewardsType.Output(display_name="more rewards")],
+            outputs=[RewardsType.Output(display_name="more rewards", tooltip="All of them, for SRPO Train.")],
         )
 
     @classmethod

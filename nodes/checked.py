@@ -1,14 +1,17 @@
 """What comes in through links: the host checks those values alone that are set on the node itself."""
 
 import functools
+import re
 from collections.abc import Callable
 from numbers import Integral, Real
+from types import ModuleType
 from typing import Any
 
 from comfy_api.latest import io
 
 from ..srpo_core.checks import check_integer, check_number, shown
 
+HOST = ("comfy", "comfy_api", "comfy_execution", "comfy_extras", "folder_paths", "node_helpers", "server")
 SHOWN = 12  # of the options, in a sentence
 
 
@@ -22,9 +25,38 @@ def checked(execute: Callable) -> Callable:
 
     @functools.wraps(execute)
     def execute_checked(cls: type[io.ComfyNode], **inputs: Any) -> io.NodeOutput:
-        return execute(cls, **_checked_values(cls.define_schema().inputs, inputs))
+        values = _checked_values(cls.define_schema().inputs, inputs)
+        try:
+            return execute(cls, **values)
+        except (ImportError, AttributeError) as error:
+            if missing := _missing_in_host(error):
+                raise RuntimeError(
+                    f"This ComfyUI ({_version()}) has no {missing}, which this node needs: take the newest "
+                    "ComfyUI-SRPO, or a ComfyUI that it was made for, such as 0.33."
+                ) from error
+            raise
 
     return execute_checked
+
+
+def _missing_in_host(error: ImportError | AttributeError) -> str:
+    """The full name of what the host was expected to have; empty where the error is about something else."""
+    if isinstance(error, AttributeError):
+        place = error.obj.__name__ if isinstance(error.obj, ModuleType) else ""
+        name = error.name
+    else:
+        place = error.name or ""
+        found = re.search(r"cannot import name '(\w+)'", str(error))
+        name = found and found[1]
+    if place.partition(".")[0] not in HOST:
+        return ""
+    return f"{place}.{name}" if name else place
+
+
+def _version() -> str:
+    from comfyui_version import __version__
+
+    return __version__
 
 
 def answer_of(check: Callable, *values: Any) -> bool | str:

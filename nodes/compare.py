@@ -79,7 +79,7 @@ class Compare(io.ComfyNode):
             category=CATEGORY,
             description="Makes pictures of the same prompts from the same noise with two models, such as one before "
             "and after training, and shows them in pairs. With a reward it also says what has changed in numbers.",
-            search_aliases=["before after", "compare models", "lora grid", "xy plot"],
+            search_aliases=["before after", "compare models", "lora grid", "xy plot", "image grid", "srpo"],
             is_output_node=True,
             hidden=[io.Hidden.unique_id],
             inputs=[
@@ -100,7 +100,7 @@ class Compare(io.ComfyNode):
                     control_after_generate=False,
                     tooltip="The seed of each prompt's first picture; the next one has the next seed.",
                 ),
-                guidance_input("guidance", GUIDANCE, "FLUX guidance: what you sample with."),
+                guidance_input("guidance", GUIDANCE, "The FLUX guidance that you sample with."),
                 io.Int.Input(
                     "at_once",
                     default=1,
@@ -115,10 +115,14 @@ class Compare(io.ComfyNode):
                     "has some. Without it: euler, simple, 25 steps.",
                 ),
                 RewardModelType.Input(
-                    "reward", optional=True, tooltip="Scores each picture. Alone, it is asked about the prompt."
+                    "reward",
+                    optional=True,
+                    tooltip="The reward that scores each picture. Alone, it is asked about the prompt.",
                 ),
                 ObjectiveType.Input(
-                    "objective", optional=True, tooltip="Its words: the score is then the words-gap of each picture."
+                    "objective",
+                    optional=True,
+                    tooltip="The words for the reward: the score is then the words-gap of each picture.",
                 ),
             ],
             outputs=[

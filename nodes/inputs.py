@@ -36,13 +36,14 @@ def weighing_inputs() -> list:
             max=100.0,
             step=0.01,
             optional=True,
-            tooltip="How much this reward counts beside others. 0 watches: it is logged and trains nothing.",
+            tooltip="How much this reward counts beside others. With 0 it only watches: it is logged and trains "
+            "nothing.",
         ),
         io.String.Input(
             "name",
             default="",
             optional=True,
-            tooltip="Tells its numbers from those of other rewards, as in words_gap/name.",
+            tooltip="The name that tells its numbers from those of other rewards, as in words_gap/name.",
         ),
     ]
 
@@ -52,7 +53,7 @@ def reward_name(typed: str) -> str:
     return printable(" ".join(typed.split()))
 
 
-def size_inputs(width: str = "Width of the pictures.", height: str = "Height of the pictures.") -> list:
+def size_inputs(width: str = "The width of the pictures.", height: str = "The height of the pictures.") -> list:
     """width, height: the tooltips."""
     return [side_input("width", width), side_input("height", height)]
 
@@ -70,7 +71,7 @@ def own_size_inputs(elsewhere: str) -> list:
             min=0,
             max=4096,
             step=16,
-            tooltip=f"{name.capitalize()} of these pictures. 0: the {name} of {elsewhere}.",
+            tooltip=f"The {name} of these pictures. 0 is the {name} of {elsewhere}.",
         )
         for name in ("width", "height")
     ]
@@ -94,9 +95,11 @@ def sampler_inputs() -> list:
             "scheduler",
             options=comfy.samplers.SCHEDULER_NAMES,
             default=Sampling.scheduler,
-            tooltip="The scheduler of the sampler.",
+            tooltip="The scheduler that spaces the sampler's steps.",
         ),
-        io.Int.Input("steps", default=Sampling.steps, min=1, max=1000, tooltip="Sampler steps of a picture."),
+        io.Int.Input(
+            "steps", default=Sampling.steps, min=1, max=1000, tooltip="How many steps the sampler makes for a picture."
+        ),
     ]
 
 

@@ -131,51 +131,57 @@ class LoadReward(io.ComfyNode):
             category=CATEGORY,
             description="Loads a reward model: HPS v2 and v2.1, PickScore, CLIP, SigLIP, SigLIP2, MPS, or an aesthetic "
             "predictor. Which one it is, the file itself tells.",
-            search_aliases=["hps", "pickscore", "clip score", "aesthetic", "siglip"],
+            search_aliases=["reward model", "hps", "hpsv2", "pickscore", "clip score", "aesthetic", "siglip", "srpo"],
             inputs=[
                 io.Combo.Input(
                     "file",
                     options=choices(),
-                    tooltip="A file of models/rewards, models/clip_vision or models/clip; published ones are listed.",
+                    tooltip="The reward's file in models/rewards, models/clip_vision or models/clip; published ones "
+                    "are listed.",
                 ),
                 io.Combo.Input(
                     "dtype",
                     options=["auto", *DTYPES],
                     default="auto",
-                    tooltip="The type of the weights. auto: bf16, on a CPU fp32. bf16 halves the memory.",
+                    tooltip="The type of the weights. auto is bf16, on a CPU fp32; bf16 halves the memory.",
                 ),
                 io.Combo.Input(
                     "family",
                     options=list(FAMILIES),
                     default="auto",
-                    tooltip="HPS and CLIP have the same layout. auto: HPS if the file's name has hps in it.",
+                    tooltip="Which of two models of the same layout it is, HPS or CLIP. auto is HPS if the file's name "
+                    "has hps.",
                 ),
                 io.Combo.Input(
                     "activation",
                     options=list(ACTIVATIONS),
                     default="auto",
-                    tooltip="auto: quick_gelu for sizes that OpenAI trained, else gelu. Choose gelu for LAION's L/14.",
+                    tooltip="The activation of a CLIP. auto is quick_gelu for sizes that OpenAI trained, else gelu; "
+                    "LAION's L/14 needs gelu.",
                 ),
                 io.Combo.Input(
                     "backbone",
                     options=[NONE, *choices()],
                     default=NONE,
-                    tooltip="For aesthetic predictors alone: the SigLIP or CLIP whose image feature they read.",
+                    tooltip="The SigLIP or CLIP whose image feature an aesthetic predictor reads; for those alone.",
                 ),
                 io.Boolean.Input(
                     "download",
                     default=False,
-                    tooltip="Fetch what is missing from huggingface.co. Nothing is fetched unless this is ticked.",
+                    tooltip="Whether what is missing is fetched from huggingface.co. Nothing is fetched unless this is "
+                    "ticked.",
                 ),
                 io.Combo.Input(
                     "condition",
                     options=JUDGED,
                     default=JUDGED[0],
                     optional=True,
-                    tooltip="For MPS alone: what of a picture it judges.",
+                    tooltip="What of a picture MPS judges; for that model alone.",
                 ),
             ],
-            outputs=[RewardModelType.Output(display_name="reward")],
+            outputs=[
+                RewardModelType.Output(display_name="reward", tooltip="The reward model, for all nodes with a reward.")
+            ],
         )
 
     @classmethod

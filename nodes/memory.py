@@ -61,14 +61,14 @@ def by_hand_inputs() -> list[io.Input]:
         io.Boolean.Input(
             "offload",
             default=MemoryUse.offload,
-            tooltip="The inputs of the blocks wait for the backward in RAM: a little slower, but frees about 1 GB at "
-            "720x720.",
+            tooltip="Whether the inputs of the blocks wait for the backward in RAM: a little slower, but frees about 1 "
+            "GB at 720x720.",
         ),
         io.Boolean.Input(
             "compile_blocks",
             default=False,
-            tooltip="Experimental: torch.compile of the model's blocks, to sample and to train. Takes minutes at "
-            "first, and needs the whole model on the GPU; where it fails, training goes on without.",
+            tooltip="Whether torch.compile is used on the model's blocks, to sample and to train: experimental. It "
+            "takes minutes at first, and needs the whole model on the GPU; where it fails, training goes on without.",
         ),
     ]
 

@@ -47,7 +47,7 @@ class MixNode(io.ComfyNode):
             category=CATEGORY,
             description="Trains on photos beside prompts: a share of each batch begins from photos, the rest from the "
             "model's own pictures.",
-            search_aliases=["combine datasets", "photos and prompts"],
+            search_aliases=["combine datasets", "photos and prompts", "mix", "srpo"],
             inputs=[
                 DatasetType.Input("prompts", tooltip="The dataset of SRPO Prompts."),
                 DatasetType.Input("photos", tooltip="The dataset of SRPO Photos."),
@@ -60,7 +60,7 @@ class MixNode(io.ComfyNode):
                     tooltip="How much of each batch is photos instead of prompts.",
                 ),
             ],
-            outputs=[DatasetType.Output(display_name="dataset")],
+            outputs=[DatasetType.Output(display_name="dataset", tooltip="The prompts and photos, for SRPO Train.")],
         )
 
     @classmethod

@@ -31,7 +31,7 @@ class NoiseLevelsNode(io.ComfyNode):
             category=CATEGORY,
             description="Which noise levels are trained. High noise decides layout and look, low noise colour and "
             "detail. Without this node they are the published ones.",
-            search_aliases=["srpo sigmas", "timesteps", "noise window"],
+            search_aliases=["sigmas", "timesteps", "noise window", "srpo"],
             inputs=[
                 io.Float.Input(
                     "sigma_max",
@@ -55,11 +55,15 @@ class NoiseLevelsNode(io.ComfyNode):
                 io.Boolean.Input(
                     "shared_noise",
                     default=Batching.shared_noise,
-                    tooltip="All prompts of an update begin from one noise, as published, instead of each from its "
-                    "own. Their noise levels still differ. For SRPO Train.",
+                    tooltip="Whether all prompts of an update begin from one noise, as published, instead of each from "
+                    "its own. Their noise levels still differ. It is for SRPO Train alone.",
                 ),
             ],
-            outputs=[NoiseLevelsType.Output(display_name="levels")],
+            outputs=[
+                NoiseLevelsType.Output(
+                    display_name="levels", tooltip="The window, for SRPO Train or Noise-Prior Inject."
+                )
+            ],
         )
 
     @classmethod

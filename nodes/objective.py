@@ -1,5 +1,6 @@
 """SRPO_Objective: what the reward is asked."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from comfy_api.latest import io
@@ -18,6 +19,11 @@ def strength_input(name: str, default: float, tooltip: str) -> io.Float.Input:
     return io.Float.Input(name, default=default, min=-1.0, max=10.0, step=0.01, tooltip=tooltip)
 
 
+def labelled(label: str, words: Sequence[str]) -> str:
+    """Words as they are typed, below a line that says what they are: the canvas shows no name of a box of text."""
+    return "\n".join([f"# {label}", *words])
+
+
 class ObjectiveNode(io.ComfyNode):
     @classmethod
     def define_schema(cls):
@@ -27,40 +33,43 @@ class ObjectiveNode(io.ComfyNode):
             category=CATEGORY,
             description="Which words the reward shall be steered by, and how hard. The defaults are the published "
             "ones for realism with HPS.",
+            search_aliases=["control words", "realism", "photo", "style", "negative words", "srpo"],
             inputs=[
                 io.String.Input(
                     "positive",
                     multiline=True,
-                    default="\n".join(DEFAULT.positive),
+                    default=labelled("positive words: what pictures shall become", DEFAULT.positive),
                     tooltip="What pictures shall become: words for the reward, one per line, one after the other by "
                     "update. The model never sees them.",
                 ),
                 io.String.Input(
                     "negative",
                     multiline=True,
-                    default="\n".join(DEFAULT.negative),
+                    default=labelled("negative words: what they shall stop being", DEFAULT.negative),
                     tooltip='What pictures shall stop being, one per line. "Painting" is strong against an oily look.',
                 ),
                 strength_input(
                     "reward_low_noise",
                     DEFAULT.denoise_strength.low_noise,
-                    "Denoise branch: how much more the positive word weighs, at the low-noise end of the window.",
+                    "How much more the positive word weighs in the denoise branch, at the low-noise end of the window.",
                 ),
                 strength_input(
                     "reward_high_noise",
                     DEFAULT.denoise_strength.high_noise,
-                    "Denoise branch: how much more the positive word weighs, at the high-noise end of the window.",
+                    "How much more the positive word weighs in the denoise branch, at the high-noise end of the "
+                    "window.",
                 ),
                 strength_input(
                     "penalty_low_noise",
                     DEFAULT.inversion_strength.low_noise,
-                    "Inversion branch: how much more the negative word weighs, at the low-noise end. More of it "
+                    "How much more the negative word weighs in the inversion branch, at the low-noise end. More of it "
                     "holds colours back.",
                 ),
                 strength_input(
                     "penalty_high_noise",
                     DEFAULT.inversion_strength.high_noise,
-                    "Inversion branch: how much more the negative word weighs, at the high-noise end of the window.",
+                    "How much more the negative word weighs in the inversion branch, at the high-noise end of the "
+                    "window.",
                 ),
                 io.Float.Input(
                     "threshold",
@@ -68,20 +77,23 @@ class ObjectiveNode(io.ComfyNode):
                     min=0.0,
                     max=100.0,
                     step=0.01,
-                    tooltip="Relative rewards above this are good enough and train nothing. In the reward's own units.",
+                    tooltip="The relative reward, in the reward's own units, above which a picture is good enough and "
+                    "trains nothing.",
                 ),
                 io.Combo.Input(
                     "branches",
                     options=list(BRANCHES),
                     default=DEFAULT.branches,
-                    tooltip="SRPO trains both. Denoise alone tends to stay oily; inversion alone only unlearns.",
+                    tooltip="Which branches are trained: both in SRPO. Denoise alone tends to stay oily; inversion "
+                    "alone only unlearns.",
                 ),
                 io.Combo.Input(
                     "order",
                     options=list(ORDERS),
                     default=DEFAULT.order,
                     optional=True,
-                    tooltip="Words of a run: one after the other by update, as published, or drawn at random.",
+                    tooltip="How the words follow each other: one after the other by update, as published, or at "
+                    "random.",
                 ),
                 io.Combo.Input(
                     "preset",
@@ -91,7 +103,7 @@ class ObjectiveNode(io.ComfyNode):
                     tooltip='A look with its words; anything but "as typed" takes the place of both lists above.',
                 ),
             ],
-            outputs=[ObjectiveType.Output(display_name="objective")],
+            outputs=[ObjectiveType.Output(display_name="objective", tooltip="The words and strengths, for a reward.")],
         )
 
     @classmethod

@@ -31,13 +31,14 @@ class OptimizerNode(io.ComfyNode):
             display_name="SRPO Optimizer",
             category=CATEGORY,
             description="How SRPO Trainer steps, averages and saves. Without this node it is AdamW as published.",
-            search_aliases=["adamw", "prodigy", "ema", "learning rate schedule", "snapshots"],
+            search_aliases=["adamw", "prodigy", "8bit", "ema", "learning rate schedule", "warmup", "snapshots", "srpo"],
             inputs=[
                 io.Combo.Input(
                     "optimizer",
                     options=list(OPTIMIZERS),
                     default=DEFAULT.optimizer,
-                    tooltip="AdamW as published. The others need a package each; for Prodigy the learning rate is 1.",
+                    tooltip="The optimizer: AdamW as published. The others need a package each; for Prodigy the "
+                    "learning rate is 1.",
                 ),
                 io.Float.Input(
                     "weight_decay",
@@ -53,22 +54,22 @@ class OptimizerNode(io.ComfyNode):
                     min=1e-6,
                     max=1000.0,
                     step=0.01,
-                    tooltip="Larger gradients of an update are scaled down to this norm.",
+                    tooltip="The norm to which larger gradients of an update are scaled down.",
                 ),
                 io.Int.Input(
                     "warmup",
                     default=DEFAULT.warmup,
                     min=0,
                     max=10000,
-                    tooltip="Updates over which the learning rate rises from 0.",
+                    tooltip="How many updates the learning rate takes to rise from 0.",
                 ),
                 io.Int.Input(
                     "cosine_to",
                     default=DEFAULT.cosine_to,
                     min=0,
                     max=100000,
-                    tooltip="The update after which the learning rate is 0; it falls along a cosine. 0: it stays, as "
-                    "published.",
+                    tooltip="The update after which the learning rate is 0; it falls along a cosine. With 0 it "
+                    "stays, as published.",
                 ),
                 io.Float.Input(
                     "ema",
@@ -77,22 +78,23 @@ class OptimizerNode(io.ComfyNode):
                     max=0.9999,
                     step=0.0001,
                     round=False,
-                    tooltip="Decay of a moving average of the adapter, which the previews and a second LoRA then show. "
-                    "0: none. 0.9 suits short runs.",
+                    tooltip="The decay of a moving average of the adapter, which the previews and a second LoRA then "
+                    "show. 0 is none; 0.9 suits short runs.",
                 ),
                 io.Int.Input(
                     "save_every",
                     default=DEFAULT.save_every,
                     min=1,
                     max=1000,
-                    tooltip="Updates between two saves of the run while it trains; at the end it is saved in any case.",
+                    tooltip="How many updates lie between two saves of the run; at the end it is saved in any case.",
                 ),
                 io.Int.Input(
                     "snapshot_every",
                     default=DEFAULT.snapshot_every,
                     min=0,
                     max=10000,
-                    tooltip="Updates between two snapshots to start other runs from, each with its LoRA. 0: none.",
+                    tooltip="How many updates lie between two snapshots to start other runs from, each with its LoRA; "
+                    "0 is none.",
                 ),
                 io.Int.Input(
                     "keep_snapshots",
@@ -108,7 +110,7 @@ class OptimizerNode(io.ComfyNode):
                     tooltip="The type of what is trained. bf16 halves its memory, and wants the AdamW with Kahan sums.",
                 ),
             ],
-            outputs=[OptimizerType.Output(display_name="optimizer")],
+            outputs=[OptimizerType.Output(display_name="optimizer", tooltip="These settings, for SRPO Trainer.")],
         )
 
     @classmethod

@@ -110,7 +110,7 @@ class PhotosNode(io.ComfyNode):
             category=CATEGORY,
             description="Photos to train on: steps begin from them, and the model makes no pictures of its own. "
             "Each is encoded once, when it is first drawn, and kept on disk.",
-            search_aliases=["srpo", "offline", "dataset", "image folder"],
+            search_aliases=["train on photos", "offline", "dataset", "image folder", "load images", "srpo"],
             hidden=[io.Hidden.unique_id],
             inputs=[
                 io.Clip.Input("clip", tooltip="The text encoders that belong to the model."),
@@ -121,8 +121,10 @@ class PhotosNode(io.ComfyNode):
                     tooltip="A folder in ComfyUI's input folder. A caption is in the .txt beside its picture.",
                 ),
                 *size_inputs(
-                    "With height, the area that photos are shrunk to; each keeps about its own shape.",
-                    "With width, the area that photos are shrunk to; each keeps about its own shape.",
+                    "The width that makes, with the height, the area that photos are shrunk to; each keeps about its "
+                    "shape.",
+                    "The height that makes, with the width, the area that photos are shrunk to; each keeps about its "
+                    "shape.",
                 ),
                 io.String.Input(
                     "default_caption",
@@ -130,7 +132,7 @@ class PhotosNode(io.ComfyNode):
                     tooltip="The caption of photos that have none. Empty: the file's name, with spaces for _ and -.",
                 ),
             ],
-            outputs=[DatasetType.Output(display_name="dataset")],
+            outputs=[DatasetType.Output(display_name="dataset", tooltip="The photos, for SRPO Train or SRPO Mix.")],
         )
 
     @classmethod

@@ -65,14 +65,14 @@ class PreviewsNode(io.ComfyNode):
             category=CATEGORY,
             description="Which samples SRPO Train shows while it trains, of a size and with steps of their own. SRPO "
             "Compare makes its pictures in the same way.",
-            search_aliases=["validation prompts", "fixed seeds", "sample images"],
+            search_aliases=["validation prompts", "fixed seeds", "sample images", "progress pictures", "srpo"],
             inputs=[
                 io.Int.Input(
                     "every",
                     default=PreviewSettings.every,
                     min=1,
                     max=1000,
-                    tooltip="Updates between two pictures on SRPO Train.",
+                    tooltip="How many updates lie between two pictures on SRPO Train.",
                 ),
                 io.Int.Input(
                     "count",
@@ -84,17 +84,20 @@ class PreviewsNode(io.ComfyNode):
                 io.String.Input(
                     "seeds",
                     default="",
-                    tooltip="The seeds of the samples, one after the other. Empty: some that training never draws.",
+                    tooltip="The seeds of the samples, one after the other. Where it is empty, training never draws "
+                    "theirs.",
                 ),
                 *own_size_inputs("the node that shows them"),
                 *sampler_inputs(),
                 DatasetType.Input(
                     "dataset",
                     optional=True,
-                    tooltip="Prompts to show instead of the first ones that are trained on: for validation.",
+                    tooltip="The prompts to show instead of the first ones that are trained on: for validation.",
                 ),
             ],
-            outputs=[PreviewsType.Output(display_name="previews")],
+            outputs=[
+                PreviewsType.Output(display_name="previews", tooltip="These settings, for SRPO Train or SRPO Compare.")
+            ],
         )
 
     @classmethod

@@ -165,6 +165,7 @@ class PromptsNode(io.ComfyNode):
             display_name="SRPO Prompts",
             category=CATEGORY,
             description="The prompts to train on. The model makes its own pictures of them; none are needed.",
+            search_aliases=["prompt list", "captions", "wildcards", "training prompts", "srpo"],
             hidden=[io.Hidden.unique_id],
             is_input_list=True,  # for texts: the core's dataset nodes give lists
             inputs=[
@@ -173,14 +174,15 @@ class PromptsNode(io.ComfyNode):
                     "text",
                     multiline=True,
                     default=EXAMPLES,
-                    tooltip="One prompt per line; the more and the more different, the better. Lines that begin with # "
-                    "or // are left out. {a|b} stands for both.",
+                    tooltip="The prompts, one per line; the more and the more different, the better. Lines that begin "
+                    "with # or // are left out. {a|b} stands for both.",
                 ),
                 io.Combo.Input(
                     "file",
                     options=[NO_FILE, *text_files()],
                     default=NO_FILE,
-                    tooltip="Take the prompts from a .txt file in ComfyUI's input folder instead, one per line.",
+                    tooltip="A .txt file in ComfyUI's input folder, one prompt per line, that is read instead of the "
+                    "text.",
                 ),
                 io.String.Input(
                     "texts",
@@ -189,7 +191,7 @@ class PromptsNode(io.ComfyNode):
                     tooltip="A list of captions, from the core's dataset nodes, used instead of text and file.",
                 ),
             ],
-            outputs=[DatasetType.Output(display_name="dataset")],
+            outputs=[DatasetType.Output(display_name="dataset", tooltip="The prompts, for SRPO Train.")],
         )
 
     @classmethod

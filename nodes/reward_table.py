@@ -29,27 +29,43 @@ class RewardTable(io.ComfyNode):
             category=CATEGORY,
             description="Scores pictures with a reward, against a prompt and any number of words, ranks them and "
             "hands on the best. Shows what each word is worth and where in the picture it looks.",
-            search_aliases=["pickscore", "hps", "clip score", "aesthetic score", "image ranking", "best of n"],
+            search_aliases=[
+                "score images",
+                "hps",
+                "pickscore",
+                "clip score",
+                "aesthetic",
+                "rank images",
+                "best of n",
+                "srpo",
+            ],
             is_output_node=True,
             hidden=[io.Hidden.unique_id],
             inputs=[
-                RewardModelType.Input("reward", tooltip="The reward model."),
+                RewardModelType.Input("reward", tooltip="The reward model that scores the pictures."),
                 io.Image.Input("images", tooltip="The pictures to score: a batch."),
                 io.String.Input(
-                    "prompt", multiline=True, default="", tooltip="What the pictures were made from. May be empty."
+                    "prompt",
+                    multiline=True,
+                    default="",
+                    placeholder="Prompt: what the pictures were made from",
+                    tooltip="What the pictures were made from. It may be empty.",
                 ),
                 io.String.Input(
                     "words",
                     multiline=True,
                     default="",
-                    tooltip="Words to try, one per line; each is put before the prompt. May be empty: then the prompt "
+                    placeholder="Words to try, one per line",
+                    tooltip="The words to try, one per line; each is put before the prompt. Without any the prompt "
                     "alone is scored.",
                 ),
                 io.String.Input(
                     "negative",
                     multiline=True,
                     default="",
-                    tooltip="Words to try against them, one per line. With any, pictures are ranked by the words-gap.",
+                    placeholder="Words to try against them, one per line",
+                    tooltip="The words to try against them, one per line. With any, pictures are ranked by the "
+                    "words-gap.",
                 ),
                 io.Int.Input(
                     "best", default=1, min=1, max=4096, tooltip="How many of the best pictures to hand on, best first."
@@ -57,18 +73,18 @@ class RewardTable(io.ComfyNode):
                 io.Boolean.Input(
                     "show_gradients",
                     default=True,
-                    tooltip=f"Show where each word looks in the {MAPPED} best pictures. Costs one backward per word "
-                    "and picture.",
+                    tooltip=f"Whether to show where each word looks in the {MAPPED} best pictures. That costs one "
+                    "backward per word and picture.",
                 ),
             ],
             outputs=[
-                io.Image.Output(display_name="table"),
+                io.Image.Output(display_name="table", tooltip="The picture that the node shows."),
                 io.Image.Output(display_name="best images", tooltip="The best pictures as they came, best first."),
                 io.String.Output(display_name="ranking", tooltip="All pictures, best first, one per line."),
                 io.Int.Output(
                     display_name="indices",
                     is_output_list=True,
-                    tooltip="Places of the best pictures in the batch, counted from 0.",
+                    tooltip="The places of the best pictures in the batch, counted from 0.",
                 ),
                 io.Float.Output(
                     display_name="scores", is_output_list=True, tooltip="What the best pictures are ranked by."

@@ -41,13 +41,13 @@ class RolloutsNode(io.ComfyNode):
             category=CATEGORY,
             description="How SRPO Train makes the pictures that it trains on. They are most of the time of an update: "
             "fewer steps, a smaller size, pairs and reuse save it.",
-            search_aliases=["srpo sampler", "rollout steps"],
+            search_aliases=["sampler", "rollout steps", "faster training", "srpo"],
             inputs=[
                 *sampler_inputs(),
                 guidance_input(
                     "guidance",
                     Sampling.guidance,
-                    "FLUX guidance of the rollouts: 1 as published with HPS, 2 with PickScore.",
+                    "The FLUX guidance of the rollouts: 1 as published with HPS, 2 with PickScore.",
                 ),
                 *own_size_inputs("SRPO Train"),
                 io.Int.Input(
@@ -55,7 +55,7 @@ class RolloutsNode(io.ComfyNode):
                     default=Batching.pairs,
                     min=1,
                     max=64,
-                    tooltip="Pairs of branches that one rollout serves, each at a noise level of its own. 1 as "
+                    tooltip="How many pairs of branches one rollout serves, each at a noise level of its own. 1 as "
                     "published; more learn more from each rollout, which costs far more than a branch.",
                 ),
                 io.Int.Input(
@@ -63,11 +63,11 @@ class RolloutsNode(io.ComfyNode):
                     default=Batching.reuse,
                     min=1,
                     max=64,
-                    tooltip="Updates that the same prompts and their rollouts serve, at ever new noise levels. 1 as "
-                    "published; more saves rollouts, which age meanwhile.",
+                    tooltip="How many updates the same prompts and their rollouts serve, at ever new noise levels. 1 "
+                    "as published; more saves rollouts, which age meanwhile.",
                 ),
             ],
-            outputs=[RolloutsType.Output(display_name="rollouts")],
+            outputs=[RolloutsType.Output(display_name="rollouts", tooltip="These settings, for SRPO Train.")],
         )
 
     @classmethod

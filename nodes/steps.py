@@ -57,6 +57,7 @@ class NoisePriorInject(io.ComfyNode):
             category=CATEGORY,
             description="Stage 1 of Direct-Align: mixes a clean latent with the very noise it was sampled from, at "
             "the noise levels of the denoise and of the inversion branch.",
+            search_aliases=["direct-align", "add noise", "forward diffusion", "srpo"],
             inputs=[
                 io.Model.Input("model", tooltip="The model that made the latent; it knows the latent's scale."),
                 io.Latent.Input("latent", tooltip="The clean latent, as the sampler gave it."),
@@ -66,15 +67,21 @@ class NoisePriorInject(io.ComfyNode):
                     default=0,
                     min=0,
                     max=GRID - 1,
-                    tooltip="Where in the window: 1 is the low-noise end, 999 the high-noise end; 0 draws it from the "
-                    "noise's seed, as SRPO Train does.",
+                    tooltip="The place in the window: 1 is the low-noise end, 999 the high-noise end; 0 draws it from "
+                    "the noise's seed, as SRPO Train does.",
                 ),
-                NoiseLevelsType.Input("levels", optional=True, tooltip="The window; without it, the published one."),
+                NoiseLevelsType.Input(
+                    "levels", optional=True, tooltip="The window of noise levels; without it, the published one."
+                ),
             ],
             outputs=[
-                NoisedType.Output(display_name="noised"),
+                NoisedType.Output(
+                    display_name="noised", tooltip="The noisy latents of both branches, for One-Step Recover."
+                ),
                 io.Latent.Output(display_name="denoise input", tooltip="What the denoise branch starts from."),
-                io.Sigmas.Output(display_name="sigmas", tooltip="Denoise in and out, inversion in and out."),
+                io.Sigmas.Output(
+                    display_name="sigmas", tooltip="The noise levels: denoise in and out, inversion in and out."
+                ),
             ],
         )
 
@@ -114,15 +121,16 @@ class OneStepRecover(io.ComfyNode):
             category=CATEGORY,
             description="Stages 2 and 3 of Direct-Align: one step of the model from the noisy latent, then the known "
             "noise is taken out again. What is left is the clean latent as the model would have it.",
+            search_aliases=["direct-align", "one step denoise", "predict x0", "srpo"],
             inputs=[
                 io.Model.Input("model", tooltip="The MODEL of SRPO Trainer, to train; any flow model, to look."),
                 io.Conditioning.Input("positive", tooltip="The prompt, with FluxGuidance (3.5 as published)."),
                 NoisedType.Input("noised", tooltip="The noised latents of Noise-Prior Inject."),
             ],
             outputs=[
-                RecoveredType.Output(display_name="recovered"),
-                io.Latent.Output(display_name="denoise", tooltip="Recovered by the denoise branch."),
-                io.Latent.Output(display_name="inversion", tooltip="Recovered by the inversion branch."),
+                RecoveredType.Output(display_name="recovered", tooltip="Both branches, for SRPO Reward."),
+                io.Latent.Output(display_name="denoise", tooltip="The latent that the denoise branch recovered."),
+                io.Latent.Output(display_name="inversion", tooltip="The latent that the inversion branch recovered."),
             ],
         )
 
@@ -152,29 +160,33 @@ class RewardNode(io.ComfyNode):
             category=CATEGORY,
             description="Stage 4 of Direct-Align: decodes what was recovered, asks the reward with the positive and "
             "with the negative word, and brings the gradient back to the latent.",
+            search_aliases=["reward score", "hps", "words gap", "reward gradient", "srpo"],
             inputs=[
-                RewardModelType.Input("reward", tooltip="The reward model."),
+                RewardModelType.Input("reward", tooltip="The reward model that scores the pictures."),
                 io.Vae.Input("vae", tooltip="The VAE that belongs to the model."),
                 RecoveredType.Input("recovered", tooltip="The recovered latents of One-Step Recover."),
-                ObjectiveType.Input("objective", tooltip="Words and strengths."),
+                ObjectiveType.Input("objective", tooltip="The words that steer the reward, and their strengths."),
                 io.String.Input(
-                    "prompt", multiline=True, tooltip="The prompt of the picture; words are put before it."
+                    "prompt",
+                    multiline=True,
+                    placeholder="The prompt of the picture",
+                    tooltip="The prompt of the picture; words are put before it.",
                 ),
                 *weighing_inputs(),
                 io.Boolean.Input(
                     "normalise",
                     default=False,
                     optional=True,
-                    tooltip="Divide the loss by the spread of this reward's scores in the run, so that rewards of "
-                    "other units weigh alike. For several rewards on one picture.",
+                    tooltip="Whether the loss is divided by the spread of this reward's scores in the run, so that "
+                    "rewards of other units weigh alike: for several rewards on one picture.",
                 ),
             ],
             outputs=[
-                RewardType.Output(display_name="reward"),
+                RewardType.Output(display_name="reward", tooltip="The scores with their gradient, for Train Step."),
                 io.Float.Output(
                     display_name="words gap", tooltip="The reward with the positive word minus that with the negative."
                 ),
-                io.Image.Output(display_name="image", tooltip="What was scored, by branch."),
+                io.Image.Output(display_name="image", tooltip="The pictures that were scored, by branch."),
             ],
         )
 
@@ -216,6 +228,7 @@ class TrainStep(io.ComfyNode):
             category=CATEGORY,
             description="Pulls the gradients back through the model to the adapter and makes one update. Queue again "
             "for the next.",
+            search_aliases=["optimizer step", "backward", "lora training", "srpo"],
             is_output_node=True,
             not_idempotent=True,
             hidden=[io.Hidden.unique_id],
@@ -229,12 +242,13 @@ class TrainStep(io.ComfyNode):
                         min=1,
                         max=16,
                     ),
-                    tooltip="Several pictures share one update; so do several rewards of one picture.",
+                    tooltip="The scores that make the update: several pictures share one, and so do several rewards of "
+                    "one picture.",
                 ),
             ],
             outputs=[
-                TrainerType.Output(display_name="trainer"),
-                io.Float.Output(display_name="loss"),
+                TrainerType.Output(display_name="trainer", tooltip="The same run, after the update."),
+                io.Float.Output(display_name="loss", tooltip="The loss of the update."),
             ],
         )
 

@@ -14,12 +14,12 @@ class ToyModels(io.ComfyNode):
             category=CATEGORY,
             description="A real FLUX, VAE, text encoder and CLIP reward, only very small: 64x64 pictures of simple "
             'scenes, such as "a red circle on grass". It renders; SRPO can teach it to take photos.',
-            search_aliases=["srpo", "demo", "tiny flux"],
+            search_aliases=["demo", "tiny flux", "example", "test models", "srpo"],
             outputs=[
-                io.Model.Output(display_name="model"),
-                io.Clip.Output(display_name="clip"),
-                io.Vae.Output(display_name="vae"),
-                RewardModelType.Output(display_name="reward"),
+                io.Model.Output(display_name="model", tooltip="The tiny FLUX."),
+                io.Clip.Output(display_name="clip", tooltip="The text encoder of the tiny FLUX."),
+                io.Vae.Output(display_name="vae", tooltip="The VAE of the tiny FLUX."),
+                RewardModelType.Output(display_name="reward", tooltip="A small CLIP that knows photos from renders."),
             ],
         )
 

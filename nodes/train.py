@@ -45,6 +45,7 @@ class TrainNode(io.ComfyNode):
             description="Trains: the model makes pictures of the prompts, or takes your photos; the reward scores what "
             "one step from noisy versions of them leads to, and the adapter learns from it. Queue again to go on; "
             "cancel keeps the last finished update.",
+            search_aliases=["lora training", "train lora", "fine-tune", "finetune", "rlhf", "realism", "refl", "draft"],
             is_output_node=True,
             not_idempotent=True,
             hidden=[io.Hidden.unique_id],
@@ -55,8 +56,8 @@ class TrainNode(io.ComfyNode):
                     tooltip="The dataset of SRPO Prompts; of SRPO Photos, to train without rollouts; or of SRPO Mix.",
                 ),
                 io.Vae.Input("vae", tooltip="The VAE that belongs to the model."),
-                RewardModelType.Input("reward", tooltip="The reward model."),
-                ObjectiveType.Input("objective", tooltip="Words and strengths."),
+                RewardModelType.Input("reward", tooltip="The reward model that scores the pictures."),
+                ObjectiveType.Input("objective", tooltip="The words that steer the reward, and their strengths."),
                 io.Int.Input(
                     "updates",
                     default=20,
@@ -66,8 +67,8 @@ class TrainNode(io.ComfyNode):
                     "were enough for FLUX at the published batch, which is 32; more can spoil a model.",
                 ),
                 *size_inputs(
-                    "Width of the pictures, where SRPO Rollouts and SRPO Previews have none of their own.",
-                    "Height of the pictures, where SRPO Rollouts and SRPO Previews have none of their own.",
+                    "The width of the pictures, where SRPO Rollouts and SRPO Previews have none of their own.",
+                    "The height of the pictures, where SRPO Rollouts and SRPO Previews have none of their own.",
                 ),
                 io.Int.Input("batch", default=8, min=1, max=1024, tooltip="How many prompts or photos one update has."),
                 io.Int.Input(
@@ -81,7 +82,7 @@ class TrainNode(io.ComfyNode):
                 guidance_input(
                     "guidance",
                     GUIDANCE,
-                    "FLUX guidance of the trained step and of the previews: what you will sample with.",
+                    "The FLUX guidance of the trained step and of the previews: what you will sample with.",
                 ),
                 memory_input(),
                 RolloutsType.Input(
@@ -103,9 +104,12 @@ class TrainNode(io.ComfyNode):
                 ),
             ],
             outputs=[
-                TrainerType.Output(display_name="trainer"),
-                io.LoraModel.Output(display_name="lora"),
-                io.LossMap.Output(display_name="loss map"),
+                TrainerType.Output(display_name="trainer", tooltip="The same run, after training."),
+                io.LoraModel.Output(
+                    display_name="lora",
+                    tooltip="The adapter as it is now, for Load LoRA Model or Save LoRA Weights.",
+                ),
+                io.LossMap.Output(display_name="loss map", tooltip="The loss of every update, for Plot Loss Graph."),
                 io.Image.Output(display_name="images", tooltip="The fixed-seed samples: before, then after."),
             ],
         )

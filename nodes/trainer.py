@@ -35,12 +35,14 @@ class TrainerNode(io.ComfyNode):
             hidden=[io.Hidden.unique_id],
             description="Puts a trainable adapter on the model and opens a run. A run of the same name goes on where "
             "it stopped, also after a restart.",
+            search_aliases=["lora training", "train lora", "fine-tune", "rlhf", "reinforcement learning", "srpo"],
             inputs=[
                 io.Model.Input("model", tooltip="FLUX or another flow model, as ComfyUI loaded it. It is not copied."),
                 io.String.Input(
                     "run_name",
                     default="my-run",
-                    tooltip="Names the folder output/srpo/<run name>. The same name goes on; a new name begins anew.",
+                    tooltip="The name of the run and of its folder in output/srpo. The same name goes on; a new one "
+                    "begins anew.",
                 ),
                 adapter_input(),
                 io.Float.Input(
@@ -49,15 +51,17 @@ class TrainerNode(io.ComfyNode):
                     min=0.0,
                     max=1.0,
                     step=1e-7,
-                    tooltip="AdamW's step size. Too much turns pictures to mush within some tens of updates.",
+                    tooltip="The step size of AdamW. Too much turns pictures to mush within some tens of updates.",
                 ),
                 start_input(),
                 OptimizerType.Input(
-                    "optimizer", optional=True, tooltip="How the run steps, averages and saves, where not as published."
+                    "optimizer",
+                    optional=True,
+                    tooltip="How the run steps, averages and saves. Without it that is as published.",
                 ),
             ],
             outputs=[
-                TrainerType.Output(display_name="trainer"),
+                TrainerType.Output(display_name="trainer", tooltip="The run, for SRPO Train or Train Step."),
                 io.Model.Output(
                     display_name="model",
                     tooltip="The model with the adapter as it is at this moment, also for nodes that save or merge "

@@ -26,11 +26,11 @@ class Watch:
 
 
 def limit_input(name: str, default: float, tooltip: str) -> io.Float.Input:
-    return io.Float.Input(name, default=default, min=0.0, max=100.0, step=0.01, tooltip=f"{tooltip} 0: no limit.")
+    return io.Float.Input(name, default=default, min=0.0, max=100.0, step=0.01, tooltip=f"{tooltip} 0 sets no limit.")
 
 
 def guard_input(name: str, default: float, tooltip: str) -> io.Float.Input:
-    tooltip = f"{tooltip} One more forward for each trained step. 0: none."
+    tooltip = f"{tooltip} It costs one more forward for each trained step; 0 is none."
     return io.Float.Input(name, default=default, min=0.0, max=1000.0, step=0.01, tooltip=tooltip, advanced=True)
 
 
@@ -43,7 +43,7 @@ class WatchNode(io.ComfyNode):
             category=CATEGORY,
             description="How far training may go, and what happens there. Without this node SRPO Train warns of "
             "saturation alone.",
-            search_aliases=["reward hacking", "early stopping", "norm guard"],
+            search_aliases=["reward hacking", "early stopping", "norm guard", "oversaturated", "srpo"],
             inputs=[
                 io.Combo.Input(
                     "at_limit",
@@ -54,36 +54,39 @@ class WatchNode(io.ComfyNode):
                 limit_input(
                     "saturation_limit",
                     SATURATION,
-                    "Saturation has risen by this share since the run began, 0.1 being 10 %: a sign of hacking.",
+                    "The share by which saturation may rise from the run's beginning, 0.1 being 10 %. A rise is a sign "
+                    "of hacking.",
                 ),
                 limit_input(
                     "words_gap_limit",
                     Limits.words_gap,
-                    "The words-gap has risen by this much since the run began: far enough.",
+                    "How much the words-gap may rise from the run's beginning: then training went far enough.",
                 ),
                 limit_input(
                     "watching_limit",
                     Limits.watching,
-                    "A reward that only watches has fallen by so many of its standard deviations: a sign of hacking.",
+                    "How many of its standard deviations a reward that only watches may fall. A fall is a sign of "
+                    "hacking.",
                 ),
                 limit_input(
                     "velocity_limit",
                     Limits.velocity,
-                    "The velocity's norm over the frozen model's has risen by this share, 0.1 being 10 %: pictures "
-                    "soon get worse.",
+                    "The share by which the velocity's norm may rise over the frozen model's, 0.1 being 10 %. Beyond "
+                    "it pictures soon get worse.",
                 ),
                 guard_input(
                     "norm_guard",
                     Guard.norm_weight,
-                    "NormGuard: a penalty for velocities of a larger norm than the frozen model's.",
+                    "The weight of NormGuard, a penalty for velocities of a larger norm than the frozen model's.",
                 ),
                 guard_input(
                     "distance_guard",
                     Guard.distance_weight,
-                    "Holds the model back: a penalty for the squared distance to the frozen velocity.",
+                    "The weight of a penalty for the squared distance to the frozen velocity, which holds the model "
+                    "back.",
                 ),
             ],
-            outputs=[WatchType.Output(display_name="watch")],
+            outputs=[WatchType.Output(display_name="watch", tooltip="These limits, for SRPO Train.")],
         )
 
     @classmethod

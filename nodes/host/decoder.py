@@ -1,13 +1,14 @@
 """The VAE that ComfyUI loaded, as the core's Decoder."""
 
 import contextlib
+import logging
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
 import comfy.model_management
 import torch
-from comfy.ldm.modules.diffusionmodules.model import AttnBlock, ResnetBlock, pytorch_attention
+import torch.nn.functional as F
 from comfy.model_patcher import ModelPatcher
 from comfy.sd import VAE
 from comfy.taesd.taesd import TAESD
@@ -19,12 +20,17 @@ from ...srpo_core.algorithm.scaling import pulled
 from ...srpo_core.run.memory import GB, LiveBytes
 from .fitting import check_model
 from .gradients.differentiable import BlockSettings, Differentiable
+from .gradients.frozen import is_norm
 from .gradients.strips import NormSiluConv
 from .patcher.forwards import replaced_forwards
 from .patcher.loading import load
 from .without_content import without_content
 
+log = logging.getLogger(__name__)
+
 SMALL = 64 * 64  # places of a latent batch, up to which the decoder's activations are kept: recomputing costs a third
+SIDE = 8  # of the noise on which blocks are held against the host's
+AGREES = 0.03  # of the norm: a block that is another one differs by tenths, the rounding of bf16 by a hundredth
 
 
 class HostDecoder:
@@ -35,6 +41,8 @@ class HostDecoder:
 
     def __init__(self, vae: VAE, patcher: ModelPatcher):
         self.vae = vae
+        self._held = False  # against the host's own blocks
+        self._frugal = True
         self._made: dict[bool, tuple[dict[nn.Module, Callable], Differentiable]] = {}
         check_model(patcher)
         self.latent_format = patcher.get_model_object("latent_format")
@@ -51,6 +59,8 @@ class HostDecoder:
         shape = latent.shape
         load(vae.patcher, vae.memory_used_decode(shape, vae.vae_dtype))
         free = comfy.model_management.get_free_memory(vae.device)
+        with self._says_what_fits(shape, free):
+            self._hold_against_the_host()
         with self._says_what_fits(shape, free), self._differentiable(shape):
             leaf = latent.clone().requires_grad_()
             image = self._image(leaf)
@@ -78,6 +88,18 @@ class HostDecoder:
         raw = self.latent_format.process_out(latent).to(self.vae.device, self.vae.vae_dtype)
         return self.vae.first_stage_model.decode(raw).float() / 2 + 0.5
 
+    def _hold_against_the_host(self):
+        """Once: a newer host's blocks may be others than those that the frugal forwards were written for."""
+        if self._held:
+            return
+        blocks = frugal_forwards(self.vae.first_stage_model, checkpointing=False)
+        like = torch.empty(0, device=self.vae.device, dtype=self.vae.vae_dtype)
+        self._frugal = all(_agrees(block, forward, like) for block, forward in blocks.items())
+        self._held = True
+        if not self._frugal:
+            self._made.clear()
+            log.warning("This VAE's blocks are not those of FLUX's: decoding takes more memory for its gradient.")
+
     @contextlib.contextmanager
     def _differentiable(self, shape: tuple[int, ...]) -> Iterator[None]:
         frugal, model = self._forwards(shape[0] * shape[-2] * shape[-1] > SMALL)
@@ -86,8 +108,8 @@ class HostDecoder:
 
     def _forwards(self, checkpointing: bool) -> tuple[dict[nn.Module, Callable], Differentiable]:
         if checkpointing not in self._made:
-            frugal = frugal_forwards(self.vae.first_stage_model, checkpointing)
             model = self.vae.first_stage_model
+            frugal = frugal_forwards(model, checkpointing) if self._frugal else {}
             settings = BlockSettings(checkpointing=checkpointing and not frugal)
             self._made[checkpointing] = frugal, Differentiable(model, settings=settings)
         return self._made[checkpointing]
@@ -129,25 +151,49 @@ def frugal_forwards(model: nn.Module, checkpointing: bool) -> dict[nn.Module, Ca
     """
     forwards = {block: partial(_resnet, block) for block in model.modules() if _is_plain_resnet(block)}
     if forwards:
-        forwards |= {block: partial(_attention, block) for block in model.modules() if type(block) is AttnBlock}
+        attention = _class_of_host("AttnBlock")
+        forwards |= {block: partial(_attention, block) for block in model.modules() if type(block) is attention}
     if checkpointing:
         kind = {"use_reentrant": False, "preserve_rng_state": False}
         forwards = {block: partial(checkpoint, forward, **kind) for block, forward in forwards.items()}
     return forwards
 
 
+def _class_of_host(name: str) -> type | None:
+    """A block of FLUX's VAE; None where the host has none of this name."""
+    try:
+        import comfy.ldm.modules.diffusionmodules.model as host
+    except ImportError:
+        return None
+    return getattr(host, name, None)
+
+
 def _is_plain_resnet(block: nn.Module) -> bool:
-    plain = type(block) is ResnetBlock and not block.use_conv_shortcut and not hasattr(block, "temb_proj")
-    return plain and isinstance(block.norm1, nn.GroupNorm) and isinstance(block.conv1, nn.Conv2d)
+    if type(block) is not _class_of_host("ResnetBlock") or hasattr(block, "temb_proj"):
+        return False
+    parts = {"norm1": nn.GroupNorm, "conv1": nn.Conv2d, "norm2": nn.GroupNorm, "conv2": nn.Conv2d}
+    plain = not getattr(block, "use_conv_shortcut", False)
+    return plain and all(isinstance(getattr(block, name, None), kind) for name, kind in parts.items())
 
 
-def _resnet(block: ResnetBlock, x: Tensor, *_: Any) -> Tensor:
+@torch.inference_mode()
+def _agrees(block: nn.Module, forward: Callable, like: Tensor) -> bool:
+    """Whether it gives what the block's own forward gives."""
+    norm = next(filter(is_norm, block.modules()))
+    x = torch.randn(1, norm.num_channels, SIDE, SIDE, generator=torch.Generator().manual_seed(0)).to(like)
+    own = block(x.clone()).float()
+    return bool((forward(x).float() - own).norm() <= AGREES * own.norm())
+
+
+def _resnet(block: nn.Module, x: Tensor, *_: Any) -> Tensor:
     h = NormSiluConv.apply(x, block.norm1, block.conv1)
     h = NormSiluConv.apply(h, block.norm2, block.conv2)
-    return h.add_(x if block.in_channels == block.out_channels else block.nin_shortcut(x))
+    return h.add_(block.nin_shortcut(x) if hasattr(block, "nin_shortcut") else x)
 
 
-def _attention(block: AttnBlock, x: Tensor) -> Tensor:
+def _attention(block: nn.Module, x: Tensor) -> Tensor:
     """The block by the attention that keeps no scores for the backward: one for each pair of places in a latent."""
     h = block.norm(x)
-    return x + block.proj_out(pytorch_attention(block.q(h), block.k(h), block.v(h)))
+    q, k, v = (part(h).flatten(2).transpose(1, 2)[:, None].contiguous() for part in (block.q, block.k, block.v))
+    h = F.scaled_dot_product_attention(q, k, v)  # (B, 1, H * W, C)
+    return x + block.proj_out(h[:, 0].transpose(1, 2).reshape(x.shape))

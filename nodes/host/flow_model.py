@@ -23,7 +23,7 @@ from .gradients.compiled import is_compiled, or_uncompiled
 from .gradients.differentiable import USUAL_BLOCKS, BlockSettings, Differentiable, in_training
 from .gradients.frozen import is_stored_plainly
 from .gradients.guests import has_guests
-from .gradients.injection import KEY
+from .gradients.injection import KEY, calls_noted
 from .one_step import AsSampled, OneDifferentiableStep, OneStep
 from .patcher.carried import as_carried, latent_in, signature, structure_of
 from .patcher.loading import load, own
@@ -59,8 +59,10 @@ class HostFlow:
         self.on_step: Callable[[int], None] = lambda pictures: None
         adapter = adapter_of(patcher)
         self.parameters = adapter.parameters if adapter else {}
+        self._names = list(adapter.modules) if adapter else []
+        self._heard = False
         with as_carried(patcher) as model:
-            trained = [model.get_submodule(name) for name in (adapter.modules if adapter else ())]
+            trained = [model.get_submodule(name) for name in self._names]
         self.differentiable = Differentiable(patcher.model, trained, blocks)
 
     def velocity(self, x: Tensor, sigma: Tensor, cond: list) -> Pullback:
@@ -122,8 +124,29 @@ class HostFlow:
             raise
 
     def sampled_velocity(self, x: Tensor, sigma: Tensor, cond: list) -> Tensor:
+        """See FlowModel. Raises ValueError where the host samples past a layer that is trained."""
         self._check(x, cond)
+        if not self._heard and not self._is_compiled:
+            self._check_heard(x, sigma, cond)
+            self._heard = True
         return own(or_uncompiled(self, lambda: self.ask(AsSampled(), x, sigma, cond))).to(x)
+
+    def _check_heard(self, x: Tensor, sigma: Tensor, cond: list):
+        """Whether sampling calls each adapted layer that training calls: a fused kernel reads its weight instead."""
+        with as_carried(self.patcher) as model:
+            layers = {name: model.get_submodule(name) for name in self._names}
+        called = []
+        for sampler in (OneStep(), AsSampled()):
+            with calls_noted(self.patcher, layers) as names:
+                self.ask(sampler, x, sigma, cond)
+            called.append(names)
+        trained, sampled = called
+        if lost := sorted(trained - sampled):
+            raise ValueError(
+                f"This ComfyUI samples past {len(lost)} of the {len(layers)} layers that are trained, such as "
+                f"{lost[0]}, so that neither rollouts nor previews would show what they learn. Choose another target "
+                "in SRPO Trainer, or load the model in bf16 or fp8."
+            )
 
     @property
     def exact(self) -> bool:

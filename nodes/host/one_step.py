@@ -15,6 +15,7 @@ from .gradients.attention import with_backward
 from .gradients.differentiable import Differentiable
 from .gradients.guests import Guests, make_constant
 from .patcher.loading import own
+from .patcher.training_mode import training_mode
 
 
 class OneStep(comfy.samplers.Sampler):
@@ -40,7 +41,8 @@ class OneStep(comfy.samplers.Sampler):
         options = comfy.model_patcher.create_model_options_clone(extra_args["model_options"])
         model = guider.model_patcher.model.diffusion_model
         options["transformer_options"] = with_backward(options["transformer_options"], model)
-        with torch.inference_mode(False), torch.no_grad():
+        # As the differentiable step is asked, with the kernels that have a backward, so that the two compare.
+        with training_mode(), torch.inference_mode(False), torch.no_grad():
             _begin_keyframes(guider.conds["positive"])
             _check_levels(guider.conds["positive"], self.sigma)
             make_constant(guider.conds["positive"])

@@ -105,5 +105,6 @@ class Objective:
 
 
 def parse_words(text: str) -> tuple[str, ...]:
-    """Control words as people type them: one per line or separated by commas."""
-    return tuple(word.strip() for word in text.replace(",", "\n").splitlines() if word.strip())
+    """Control words as people type them: one per line or separated by commas; lines that begin with # are left out."""
+    lines = [line for line in text.splitlines() if not line.lstrip().startswith("#")]
+    return tuple(word.strip() for word in "\n".join(lines).replace(",", "\n").splitlines() if word.strip())

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from ..rewards import score_words
+from ..rewards import name_of, score_words
 from .direct_align import euler_step, inject, per_sample, recover, recovery_slope
 from .guard import NO_GUARD, Guard, norm_ratio
 from .noise_levels import Branch
@@ -89,6 +89,15 @@ class Score:
         self.recovered.pull(self.gradient, weight)
 
 
+def step_and_recover(x: Tensor, velocity: Tensor, noise: Tensor, branch: Branch) -> Tensor:
+    """Stages 2 and 3: the clean latent (B, C, H, W) that this velocity leads to from x, at the branch's `sigma_in`.
+
+    Where `sigma_out` is 0 no noise is taken out: that is plain one-step prediction, `x - sigma_in velocity`.
+    """
+    stepped = euler_step(x, velocity, branch.sigma_in, branch.sigma_out)
+    return recover(stepped, noise, branch.sigma_out)
+
+
 @torch.no_grad()  # x0 and the noise are constants; the flow model turns gradients on for itself
 def one_step_recover(
     flow: FlowModel,
@@ -103,8 +112,7 @@ def one_step_recover(
     x = inject(noised.x0, noised.noise, branch.sigma_in)
     velocity = flow.velocity(x, branch.sigma_in, cond)
     slope = per_sample(recovery_slope(branch.sigma_in, branch.sigma_out), x)
-    stepped = euler_step(x, velocity.value, branch.sigma_in, branch.sigma_out)
-    value = recover(stepped, noised.noise, branch.sigma_out)
+    value = step_and_recover(x, velocity.value, noised.noise, branch)
     if compared is None:
         return Recovered(
             value, lambda gradient, weight: velocity.pull(slope * (weight * gradient)), flow.parameters, noised.seeds
@@ -185,6 +193,11 @@ def ask(
         scores = score_words(term.reward, seen, *words, update=update, seeds=seeds)
         positive, negative = (s.to(torch.promote_types(s.dtype, torch.float32)) for s in scores)
         loss = term.objective.loss(branch, positive, negative)
+        if term.trains and not loss.requires_grad:
+            raise ValueError(
+                f"The score of {name_of(term.reward)} has no gradient at the pixels, so that nothing can be learned "
+                "from it: compute it with torch from the images as they come, or let it only watch (weight 0)."
+            )
         gradient = gradient_of_sum(loss, seen) if term.trains else None
     return Answer(term.name, positive.detach(), negative.detach(), loss.detach()), gradient
 

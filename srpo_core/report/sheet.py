@@ -72,6 +72,11 @@ class Sheet:
     def box(self, x: float, y: float, width: float, height: float, *, colour: str):
         self.axes.add_patch(self._rectangle(x, y, width, height, color=colour))
 
+    def line(self, points: list[tuple[float, float]], *, colour: str, dashed: bool = False, marker: str = ""):
+        """A line through these points; where one is NaN it has a gap. marker: matplotlib's, at each."""
+        style: dict[str, Any] = {"linestyle": "--" if dashed else "-", "linewidth": 1 if dashed else 2}
+        self.axes.plot(*zip(*points), color=colour, marker=marker, markersize=5, **style)
+
     def _rectangle(self, x: float, y: float, width: float, height: float, **style: Any) -> "Rectangle":
         from matplotlib.patches import Rectangle
 

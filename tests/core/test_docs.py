@@ -13,6 +13,7 @@ from find_host import ROOT
 SHAPES = json.loads((ROOT / "tests/support/node_shapes.json").read_text("utf-8"))
 INPUT_HEADINGS = {"en": "## Inputs", "zh": "## 输入"}
 TRANSLATION = json.loads((ROOT / "locales/zh/nodeDefs.json").read_text("utf-8"))
+READABLE = json.loads((ROOT / "locales/en/nodeDefs.json").read_text("utf-8"))
 
 
 def input_names(inputs: list[dict], before: str = "") -> list[str]:
@@ -73,6 +74,32 @@ def test_the_pages_name_every_output_as_it_is_shown(node):
     translated = [output["name"] for output in TRANSLATION[node]["outputs"].values()]
     for language, names in (("en", OUTPUTS[node]), ("zh", translated)):
         assert [name for name in names if name not in page(node, language)] == []
+
+
+def english_names(node: str) -> dict[str, str]:
+    """What inputs are called on the canvas: the id, where it is readable, else a name of the English locale."""
+    named = READABLE.get(node, {}).get("inputs", {})
+    return {name: named.get(key_of(name), {}).get("name", shown(name)) for name in INPUTS[node]}
+
+
+@pytest.mark.parametrize("node", SHAPES)
+def test_inputs_have_english_names_that_can_be_read(node):
+    """Names are in a locale, not in `display_name`: that hides translations on sockets, and is not read in combos."""
+    assert [name for name in english_names(node).values() if "_" in name] == []
+    assert READABLE.get(node, {}).get("inputs", {}).keys() <= set(map(key_of, INPUTS[node]))
+
+
+def test_the_english_names_are_of_these_nodes():
+    assert READABLE.keys() <= SHAPES.keys()
+
+
+@pytest.mark.parametrize("node", SHAPES)
+def test_the_english_page_has_the_english_names_of_inputs(node):
+    text = page(node, "en")
+    rows = {
+        name: f"`{shown(name)}`" + f" {named}" * (named != shown(name)) for name, named in english_names(node).items()
+    }
+    assert [row for row in rows.values() if row not in text] == []
 
 
 @pytest.mark.parametrize("node", SHAPES)

@@ -143,6 +143,7 @@ def test_wrong_settings_are_refused(wrong, sentence):
 def test_words_as_people_type_them():
     assert parse_words(" Natural-lighting, Real\n\nConcept art ,\n") == ("Natural-lighting", "Real", "Concept art")
     assert parse_words("  \n, ") == ()
+    assert parse_words("# what it shall become, one per line\nReal, # 1\n  # no more") == ("Real", "# 1")
 
 
 def test_words_drawn_at_random_are_those_of_the_list_and_depend_on_the_update_alone():

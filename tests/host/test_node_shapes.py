@@ -6,6 +6,7 @@ After a change that is meant, write the list anew: `WRITE_SHAPES=1 .venv/bin/pyt
 import asyncio
 import json
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ import pytest
 SHAPES = Path(__file__).parents[1] / "support/node_shapes.json"
 MOST_WIDGETS = 10
 WIDGETS = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO", "COMFY_DYNAMICCOMBO_V3")
+SUBJECTS = ("The", "A", "An", "These", "All", "Both", "Another", "FLUX", "How", "Which", "What", "Where", "Whether")
 HOST = "what the host has"
 VARYING = {  # the options of these combos are the machine's files, or the host's samplers
     ("SRPO_Trainer", "start_lora"),
@@ -53,10 +55,14 @@ def input_shape(node: str, declared) -> dict:
 
 
 @pytest.fixture(scope="module")
-def shapes(pack):
-    """The shape of every node, by its id."""
+def schemas(pack):
     extension = asyncio.run(pack("nodes").comfy_entrypoint())
-    schemas = [node.define_schema() for node in asyncio.run(extension.get_node_list())]
+    return [node.define_schema() for node in asyncio.run(extension.get_node_list())]
+
+
+@pytest.fixture(scope="module")
+def shapes(schemas):
+    """The shape of every node, by its id."""
     return {schema.node_id: shape_of(schema) for schema in schemas}
 
 
@@ -79,3 +85,40 @@ def widgets(inputs: list[dict]) -> list[str]:
 def test_a_node_opens_with_few_widgets(shapes):
     opened = {node: widgets(shape["inputs"]) for node, shape in shapes.items()}
     assert {node: names for node, names in opened.items() if len(names) > MOST_WIDGETS} == {}
+
+
+def tooltips(inputs: list) -> list[str | None]:
+    found = []
+    for each in inputs:
+        found.append(each.tooltip)
+        if each.io_type == "COMFY_DYNAMICCOMBO_V3":
+            found += [tip for option in each.options for tip in tooltips(option.inputs)]
+    return found
+
+
+def test_tooltips_are_sentences_that_begin_with_what_they_are_about(schemas):
+    """Not "Of the sampler.", but "The scheduler of the sampler."; outputs have one, too."""
+    tips = {schema.node_id: tooltips([*schema.inputs, *schema.outputs]) for schema in schemas}
+    sentence = re.compile(rf"({'|'.join(SUBJECTS)}) .*\.", re.DOTALL)
+    assert {
+        node: wrong
+        for node, all_of in tips.items()
+        if (wrong := [t for t in all_of if not sentence.fullmatch(t or "")])
+    } == {}
+
+
+def test_a_tooltip_names_no_node_that_does_not_exist(schemas):
+    known = {schema.display_name for schema in schemas}
+    tips = [tip for schema in schemas for tip in tooltips([*schema.inputs, *schema.outputs])]
+    named = {name for tip in tips for name in re.findall(r"SRPO (?:[A-Z][a-z]+ ?)+", tip)}
+    assert {name.strip() for name in named} <= known
+
+
+def test_every_node_is_found_by_what_people_type(schemas):
+    found = {
+        schema.node_id: {word for alias in schema.search_aliases for word in alias.lower().split()}
+        for schema in schemas
+    }
+    assert {node for node, words in found.items() if len(words) < 3} == set()
+    typed = ("rlhf", "reward", "lora", "realism", "srpo", "hps", "pickscore", "fine-tune", "aesthetic", "dataset")
+    assert {word for word in typed if not any(word in words for words in found.values())} == set()

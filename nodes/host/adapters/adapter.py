@@ -96,6 +96,11 @@ def target_layers(model: nn.Module, target: str = "all", whole: bool = False) ->
     if not layers:
         raise ValueError("Found no blocks with linear layers in this model to put an adapter on.")
     chosen = {name: layer for name, layer in layers.items() if belongs(name, target)}
+    if bare := [name for name, layer in chosen.items() if getattr(layer, "weight", None) is None]:
+        raise ValueError(
+            f"{bare[0]} has no weight of its own in this ComfyUI, so there is nothing to put an adapter on: choose "
+            "another target in SRPO Trainer."
+        )
     if not chosen:
         there = ", ".join(other for other in TARGETS if any(belongs(name, other) for name in layers))
         raise ValueError(f'This model ({type(model).__name__}) has no target "{target}": choose one of {there}.')

@@ -32,10 +32,14 @@ def _rotate(q: Tensor, k: Tensor, v: Tensor, pe: Tensor | None = None, **_: Any)
 
     torch.compile fuses those.
     """
-    if pe is None or q.device.type == "cpu" or torch.compiler.is_compiling():
+    if pe is None or q.device.type == "cpu" or torch.compiler.is_compiling() or not _has_fused_positions():
         return {}
     q, k = _Rotated.apply(q, k, pe)
     return {"q": q, "k": k, "pe": None}
+
+
+def _has_fused_positions() -> bool:
+    return hasattr(getattr(comfy.quant_ops, "ck", None), "apply_rope")
 
 
 class _Rotated(torch.autograd.Function):

@@ -11,11 +11,15 @@ from typing import Any, TypeVar
 import torch
 from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
-from comfy_api.torch_helpers.torch_compile import COMPILE_KEY
 from torch import Tensor, nn
 from torch._dynamo.exc import TorchDynamoException
 
 from .frozen import copy, is_ready
+
+try:
+    from comfy_api.torch_helpers.torch_compile import COMPILE_KEY
+except ImportError:
+    COMPILE_KEY = "torch.compile"  # the name that it had
 
 MAX_VARIANTS = 64  # of a block that are compiled: by shapes, with and without gradient, the first of its list
 

@@ -10,7 +10,6 @@ from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Any
 
-import comfy.model_management
 import torch
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor, nn
@@ -19,6 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ..patcher.forwards import replaced_forwards
 from ..patcher.reach import TooMuch, reached
+from ..patcher.training_mode import training_mode
 from .compiled import are_resident, is_compiled, many_variants, ordinary_parameters, run_compiled, run_on_copies
 from .frozen import frozen_forwards, is_norm, needs_gradient, own_parameters
 from .guests import CONSTANTS, Guests
@@ -181,13 +181,8 @@ class Differentiable:
 @contextlib.contextmanager
 def in_training() -> Iterator[None]:
     """With gradients, and the host chooses what has a backward: all that a backward needs where nothing runs again."""
-    before = comfy.model_management.in_training
-    comfy.model_management.in_training = True
-    try:
-        with torch.inference_mode(False), torch.enable_grad():
-            yield
-    finally:
-        comfy.model_management.in_training = before
+    with training_mode(), torch.inference_mode(False), torch.enable_grad():
+        yield
 
 
 def blocks(root: nn.Module) -> Iterator[nn.Module]:

@@ -1,7 +1,8 @@
 """Layers with constant weights, as forwards that pass gradients to their input and keep next to nothing for that.
 
 Linear layers and convolutions save nothing and fetch their weight again for the backward; norms read a copy of their
-input; layers of an unknown kind run again. So weights may be inference tensors (which autograd refuses to save),
+input; layers of an unknown kind run again, and so do those that are called with more than their input, such as an
+activation that a newer host has them apply first. So weights may be inference tensors (which autograd refuses to save),
 offloaded, cast or quantised.
 
 Where a layer quantises its input as well (int8, and fp8, nvfp4 and mxfp8 on cards that multiply them), the gradient is
@@ -66,6 +67,12 @@ def is_stored_plainly(module: nn.Module) -> bool:
     return weight is None or (type(weight) in (Tensor, nn.Parameter) and weight.dtype in PLAIN)
 
 
+def is_stored_in_integers(module: nn.Module) -> bool:
+    """Whether its weight is quantised to integers, for which the host has kernels that fuse it with its neighbours."""
+    weight = module._parameters.get("weight")
+    return isinstance(weight, QuantizedTensor) and not weight.storage_dtype.is_floating_point
+
+
 def needs_gradient(x: Any) -> bool:
     return torch.is_tensor(x) and x.requires_grad and torch.is_grad_enabled()
 
@@ -93,7 +100,11 @@ def _class_among(module: nn.Module, classes: Iterable[type]) -> type | None:
 
 @contextlib.contextmanager
 def weight_of(module: nn.Module, like: Tensor) -> Iterator[tuple[Tensor | None, Tensor | None]]:
-    """The layer's weight and bias as the host would use them on `like`, wherever and however they are stored."""
+    """The layer's weight and bias as the host would use them on `like`, wherever and however they are stored.
+
+    Raises ValueError for a layer that has no weight of its own.
+    """
+    check_has_weight(module)
     if is_ready(module, like):
         yield module.weight, getattr(module, "bias", None)
         return
@@ -106,6 +117,16 @@ def weight_of(module: nn.Module, like: Tensor) -> Iterator[tuple[Tensor | None, 
         yield weight.dequantize() if isinstance(weight, QuantizedTensor) else weight, bias
     finally:
         comfy.ops.uncast_bias_weight(module, weight, bias, stream)
+
+
+def check_has_weight(module: nn.Module):
+    """Raises ValueError for a layer that has no weight of its own."""
+    if not hasattr(module, "weight"):
+        kind = type(module)
+        raise ValueError(
+            f"A layer of the kind {kind.__module__}.{kind.__qualname__} has no weight of its own: the model's layers "
+            "were put together in a way that is not known here. Load the model with ComfyUI's own Load Diffusion Model."
+        )
 
 
 def is_ready(module: nn.Module, like: Tensor) -> bool:
@@ -139,19 +160,21 @@ class FrozenLinear:
         self.module = module
         self._forward = forward
         # The host's fp8 layers write into their input, which autograd may have saved before.
-        self._writes = isinstance(module, comfy.ops.fp8_ops.Linear)
+        self._writes = isinstance(module, getattr(getattr(comfy.ops, "fp8_ops", None), "Linear", ()))
 
     def __call__(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        if not needs_gradient(x):
-            return self._forward(x, *args, **kwargs)
-        _check_others(self.module, args, kwargs)
-        return _ThroughLinear.apply(x, self, args, kwargs)
+        if not is_alone(args, kwargs):
+            return _recomputed(self.module, self._leaving_its_input, x, *args, **kwargs)
+        return _ThroughLinear.apply(x, self) if needs_gradient(x) else self._forward(x, *args, **kwargs)
 
-    def plain(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    def plain(self, x: Tensor) -> Tensor:
         """Its output, without a graph."""
-        y = self._forward(copy(x) if self._writes else x, *args, **kwargs)
+        y = self._leaving_its_input(x)
         # F.linear may return a view, and autograd forbids writing into a view that a Function returned.
         return torch.ops.aten._unsafe_view(y, y.shape)
+
+    def _leaving_its_input(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        return self._forward(copy(x) if self._writes else x, *args, **kwargs)
 
     def pull(self, gradient: Tensor, shape: torch.Size) -> Tensor:
         """The gradient at the input, of this shape, given that at the output."""
@@ -169,15 +192,15 @@ class FrozenLinear:
 
 class _ThroughLinear(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, layer: FrozenLinear, args: tuple, kwargs: dict):
+    def forward(ctx: Any, x: Tensor, layer: FrozenLinear):
         ctx.layer = layer
         ctx.shape = x.shape
-        return layer.plain(x, *args, **kwargs)
+        return layer.plain(x)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor):
-        return ctx.layer.pull(gradient, ctx.shape), None, None, None
+        return ctx.layer.pull(gradient, ctx.shape), None
 
 
 class Recomputed:
@@ -187,38 +210,65 @@ class Recomputed:
         self.module = module
         self.forward = forward
 
-    def __call__(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        if not needs_gradient(x):
-            return self.forward(x, *args, **kwargs)
-        _check_others(self.module, args, kwargs)
-        return _ThroughRecomputed.apply(x, self.module, lambda y: self.forward(y, *args, **kwargs))
+    def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
+        return _recomputed(self.module, self.forward, *args, **kwargs)
+
+
+def _recomputed(module: nn.Module, forward: Callable, *args: Any, **kwargs: Any) -> Tensor:
+    """The forward of a leaf, with gradients for whichever of its inputs want one."""
+    values = (*args, *kwargs.values())
+    if not any(map(needs_gradient, values)):
+        return forward(*args, **kwargs)
+
+    def again(*values: Any) -> Tensor:
+        return forward(*values[: len(args)], **dict(zip(kwargs, values[len(args) :])))
+
+    # The block may go on to write into them; where that matters, keep copies.
+    keeps = copy if not is_linear(module) or len(values) > 1 else _as_it_is
+    return _ThroughRecomputed.apply(module, again, keeps, *values)
 
 
 class _ThroughRecomputed(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, module: nn.Module, forward: Callable):
-        # The block may go on to write into x; where that matters, keep a copy.
-        ctx.save_for_backward(x if is_linear(module) else copy(x))
+    def forward(ctx: Any, module: nn.Module, forward: Callable, keeps: Callable, *values: Any):
         ctx.module = module
         ctx.forward = forward
-        return forward(x).clone()
+        ctx.wanted = ctx.needs_input_grad[3:]
+        ctx.save_for_backward(*(keeps(value) for value, wanted in zip(values, ctx.wanted) if wanted))
+        ctx.others = [
+            keeps(value) if torch.is_tensor(value) else value for value, wanted in zip(values, ctx.wanted) if not wanted
+        ]
+        return forward(*values).clone()
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor):
         with torch.enable_grad(), own_parameters([ctx.module]):
-            x = ctx.saved_tensors[0].detach().requires_grad_()
+            leaves = [saved.detach().requires_grad_() for saved in ctx.saved_tensors]
+            inputs = _merged(ctx.wanted, leaves, ctx.others)
             try:
-                return torch.autograd.grad(ctx.forward(x), x, gradient)[0], None, None
+                gradients = torch.autograd.grad(ctx.forward(*inputs), leaves, gradient)
             except torch.OutOfMemoryError:
                 raise
             except RuntimeError as error:
                 raise _no_gradient(ctx.module, error) from error
+        return None, None, None, *_merged(ctx.wanted, gradients, [None] * len(ctx.others))
 
 
-def _check_others(module: nn.Module, args: tuple, kwargs: dict):
-    if any(map(needs_gradient, (*args, *kwargs.values()))):
-        raise _no_gradient(module, "more than one of its inputs needs one")
+def _merged(first: Iterable[bool], ones: Iterable, others: Iterable) -> list:
+    """Both in one list: at each place the next of `ones`, or, where `first` is not true, of `others`."""
+    ones = iter(ones)
+    others = iter(others)
+    return [next(ones if is_one else others) for is_one in first]
+
+
+def is_alone(args: tuple, kwargs: dict) -> bool:
+    """Whether a layer is called with nothing but its input."""
+    return all(value is None for value in (*args, *kwargs.values()))
+
+
+def _as_it_is(tensor: Tensor) -> Tensor:
+    return tensor
 
 
 def _no_gradient(module: nn.Module, reason: Any) -> ValueError:

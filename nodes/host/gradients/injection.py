@@ -11,13 +11,17 @@ from functools import partial
 from typing import Any
 
 import comfy.model_management
+import comfy.ops
 import torch
 from comfy.model_patcher import ModelPatcher
-from comfy.patcher_extension import CallbacksMP, PatcherInjection
+from comfy.patcher_extension import CallbacksMP, PatcherInjection, WrappersMP
 from comfy.weight_adapter.bypass import BypassForwardHook
 from torch import Tensor, nn
 
+from ..patcher.carried import as_carried
 from ..patcher.forwards import replaced_forwards
+from ..patcher.training_mode import training_mode
+from .frozen import is_alone, is_stored_in_integers
 from .guests import OrdinaryInputs
 
 KEY = "srpo"  # of what we put into a MODEL's dictionaries
@@ -38,7 +42,15 @@ class Injection:
         self._in: dict[nn.Module, contextlib.ExitStack] = {}
 
     def put_into(self, patcher: ModelPatcher):
-        """Before the injections that it has, so that this sees the layers first."""
+        """Before the injections that it has, so that this sees the layers first.
+
+        A kernel that reads the weight of a layer passes by its forward, and so the adapter; where there may be such
+        kernels, the MODEL samples as it trains, without them.
+        """
+        with as_carried(patcher):
+            fused = any(map(is_stored_in_integers, self._layers_of(patcher)))
+        if fused:
+            patcher.add_wrapper_with_key(WrappersMP.APPLY_MODEL, KEY, _as_in_training)
         patcher.injections = {KEY: [PatcherInjection(self._note, self._take_off)], **patcher.injections}
         patcher.add_callback_with_key(CallbacksMP.ON_INJECT_MODEL, KEY, self._put_on)
         patcher.add_callback_with_key(CallbacksMP.ON_EJECT_MODEL, KEY, self._restore)
@@ -59,7 +71,8 @@ class Injection:
             hook = self._hooks.get(layer) or self._hooks.setdefault(layer, BypassForwardHook(layer, adapter))
             hook.original_forward = layer.forward
             here = patcher.load_device == self._device
-            forwards[layer] = hook._bypass_forward if here else partial(_elsewhere, hook, self._device)
+            adapted = hook._bypass_forward if here else partial(_elsewhere, hook, self._device)
+            forwards[layer] = partial(_with_input_alone, adapted)
         stack = self._in[patcher.model] = contextlib.ExitStack()
         stack.enter_context(replaced_forwards(forwards))
 
@@ -89,8 +102,33 @@ def take_out_of(patcher: ModelPatcher):
     """Undo `put_into`, and all else of ours, on a MODEL."""
     patcher.remove_injections(KEY)
     patcher.remove_attachments(KEY)
+    patcher.remove_wrappers_with_key(WrappersMP.APPLY_MODEL, KEY)
     for kind in list(patcher.callbacks):
         patcher.remove_callbacks_with_key(kind, KEY)
+
+
+def _as_in_training(apply_model: Callable, *args: Any, **kwargs: Any):
+    with training_mode():
+        return apply_model(*args, **kwargs)
+
+
+def _with_input_alone(adapted: Callable, x: Tensor, *args: Any, input_act: str | None = None, **kwargs: Any) -> Tensor:
+    """An adapted layer's output where a newer host has the layer do more: the adapter is on what the weight is on.
+
+    So an activation comes first. Raises ValueError for what else there may be.
+    """
+    activations = getattr(comfy.ops, "INPUT_ACT_EAGER", {})
+    if input_act in activations:
+        x = activations[input_act](x)
+        input_act = None
+    more = kwargs | ({"input_act": input_act} if input_act else {})
+    if not is_alone(args, more):
+        names = [*(["more than one input"] if args else []), *(name for name, v in more.items() if v is not None)]
+        raise ValueError(
+            f"This ComfyUI lets a layer that is trained do more than its weights do ({', '.join(names)}), and an "
+            'adapter would not be part of that: choose another target in SRPO Trainer, such as "attention".'
+        )
+    return adapted(x)
 
 
 def eject_all(model: nn.Module):
@@ -98,6 +136,23 @@ def eject_all(model: nn.Module):
     for loaded in comfy.model_management.current_loaded_models:
         if loaded.model is not None and loaded.model.model is model:
             loaded.model.eject_model()
+
+
+@contextlib.contextmanager
+def calls_noted(patcher: ModelPatcher, layers: dict[str, nn.Module]) -> Iterator[set[str]]:
+    """The names of those layers whose forwards are called, beneath what the host injects meanwhile."""
+    called: set[str] = set()
+    eject_all(patcher.model)
+    with replaced_forwards({layer: partial(_noted, called, name, layer.forward) for name, layer in layers.items()}):
+        try:
+            yield called
+        finally:
+            eject_all(patcher.model)
+
+
+def _noted(called: set[str], name: str, forward: Callable, *args: Any, **kwargs: Any):
+    called.add(name)
+    return forward(*args, **kwargs)
 
 
 @contextlib.contextmanager
