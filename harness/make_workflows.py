@@ -14,7 +14,7 @@ from pathlib import Path
 from find_host import ROOT, find_host
 from workflow import AFTER_GENERATE, DYNAMIC, WIDGETS, WORKFLOW_1, option_inputs, to_prompt, widgets
 
-OURS = "comfyui-srpo"
+OURS = "srpo"
 VERSION = "0.1.0"
 NOTE = ("#432", "#653")  # colour of its title and of its body
 HEADER = 30

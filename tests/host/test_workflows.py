@@ -67,7 +67,7 @@ def test_sub_folders_are_not_listed_by_the_host_so_there_are_none():
 def test_has_a_note_a_thumbnail_and_nothing_of_other_packs(file):
     nodes = load(file)["nodes"]
     assert any(node["type"] in NOTES and len(node["widgets_values"][0]) > 200 for node in nodes)
-    assert {node["properties"].get("cnr_id", "comfy-core") for node in nodes} <= {"comfy-core", "comfyui-srpo"}
+    assert {node["properties"].get("cnr_id", "comfy-core") for node in nodes} <= {"comfy-core", "srpo"}
     thumbnail = file.with_suffix(".jpg").read_bytes()
     assert thumbnail.startswith(b"\xff\xd8\xff") and len(thumbnail) < THUMBNAIL_BYTES
 
