@@ -35,7 +35,9 @@ def drawing(seed):
     draw = ImageDraw.Draw(picture)
     draw.rectangle((0, rng.randint(200, 350), 448, 448), fill=colour())
     for _ in range(rng.randint(3, 7)):
-        x, y, r = rng.randint(30, 400), rng.randint(30, 400), rng.randint(20, 100)
+        x = rng.randint(30, 400)
+        y = rng.randint(30, 400)
+        r = rng.randint(20, 100)
         shape = rng.choice((draw.ellipse, draw.rectangle))
         shape((x - r, y - r, x + r, y + r), fill=colour(), outline="black", width=5)
     return to_tensor(picture)
