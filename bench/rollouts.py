@@ -2,9 +2,9 @@
 
     python -m bench.rollouts --seeds 0 1 2
 
-The demo's training (workflow 1, on a real ComfyUI) with each kind of rollout, judged as the demo's is. Prints a line of
-JSON for each; the last is one object with the means over the seeds, by kind. `seconds` are of the whole training, the
-previews before and after included; `cpu_seconds` are the host's of it, over all its threads.
+The demo's training (workflow 1, on a real ComfyUI) with each variant of the rollouts, judged as the demo's is. Prints
+a line of JSON for each; the last is one object with the means over the seeds, by variant. `seconds` are of the whole
+training, the previews before and after included; `cpu_seconds` are the host's of it, over all its threads.
 """
 
 import argparse
@@ -22,7 +22,7 @@ sys.path.append(str(ROOT / "demo"))
 from judged import PICTURES, REPORTED, measured, measured_scenes
 from worlds import SIZE, HostWorld
 
-KINDS = {
+VARIANTS = {
     "full": {},
     "half the steps": {"steps": 5},
     "half the size": {"width": SIZE // 2, "height": SIZE // 2},
@@ -30,33 +30,33 @@ KINDS = {
 }
 
 
-def train(world: HostWorld, kind: str, seed: int, updates: int, out: Path) -> dict[str, float]:
-    """Train a run of its own by rollouts of this kind; returns what that took."""
-    world.run_name = f"{kind} {seed}"
+def train(world: HostWorld, variant: str, seed: int) -> dict[str, float]:
+    """Train a run of its own by such rollouts; returns what that took."""
+    world.run_name = f"{variant} {seed}"
     world.inputs["SRPO_Trainer"] |= {"run_name": world.run_name, "adapter.seed": seed}
-    world.inputs["SRPO_Train"] |= {"seed": seed, "updates": updates}
+    world.inputs["SRPO_Train"]["seed"] = seed
     full = {"steps": 10, "width": 0, "height": 0}
-    world.inputs["SRPO_Rollouts"] |= full | KINDS[kind]
+    world.inputs["SRPO_Rollouts"] |= full | VARIANTS[variant]
     process = psutil.Process(world.process.pid)
     began = time.monotonic()
     used = sum(process.cpu_times()[:2])
-    world.train(out)
+    world.train(world.base)
     return {
         "seconds": round(time.monotonic() - began, 1),
         "cpu_seconds": round(sum(process.cpu_times()[:2]) - used, 1),
     }
 
 
-def rows(world: HostWorld, seeds: list[int], updates: int, scenes: list, out: Path) -> list[dict]:
-    """The numbers of each kind and seed; each is printed as soon as it is known."""
+def rows(world: HostWorld, seeds: list[int], scenes: list) -> list[dict]:
+    """The numbers of each variant and seed; each is printed as soon as it is known."""
     judged = [scene for scene in scenes for _ in range(PICTURES)]
-    found = [{"kind": "before"} | _reported(measured(world.pictures(scenes, PICTURES), judged))]
+    found = [{"rollouts": "before"} | _reported(measured(world.pictures(scenes, PICTURES), judged))]
     print(json.dumps(found[0]), flush=True)
     for seed in seeds:
-        for kind in KINDS:
-            seconds = train(world, kind, seed, updates, out)
+        for variant in VARIANTS:
+            seconds = train(world, variant, seed)
             numbers = _reported(measured(world.pictures(scenes, PICTURES, trained=True), judged))
-            found.append({"kind": kind, "seed": seed} | seconds | numbers)
+            found.append({"rollouts": variant, "seed": seed} | seconds | numbers)
             print(json.dumps(found[-1]), flush=True)
     return found
 
@@ -66,13 +66,13 @@ def _reported(numbers: dict[str, float]) -> dict[str, float]:
 
 
 def means(found: list[dict]) -> dict[str, dict[str, float]]:
-    """The mean of each number over the seeds, by kind."""
-    kinds = {row["kind"]: [other for other in found if other["kind"] == row["kind"]] for row in found}
-    return {kind: _mean(same) for kind, same in kinds.items()}
+    """The mean of each number over the seeds, by variant."""
+    variants = {row["rollouts"]: [other for other in found if other["rollouts"] == row["rollouts"]] for row in found}
+    return {variant: _mean(same) for variant, same in variants.items()}
 
 
 def _mean(same: list[dict]) -> dict[str, float]:
-    numbers = [name for name in same[0] if name not in ("kind", "seed")]
+    numbers = [name for name in same[0] if name not in ("rollouts", "seed")]
     return {name: round(sum(row[name] for row in same) / len(same), 4) for name in numbers}
 
 
@@ -86,11 +86,9 @@ def main():
     if host is None:
         raise SystemExit("There is no ComfyUI to measure on: set COMFYUI_PATH.")
     with tempfile.TemporaryDirectory(prefix="srpo-rollouts-") as folder:
-        base = Path(folder) / "base"
-        base.mkdir()
-        with HostWorld(host, base, 0) as world:
-            scenes = measured_scenes()[: options.scenes]
-            print(json.dumps(means(rows(world, options.seeds, options.updates, scenes, Path(folder)))))
+        with HostWorld(host, Path(folder), 0) as world:
+            world.inputs["SRPO_Train"]["updates"] = options.updates
+            print(json.dumps(means(rows(world, options.seeds, measured_scenes()[: options.scenes]))))
 
 
 if __name__ == "__main__":

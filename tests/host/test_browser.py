@@ -57,6 +57,11 @@ SLOT = """([kind, input, name]) => {
     const place = node.getConnectionPos(input, input ? node.findInputSlot(name) : node.findOutputSlot(name))
     const {scale, offset} = app.canvas.ds, corner = app.canvas.canvas.getBoundingClientRect()
     return {x: (place[0] + offset[0]) * scale + corner.left, y: (place[1] + offset[1]) * scale + corner.top} }"""
+CONNECT = """([id, inputs]) => { const node = app.graph.getNodeById(id)
+    for (const [name, [from, slot]] of Object.entries(inputs))
+        app.graph.getNodeById(from).connect(slot, node, node.inputs.findIndex(input => input.name === name)) }"""
+WRITE = """([id, values]) => { const node = app.graph.getNodeById(id)
+    for (const [name, value] of Object.entries(values)) node.widgets.find(w => w.name === name).value = value }"""
 DROP = """([name, type, content]) => {
     const files = new DataTransfer(), bytes = Uint8Array.from(atob(content), each => each.charCodeAt(0))
     files.items.add(new File([bytes], name, {type}))
@@ -325,6 +330,61 @@ def test_workflows_and_pictures_are_dragged_in(site):
     inputs = inputs_of(graph_to_prompt(page), "SRPO_Train")
     assert inputs["updates"] == 3 and "levels" in inputs
     assert page.complaints <= page.baseline
+
+
+def add_blueprint(page, name: str) -> int:
+    """The id of the node that a blueprint became, found as people do: by a double click on the canvas."""
+    page.keyboard.press("Escape")
+    page.evaluate("app.graph.clear()")
+    page.mouse.dblclick(900, 600)
+    page.wait_for_function("document.activeElement.tagName === 'INPUT'")
+    page.keyboard.type(name)
+    page.get_by_text(name).last.wait_for()
+    page.keyboard.press("Enter")
+    page.wait_for_function("name => app.graph.nodes.some(node => node.title === name)", arg=name)
+    return page.evaluate("app.graph.nodes[0].id")
+
+
+def add(page, kind: str, inputs: dict) -> int:
+    """The id of a new node of this kind, its inputs linked to (id, output)."""
+    id_ = page.evaluate("kind => app.graph.add(LiteGraph.createNode(kind)).id", kind)
+    page.evaluate(CONNECT, [id_, inputs])
+    return id_
+
+
+def test_a_blueprint_trains_flux(site):
+    page = site.page("classic")
+    blueprint = add_blueprint(page, "Train FLUX with SRPO")
+    toy = add(page, "SRPO_ToyModels", {})
+    page.evaluate(CONNECT, [blueprint, {"model": [toy, 0], "clip": [toy, 1], "vae": [toy, 2], "reward": [toy, 3]}])
+    small = {"run_name": "blueprint", "updates": 1, "width": 32, "height": 32, "batch": 1}
+    page.evaluate(WRITE, [blueprint, small])
+    add(page, "PreviewImage", {"images": [blueprint, 3]})
+    press_run(page)
+    assert wait_for_end(page) == "execution_success"
+    page.wait_for_function("() => app.graph.nodes.at(-1).imgs?.length === 8")  # four before, four after
+    site.keep(page, "blueprint Train FLUX with SRPO")
+    assert page.complaints <= page.baseline
+
+
+def test_a_blueprint_makes_a_step(site):
+    page = site.page("classic")
+    blueprint = add_blueprint(page, "One SRPO step")
+    toy = add(page, "SRPO_ToyModels", {})
+    trainer = add(page, "SRPO_Trainer", {"model": [toy, 0]})
+    text = add(page, "CLIPTextEncode", {"clip": [toy, 1]})
+    noise = add(page, "RandomNoise", {})
+    empty = add(page, "EmptySD3LatentImage", {})
+    page.evaluate(WRITE, [trainer, {"run_name": "blueprint step"}])
+    page.evaluate(WRITE, [empty, {"width": 64, "height": 64}])
+    page.evaluate(WRITE, [blueprint, {"prompt": "a red circle on grass"}])
+    models = {"model": [trainer, 1], "trainer": [trainer, 0], "vae": [toy, 2], "reward": [toy, 3]}
+    page.evaluate(CONNECT, [blueprint, models | {"conditioning": [text, 0], "noise": [noise, 0], "latent": [empty, 0]}])
+    add(page, "PreviewAny", {"source": [blueprint, 1]})
+    press_run(page)
+    assert wait_for_end(page) == "execution_success"
+    site.keep(page, "blueprint One SRPO step")
+    assert json.loads((site.base / "output/srpo/blueprint step/run.json").read_text())["updates"] == 1
 
 
 def test_cancel_says_what_is_kept_and_a_restart_goes_on(site):
