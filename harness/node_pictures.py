@@ -27,6 +27,7 @@ EDGE = 8  # pixels around a node
 COLORS = 48  # enough for a node's flat colours, at a fifth of the bytes
 WIDEST = 800  # pixels of a result
 WIDTH = 320  # of a node
+PROMPT = "a red circle on grass"
 ALONE = """([kind, corner, width]) => {
     app.graph.clear()
     const node = LiteGraph.createNode(kind)
@@ -69,10 +70,18 @@ def stages() -> dict:
     """A prompt that trains the toy, compares it, scores its pictures and goes once through the stages of an update."""
     prompt, inputs = workflow_1()
     ids = {entry["class_type"]: number for number, entry in prompt.items()}
+    added = judged(ids, inputs["SRPO_Objective"]) | one_update(ids)
+    for name, latent in (("noisy", ["inject", 1]), ("denoise", ["recover", 1]), ("inversion", ["recover", 2])):
+        added[f"{name} decoded"] = ("VAEDecode", {"samples": latent, "vae": [ids["SRPO_ToyModels"], 2]})
+        added[f"{name} shown"] = ("PreviewImage", {"images": [f"{name} decoded", 0]})
+    added["scored shown"] = ("PreviewImage", {"images": ["scored", 2]})
+    added["samples shown"] = ("PreviewImage", {"images": ["compare", 1]})
+    return prompt | {name: {"class_type": kind, "inputs": given} for name, (kind, given) in added.items()}
+
+
+def judged(ids: dict[str, str], objective: dict) -> dict[str, tuple[str, dict]]:
+    """The nodes that look at what was trained: (type, inputs) by name. ids: of workflow 1's nodes, by type."""
     toy = ids["SRPO_ToyModels"]
-    trainer = ids["SRPO_Trainer"]
-    words = {side: inputs["SRPO_Objective"][side] for side in ("positive", "negative")}
-    text = "a red circle on grass"
     lora = {"model": [toy, 0], "lora": [ids["SRPO_Train"], 1], "strength_model": 1.0, "bypass": False}
     compare = {
         "model_before": [toy, 0],
@@ -93,11 +102,21 @@ def stages() -> dict:
         "reward": [toy, 3],
         "images": ["compare", 2],
         "prompt": "",
-        "words": words["positive"],
-        "negative": words["negative"],
+        "words": objective["positive"],
+        "negative": objective["negative"],
         "best": 1,
         "show_gradients": True,
     }
+    return {
+        "lora": ("LoraModelLoader", lora),
+        "compare": ("SRPO_Compare", compare),
+        "table": ("SRPO_RewardTable", table),
+    }
+
+
+def one_update(ids: dict[str, str]) -> dict[str, tuple[str, dict]]:
+    """The nodes of one update up to its scores, with the toy as it is before training."""
+    toy = ids["SRPO_ToyModels"]
     sample = {
         "noise": ["noise", 0],
         "guider": ["guider", 0],
@@ -110,32 +129,23 @@ def stages() -> dict:
         "vae": [toy, 2],
         "recovered": ["recover", 0],
         "objective": [ids["SRPO_Objective"], 0],
-        "prompt": text,
+        "prompt": PROMPT,
     }
-    added = {
-        "lora": ("LoraModelLoader", lora),
-        "compare": ("SRPO_Compare", compare),
-        "table": ("SRPO_RewardTable", table),
-        "text": ("CLIPTextEncode", {"clip": [toy, 1], "text": text}),
+    return {
+        "text": ("CLIPTextEncode", {"clip": [toy, 1], "text": PROMPT}),
         "noise": ("RandomNoise", {"noise_seed": 1}),
         "empty": ("EmptySD3LatentImage", {"width": 64, "height": 64, "batch_size": 1}),
-        "guider": ("BasicGuider", {"model": [trainer, 1], "conditioning": ["text", 0]}),
+        "guider": ("BasicGuider", {"model": [toy, 0], "conditioning": ["text", 0]}),
         "sampler": ("KSamplerSelect", {"sampler_name": "euler"}),
-        "sigmas": ("BasicScheduler", {"model": [trainer, 1], "scheduler": "simple", "steps": 25, "denoise": 1.0}),
+        "sigmas": ("BasicScheduler", {"model": [toy, 0], "scheduler": "simple", "steps": 25, "denoise": 1.0}),
         "sample": ("SamplerCustomAdvanced", sample),
         "inject": (
             "SRPO_NoisePriorInject",
-            {"model": [trainer, 1], "latent": ["sample", 0], "noise": ["noise", 0], "position": 0},
+            {"model": [toy, 0], "latent": ["sample", 0], "noise": ["noise", 0], "position": 0},
         ),
-        "recover": ("SRPO_OneStepRecover", {"model": [trainer, 1], "positive": ["text", 0], "noised": ["inject", 0]}),
+        "recover": ("SRPO_OneStepRecover", {"model": [toy, 0], "positive": ["text", 0], "noised": ["inject", 0]}),
         "scored": ("SRPO_Reward", scored),
     }
-    for name, latent in (("noisy", ["inject", 1]), ("denoise", ["recover", 1]), ("inversion", ["recover", 2])):
-        added[f"{name} decoded"] = ("VAEDecode", {"samples": latent, "vae": [toy, 2]})
-        added[f"{name} shown"] = ("PreviewImage", {"images": [f"{name} decoded", 0]})
-    added["scored shown"] = ("PreviewImage", {"images": ["scored", 2]})
-    added["samples shown"] = ("PreviewImage", {"images": ["compare", 1]})
-    return prompt | {name: {"class_type": kind, "inputs": given} for name, (kind, given) in added.items()}
 
 
 SHOWN_BY = {  # the node whose page shows a picture: the outputs that it is made of, side by side
