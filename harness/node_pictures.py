@@ -131,7 +131,20 @@ def one_update(ids: dict[str, str]) -> dict[str, tuple[str, dict]]:
         "objective": [ids["SRPO_Objective"], 0],
         "prompt": PROMPT,
     }
+    sweep = {
+        "model": [toy, 0],
+        "positive": ["text", 0],
+        "latent": ["sample", 0],
+        "vae": [toy, 2],
+        "prompt": PROMPT,
+        "count": 9,
+        "seed": 0,
+        "gradient": True,
+        "reward": [toy, 3],
+        "objective": [ids["SRPO_Objective"], 0],
+    }
     return {
+        "sweep": ("SRPO_RecoverySweep", sweep),
         "text": ("CLIPTextEncode", {"clip": [toy, 1], "text": PROMPT}),
         "noise": ("RandomNoise", {"noise_seed": 1}),
         "empty": ("EmptySD3LatentImage", {"width": 64, "height": 64, "batch_size": 1}),
@@ -151,6 +164,7 @@ def one_update(ids: dict[str, str]) -> dict[str, tuple[str, dict]]:
 SHOWN_BY = {  # the node whose page shows a picture: the outputs that it is made of, side by side
     "SRPO_Compare": ("compare",),
     "SRPO_RewardTable": ("table",),
+    "SRPO_RecoverySweep": ("sweep",),
     "SRPO_NoisePriorInject": ("noisy shown",),
     "SRPO_OneStepRecover": ("denoise shown", "inversion shown"),
     "SRPO_Reward": ("scored shown",),
