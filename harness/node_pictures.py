@@ -29,7 +29,7 @@ WIDEST = 800  # pixels of a result
 WIDTH = 320  # of a node
 PROMPT = "a red circle on grass"
 ALONE = """([kind, corner, width]) => {
-    app.graph.clear()
+    for (const other of [...app.graph.nodes]) app.graph.remove(other)  // clear() would give ids, and with them values, again
     const node = LiteGraph.createNode(kind)
     node.pos = [corner, corner]
     app.graph.add(node)

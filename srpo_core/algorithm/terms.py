@@ -25,7 +25,7 @@ class Spread:
     squares: float = 0.0  # sum of squared distances to the mean
 
     def add(self, values: Tensor):
-        for value in filter(math.isfinite, values.flatten().double().tolist()):
+        for value in filter(math.isfinite, values.flatten().tolist()):
             self.count += 1
             distance = value - self.mean
             self.mean += distance / self.count

@@ -7,15 +7,12 @@ from pathlib import Path
 
 import pytest
 from make_workflows import in_both_languages, lay_out
-from PIL import Image
 from shipped_workflows import WORKFLOWS
 from workflow import NOTES, WORKFLOW_1, to_prompt
 
 FOLDER = Path(__file__).parents[2] / "workflows"
 FILES = sorted(FOLDER.glob("*.json"))
-TOY = ["1 Toy FLUX in one minute", "4 One SRPO step, node by node"]  # run as they are; others ask for files
-FLUX = ["2 FLUX.1-dev LoRA (online)", "3 FLUX.1-dev LoRA from your photos (offline)"]
-LOADERS = {"UNETLoader": 0, "DualCLIPLoader": 1, "VAELoader": 2, "SRPO_LoadReward": 3}  # outputs of the toy's node
+TOY = ["1 Toy FLUX in one minute", "4 One SRPO step, node by node"]  # `test_flux_workflows.py` runs the others
 THUMBNAIL_BYTES = 150_000
 HEADER = 30  # of a node, above its position
 
@@ -119,27 +116,3 @@ def test_runs_as_it_ships(host, name):
     outputs = host.run(prompt)["outputs"]
     pictures = [node for node, entry in prompt.items() if entry["class_type"] == "PreviewImage"]
     assert pictures and all(outputs[node]["images"] for node in pictures)
-
-
-def with_toy(prompt: dict) -> dict:
-    """The prompt with the toy models in place of the files that it asks for."""
-    outputs = {id_: LOADERS[node["class_type"]] for id_, node in prompt.items() if node["class_type"] in LOADERS}
-    rest = {id_: node for id_, node in prompt.items() if id_ not in outputs}
-    for node in rest.values():
-        for name, value in node["inputs"].items():
-            if isinstance(value, list) and value[0] in outputs:
-                node["inputs"][name] = ["toy", outputs[value[0]]]
-    return rest | {"toy": {"class_type": "SRPO_ToyModels", "inputs": {}}}
-
-
-@pytest.mark.parametrize("name", FLUX)
-def test_runs_with_the_toy_in_place_of_flux(host, name):
-    folder = host.base / "input/photos"
-    folder.mkdir(parents=True, exist_ok=True)
-    Image.effect_noise((96, 64), 50).convert("RGB").save(folder / "a grey wall.png")
-    prompt = with_toy(brief(to_prompt(load(FOLDER / f"{name}.json"), host.object_info())))
-    for node in prompt.values():
-        node["inputs"] |= {side: 64 for side in ("width", "height") if side in node["inputs"]}
-    outputs = host.run(prompt)["outputs"]
-    (compared,) = (id_ for id_, node in prompt.items() if node["class_type"] == "SRPO_Compare")
-    assert outputs[compared]["images"] and "words-gap" in outputs[compared]["text"][0]
