@@ -29,7 +29,7 @@ WIDEST = 800  # pixels of a result
 WIDTH = 320  # of a node
 PROMPT = "a red circle on grass"
 ALONE = """([kind, corner, width]) => {
-    for (const other of [...app.graph.nodes]) app.graph.remove(other)  // clear() would give ids, and with them values, again
+    for (const other of [...app.graph.nodes]) app.graph.remove(other)  // clear() would give ids again, and values
     const node = LiteGraph.createNode(kind)
     node.pos = [corner, corner]
     app.graph.add(node)
@@ -46,6 +46,7 @@ ALONE = """([kind, corner, width]) => {
 def open_page(browser: Browser, host: HostServer, language: str) -> Page:
     """The front end in a language, without the dialog of a first start."""
     page = browser.new_page(viewport={"width": 1400, "height": 1100})
+    page.set_default_timeout(120_000)
     for _ in range(2):  # the language counts from the next start
         page.goto(f"http://{host.address}")
         page.wait_for_function(READY)

@@ -13,7 +13,7 @@ from host_server import HostServer
 from PIL import Image
 from workflow import NOTES, to_prompt
 
-FILES = sorted((Path(__file__).parents[2] / "workflows").glob("*.json"))
+FILES = sorted(f for f in (Path(__file__).parents[2] / "workflows").glob("*.json") if f.stem.isascii())
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 READY = "() => window.app?.graph && window.LiteGraph && document.querySelector('[data-testid=queue-button]')"

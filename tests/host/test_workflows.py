@@ -74,6 +74,9 @@ def test_each_workflow_has_a_chinese_twin_with_its_thumbnail():
     twins = in_both_languages(WORKFLOWS)
     assert {file.stem for file in FILES} == twins.keys()
     for name, twin in zip(WORKFLOWS, list(twins)[len(WORKFLOWS) :], strict=True):
+        assert [
+            node["widgets_values"] for node in load(FOLDER / f"{twin}.json")["nodes"] if node["type"] not in NOTES
+        ] == [node["widgets_values"] for node in load(FOLDER / f"{name}.json")["nodes"] if node["type"] not in NOTES]
         assert (FOLDER / f"{twin}.jpg").read_bytes() == (FOLDER / f"{name}.jpg").read_bytes()
 
 
