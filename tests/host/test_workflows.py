@@ -23,6 +23,11 @@ def load(file: Path) -> dict:
     return json.loads(file.read_text("utf-8"))
 
 
+def values(file: Path) -> list:
+    """The widgets' values of all nodes but notes."""
+    return [node["widgets_values"] for node in load(file)["nodes"] if node["type"] not in NOTES]
+
+
 def overlap(a, b) -> bool:
     """Whether two rectangles (x, y, width, height) share an area."""
     return all(a[i] < b[i] + b[i + 2] and b[i] < a[i] + a[i + 2] for i in (0, 1))
@@ -74,9 +79,7 @@ def test_each_workflow_has_a_chinese_twin_with_its_thumbnail():
     twins = in_both_languages(WORKFLOWS)
     assert {file.stem for file in FILES} == twins.keys()
     for name, twin in zip(WORKFLOWS, list(twins)[len(WORKFLOWS) :], strict=True):
-        assert [
-            node["widgets_values"] for node in load(FOLDER / f"{twin}.json")["nodes"] if node["type"] not in NOTES
-        ] == [node["widgets_values"] for node in load(FOLDER / f"{name}.json")["nodes"] if node["type"] not in NOTES]
+        assert values(FOLDER / f"{twin}.json") == values(FOLDER / f"{name}.json")
         assert (FOLDER / f"{twin}.jpg").read_bytes() == (FOLDER / f"{name}.jpg").read_bytes()
 
 
