@@ -56,15 +56,15 @@ def open_page(browser: Browser, host: HostServer, language: str) -> Page:
     return page
 
 
-def take_nodes(page: Page, kinds: list[str], language: str):
+def take_nodes(page: Page, node_ids: list[str], language: str):
     """A picture of each node, alone on the canvas, as it opens."""
-    for kind in kinds:
-        x, y, width, height = page.evaluate(ALONE, [kind, CORNER, WIDTH])
+    for node_id in node_ids:
+        x, y, width, height = page.evaluate(ALONE, [node_id, CORNER, WIDTH])
         page.mouse.move(5, 600)
         page.wait_for_timeout(400)
         clip = {"x": x - EDGE, "y": y - EDGE, "width": width + 2 * EDGE, "height": height + 2 * EDGE}
         image = Image.open(BytesIO(page.screenshot(clip=clip))).convert("RGB").quantize(COLORS)
-        image.save(PAGES / kind / f"node_{language}.png", optimize=True)
+        image.save(PAGES / node_id / f"node_{language}.png", optimize=True)
 
 
 def stages() -> dict:
@@ -200,11 +200,11 @@ def beside_each_other(images: list[Image.Image]) -> Image.Image:
 
 def main():
     with tempfile.TemporaryDirectory() as base, HostServer(find_host(), Path(base)) as host:
-        kinds = [kind for kind in host.object_info() if kind.startswith("SRPO_")]
+        node_ids = [name for name in host.object_info() if name.startswith("SRPO_")]
         with sync_playwright() as playwright:
             browser = playwright.chromium.launch(executable_path=BROWSER, args=FLAGS)
             for language in LANGUAGES:
-                take_nodes(open_page(browser, host, language), kinds, language)
+                take_nodes(open_page(browser, host, language), node_ids, language)
             browser.close()
         for node, image in results(host):
             image.save(PAGES / node / "result.jpg", quality=85, optimize=True)
