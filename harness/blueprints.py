@@ -7,6 +7,7 @@ from make_workflows import OURS, VERSION, Workflow, lay_out
 
 INPUT_NODE = -10  # of the front end: where links from outside begin
 OUTPUT_NODE = -20
+LINK = ("id", "origin_id", "origin_slot", "target_id", "target_slot", "type")
 ENDS = 180  # pixels of width that either of them has
 
 
@@ -35,7 +36,7 @@ def fold(name: str, blueprint: Blueprint, schemas: dict) -> dict:
     """The blueprint as the front end saves it: one node, and what is in it. schemas: the host's object_info."""
     inner = lay_out(blueprint.workflow, schemas)
     kind = str(uuid.uuid5(uuid.NAMESPACE_URL, name))
-    links = [_named(*link) for link in inner["links"]]
+    links = [dict(zip(LINK, link)) for link in inner["links"]]
     places = _places(blueprint.workflow, inner)
     inputs = [_input(slot, end, places, links) for slot, end in enumerate(blueprint.inputs)]
     outputs = [_output(slot, end, places, links) for slot, end in enumerate(blueprint.outputs)]
@@ -71,18 +72,6 @@ def fold(name: str, blueprint: Blueprint, schemas: dict) -> dict:
     }
 
 
-def _named(number: int, origin: int, slot: int, target: int, place: int, kind: str) -> dict:
-    """A link, as subgraphs have them."""
-    return {
-        "id": number,
-        "origin_id": origin,
-        "origin_slot": slot,
-        "target_id": target,
-        "target_slot": place,
-        "type": kind,
-    }
-
-
 def _places(workflow: Workflow, inner: dict) -> dict[str, dict]:
     """The laid-out nodes by their keys."""
     keys = [node.key for group in workflow.groups for node in group.nodes]
@@ -96,7 +85,8 @@ def _input(slot: int, end: Open, places: dict[str, dict], links: list[dict]) -> 
         place, target = next((place, each) for place, each in enumerate(places[key]["inputs"]) if each["name"] == name)
         target["link"] = len(links) + 1
         numbers.append(target["link"])
-        links.append(_named(target["link"], INPUT_NODE, slot, places[key]["id"], place, target["type"]))
+        link = (target["link"], INPUT_NODE, slot, places[key]["id"], place, target["type"])
+        links.append(dict(zip(LINK, link)))
     key, name = end.at[0]
     first = next(each for each in places[key]["inputs"] if each["name"] == name)
     entry = {
@@ -119,7 +109,8 @@ def _output(slot: int, end: Open, places: dict[str, dict], links: list[dict]) ->
     """The subgraph's output, linked to the node that gives it."""
     ((key, number),) = end.at
     output = places[key]["outputs"][number]
-    links.append(_named(len(links) + 1, places[key]["id"], number, OUTPUT_NODE, slot, output["type"]))
+    link = (len(links) + 1, places[key]["id"], number, OUTPUT_NODE, slot, output["type"])
+    links.append(dict(zip(LINK, link)))
     output["links"] = [*(output["links"] or ()), len(links)]
     return {
         "id": str(uuid.uuid5(uuid.NAMESPACE_URL, f"output {end.name}")),

@@ -6,14 +6,16 @@ Values that are not named there are the schemas' defaults, so a changed node can
 """
 
 import json
+import shutil
 import uuid
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from find_host import ROOT, find_host
 from workflow import AFTER_GENERATE, DYNAMIC, WIDGETS, WORKFLOW_1, option_inputs, to_prompt, widgets
 
+CHINESE = Path(__file__).with_name("notes_zh.json")  # what sources in cp1252 can't hold
 OURS = "srpo"
 VERSION = "0.1.0"
 NOTE = ("#432", "#653")  # colour of its title and of its body
@@ -27,6 +29,11 @@ BADGE = 40  # beneath them, with Nodes 2.0
 ADVANCED = 32  # its button that shows the rest
 TEXT = 90  # of a text of several lines
 ZOOM = 0.8
+BLUE = "#3f789e"
+GREEN = "#8A8"
+OCHRE = "#b58b2a"
+BROWN = "#b06634"
+PURPLE = "#a1309b"
 
 
 @dataclass
@@ -63,6 +70,25 @@ class Workflow:
     note: str
     groups: list[Group]
     note_size: tuple[int, int] = (420, 620)
+    note_title: str = "Read me"
+
+
+def in_both_languages(workflows: dict[str, Workflow]) -> dict[str, Workflow]:
+    """The workflows and their Chinese twins, by name. Raises KeyError for a text that `notes_zh.json` has not."""
+    chinese = json.loads(CHINESE.read_text("utf-8"))
+    twins = {f"{name}{chinese['suffix']}": _in_chinese(name, each, chinese) for name, each in workflows.items()}
+    return workflows | twins
+
+
+def _in_chinese(name: str, workflow: Workflow, chinese: dict) -> Workflow:
+    titles = chinese["titles"] | {"": ""}
+    groups = [
+        replace(
+            group, title=titles[group.title], nodes=[replace(node, title=titles[node.title]) for node in group.nodes]
+        )
+        for group in workflow.groups
+    ]
+    return replace(workflow, note=chinese["notes"][name], note_title=titles[workflow.note_title], groups=groups)
 
 
 def lay_out(workflow: Workflow, schemas: dict) -> dict:
@@ -73,7 +99,8 @@ def lay_out(workflow: Workflow, schemas: dict) -> dict:
     left = right = workflow.note_size[0] + BETWEEN
     bottom = 0
     for number, group in enumerate(workflow.groups, 1):
-        left, first = (left, bottom + BETWEEN) if group.under else (right, 0)
+        left = left if group.under else right
+        first = bottom + BETWEEN if group.under else 0
         top = first + 90
         for node in group.nodes:
             entry = _entry(node, ids, schemas[node.kind])
@@ -115,7 +142,7 @@ def _note(workflow: Workflow) -> dict:
         "mode": 0,
         "inputs": [],
         "outputs": [],
-        "title": "Read me",
+        "title": workflow.note_title,
         "properties": {},
         "widgets_values": [workflow.note],
         "color": NOTE[0],
@@ -227,8 +254,11 @@ def main():
 
     with tempfile.TemporaryDirectory() as base, HostServer(find_host(), Path(base)) as host:
         schemas = host.object_info()
-    for name, workflow in WORKFLOWS.items():
+    for name, workflow in in_both_languages(WORKFLOWS).items():
         (ROOT / "workflows" / f"{name}.json").write_text(written(lay_out(workflow, schemas)), "utf-8")
+    suffix = json.loads(CHINESE.read_text("utf-8"))["suffix"]
+    for name in WORKFLOWS:
+        shutil.copyfile(ROOT / "workflows" / f"{name}.jpg", ROOT / "workflows" / f"{name}{suffix}.jpg")
     for name, blueprint in BLUEPRINTS.items():
         (ROOT / "subgraphs" / f"{name}.json").write_text(written(fold(name, blueprint, schemas)), "utf-8")
     WORKFLOW_1.write_text(written(to_prompt(lay_out(WORKFLOWS["1 Toy FLUX in one minute"], schemas), schemas)), "utf-8")

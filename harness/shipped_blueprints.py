@@ -1,9 +1,8 @@
 """The blueprints that ship: what `blueprints.py` folds."""
 
 from blueprints import Blueprint, Open
-from make_workflows import Group, Node, Workflow
+from make_workflows import BLUE, BROWN, GREEN, OCHRE, PURPLE, Group, Node, Workflow
 from shipped_notes import FLUX_PROMPTS, STEP_BLUEPRINT_NOTE, TRAIN_BLUEPRINT_NOTE
-from shipped_workflows import BLUE, BROWN, GREEN, OCHRE, PURPLE
 
 
 def same(name: str, key: str, input: str | int = "") -> Open:

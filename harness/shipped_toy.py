@@ -1,0 +1,239 @@
+"""The workflows that run as they ship, on the toy models."""
+
+from make_workflows import BLUE, BROWN, GREEN, OCHRE, PURPLE, Group, Node, Workflow
+from shipped_notes import STEP_NOTE, TOY_NOTE, TOY_PROMPTS
+
+TOY = Workflow(
+    note=TOY_NOTE,
+    groups=[
+        Group(
+            "1. Models, run and rollouts",
+            BLUE,
+            300,
+            [
+                Node("toy", "SRPO_ToyModels"),
+                Node("trainer", "SRPO_Trainer", {"model": ("toy", 0), "run_name": "toy", "learning_rate": 1.6e-4}),
+                Node("rollouts", "SRPO_Rollouts", {"steps": 10, "guidance": 3.5}),
+            ],
+        ),
+        Group(
+            "2. What to teach",
+            GREEN,
+            380,
+            [
+                Node("prompts", "SRPO_Prompts", {"clip": ("toy", 1), "text": TOY_PROMPTS}, height=240),
+                Node(
+                    "objective",
+                    "SRPO_Objective",
+                    {
+                        "reward_low_noise": 1.0,
+                        "reward_high_noise": 1.0,
+                        "threshold": 0.75,
+                        "branches": "denoise",
+                    },
+                ),
+            ],
+        ),
+        Group(
+            "3. Train",
+            OCHRE,
+            460,
+            [
+                Node(
+                    "train",
+                    "SRPO_Train",
+                    {
+                        "trainer": ("trainer", 0),
+                        "dataset": ("prompts", 0),
+                        "vae": ("toy", 2),
+                        "reward": ("toy", 3),
+                        "objective": ("objective", 0),
+                        "updates": 42,
+                        "width": 64,
+                        "height": 64,
+                        "batch": 32,
+                        "memory": "by hand",
+                        "memory.at_once": 32,
+                        "rollouts": ("rollouts", 0),
+                    },
+                    height=860,
+                ),
+                SAYS,
+            ],
+        ),
+        Group(
+            "4. Look",
+            PURPLE,
+            400,
+            [
+                Node(
+                    "enlarge",
+                    "ImageScaleBy",
+                    {"image": ("train", 3), "upscale_method": "nearest-exact", "scale_by": 4},
+                    "Enlarge",
+                ),
+                Node(
+                    "look",
+                    "PreviewImage",
+                    {"images": ("enlarge", 0)},
+                    title="First all before, then all after",
+                    height=420,
+                ),
+                Node("loss", "LossGraphNode", {"loss": ("train", 2)}, title="The loss", height=300),
+            ],
+        ),
+    ],
+)
+
+
+def looked_at(name: str, latent: tuple[str, int], title: str) -> list[Node]:
+    """The nodes that show a latent of the toy's."""
+    return [
+        Node(f"{name} decoded", "VAEDecode", {"samples": latent, "vae": ("toy", 2)}),
+        Node(f"{name} shown", "PreviewImage", {"images": (f"{name} decoded", 0)}, title=title, height=260),
+    ]
+
+
+STEP = Workflow(
+    note=STEP_NOTE,
+    note_size=(380, 860),
+    groups=[
+        Group(
+            "Models, run and words",
+            BLUE,
+            240,
+            [
+                Node("toy", "SRPO_ToyModels"),
+                Node(
+                    "trainer", "SRPO_Trainer", {"model": ("toy", 0), "run_name": "step by step", "learning_rate": 1e-3}
+                ),
+                Node("objective", "SRPO_Objective"),
+            ],
+        ),
+        Group(
+            "Prompt and noise",
+            GREEN,
+            240,
+            [
+                Node("prompt", "PrimitiveStringMultiline", {"value": "a red circle on grass"}, "Prompt"),
+                Node("text", "CLIPTextEncode", {"clip": ("toy", 1), "text": ("prompt", 0)}),
+                Node("guidance", "FluxGuidance", {"conditioning": ("text", 0)}),
+                Node("noise", "RandomNoise", {"noise_seed": 1, "after_generate": "increment"}, height=110),
+                Node("empty", "EmptySD3LatentImage", {"width": 64, "height": 64}),
+            ],
+        ),
+        Group(
+            "0. Sample",
+            BLUE,
+            240,
+            [
+                Node("guider", "BasicGuider", {"model": ("trainer", 1), "conditioning": ("guidance", 0)}),
+                Node("sampler", "KSamplerSelect", {"sampler_name": "euler"}),
+                Node("sigmas", "BasicScheduler", {"model": ("trainer", 1), "scheduler": "simple", "steps": 25}),
+                Node(
+                    "sample",
+                    "SamplerCustomAdvanced",
+                    {
+                        "noise": ("noise", 0),
+                        "guider": ("guider", 0),
+                        "sampler": ("sampler", 0),
+                        "sigmas": ("sigmas", 0),
+                        "latent_image": ("empty", 0),
+                    },
+                ),
+                *looked_at("sampled", ("sample", 0), "Sampled"),
+            ],
+        ),
+        Group(
+            "1. Inject",
+            OCHRE,
+            240,
+            [
+                Node(
+                    "inject",
+                    "SRPO_NoisePriorInject",
+                    {"model": ("trainer", 1), "latent": ("sample", 0), "noise": ("noise", 0)},
+                ),
+                *looked_at("noisy", ("inject", 1), "Noisy"),
+            ],
+        ),
+        Group(
+            "6. What the step changed",
+            GREEN,
+            240,
+            [
+                Node("guider after", "BasicGuider", {"model": ("step", 2), "conditioning": ("guidance", 0)}),
+                Node(
+                    "sample after",
+                    "SamplerCustomAdvanced",
+                    {
+                        "noise": ("noise", 0),
+                        "guider": ("guider after", 0),
+                        "sampler": ("sampler", 0),
+                        "sigmas": ("sigmas", 0),
+                        "latent_image": ("empty", 0),
+                    },
+                ),
+                *looked_at("after", ("sample after", 0), "After the update"),
+            ],
+            under=True,
+        ),
+        Group(
+            "2. and 3. Recover",
+            BROWN,
+            240,
+            [
+                Node(
+                    "recover",
+                    "SRPO_OneStepRecover",
+                    {"model": ("trainer", 1), "positive": ("guidance", 0), "noised": ("inject", 0)},
+                ),
+                *looked_at("recovered", ("recover", 1), "Recovered: denoise"),
+                *looked_at("inverted", ("recover", 2), "Recovered: inversion"),
+            ],
+        ),
+        Group(
+            "7. The difference",
+            GREEN,
+            240,
+            [
+                Node(
+                    "difference",
+                    "ImageBlend",
+                    {
+                        "image1": ("after decoded", 0),
+                        "image2": ("sampled decoded", 0),
+                        "blend_factor": 1.0,
+                        "blend_mode": "difference",
+                    },
+                ),
+                Node("difference shown", "PreviewImage", {"images": ("difference", 0)}, title="Lighter by", height=260),
+            ],
+            under=True,
+        ),
+        Group(
+            "4. Score, 5. Update",
+            PURPLE,
+            240,
+            [
+                Node(
+                    "reward",
+                    "SRPO_Reward",
+                    {
+                        "reward": ("toy", 3),
+                        "vae": ("toy", 2),
+                        "recovered": ("recover", 0),
+                        "objective": ("objective", 0),
+                        "prompt": ("prompt", 0),
+                    },
+                ),
+                Node("gap", "PreviewAny", {"source": ("reward", 1)}, title="Words-gap", height=140),
+                Node("scored", "PreviewImage", {"images": ("reward", 2)}, title="What the reward saw", height=260),
+                Node(
+                    "step", "SRPO_TrainStep", {"trainer": ("trainer", 0), "rewards.reward0": ("reward", 0)}, height=150
+                ),
+                Node("loss", "PreviewAny", {"source": ("step", 1)}, title="Loss", height=140),
+            ],
+        ),
+    ],
+)
