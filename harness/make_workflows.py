@@ -96,7 +96,8 @@ def lay_out(workflow: Workflow, schemas: dict) -> dict:
     ids = {node.key: number for number, node in enumerate(_nodes(workflow), 2)}
     entries = {1: _note(workflow)}
     groups = []
-    left = right = workflow.note_size[0] + BETWEEN
+    left = workflow.note_size[0] + BETWEEN
+    right = left
     bottom = 0
     for number, group in enumerate(workflow.groups, 1):
         left = left if group.under else right

@@ -3,6 +3,8 @@
 from make_workflows import BLUE, BROWN, GREEN, OCHRE, PURPLE, Group, Node, Workflow
 from shipped_notes import STEP_NOTE, TOY_NOTE, TOY_PROMPTS
 
+SAYS = Node("says", "PreviewAny", {"source": ("train", 4)}, title="What became of it", height=140)
+
 TOY = Workflow(
     note=TOY_NOTE,
     groups=[

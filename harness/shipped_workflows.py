@@ -2,7 +2,7 @@
 
 from make_workflows import BLUE, GREEN, OCHRE, PURPLE, Group, Node, Workflow
 from shipped_notes import FLUX_PROMPTS, PHOTOS_NOTE, PROMPTS_NOTE
-from shipped_toy import STEP, TOY
+from shipped_toy import SAYS, STEP, TOY
 
 HUB = "https://huggingface.co"
 FLUX_FILES = [
