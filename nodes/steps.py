@@ -17,6 +17,7 @@ from ..srpo_core.rewards import Reward
 from ..srpo_core.run.update import make_update
 from ..srpo_core.seeds import derived_seed
 from .checked import checked
+from .file_metadata import taught_by
 from .host.progress import show_text
 from .inputs import reward_name, weighing_inputs
 from .noise_levels import NoiseLevels
@@ -216,7 +217,7 @@ class RewardNode(io.ComfyNode):
         ]
         gap = sum((a.positive - a.negative).mean().item() for s in scores for a in s.answers) / len(scores)
         images = torch.cat([s.image for s in scores]).movedim(1, -1).cpu()
-        return io.NodeOutput(Rewarded(recovered.noised, scores, normalise), gap, images)
+        return io.NodeOutput(Rewarded(recovered.noised, scores, normalise, taught_by(terms)), gap, images)
 
 
 class TrainStep(io.ComfyNode):
@@ -262,6 +263,7 @@ class TrainStep(io.ComfyNode):
         node = cls.hidden.unique_id
         trainer.run.on_trouble = lambda text: show_text(text, node)
         trainer.run.troubles.clear()
+        trainer.taught = [entry for rewarded in rewards.values() for entry in rewarded.taught]
         # The user may queue no other, so it is saved.
         metrics = make_update(trainer.run, scores, sum(pictures.values()), save=True)
         if metrics["update"] % trainer.run.settings.save_every == 0:

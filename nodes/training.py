@@ -54,10 +54,15 @@ class TrainInputs:
     gradient_vae: VAE | None
 
     def latent_shape(self, model: ModelPatcher, own: Rollouts | PreviewSettings) -> tuple[int, int, int]:
-        """(C, H, W) of rollouts or previews, which may have a size of their own."""
+        """(C, H, W) of rollouts or previews, which may have a size of their own. Raises ValueError, saying whose."""
         from .host.flow_model import latent_shape
 
-        return latent_shape(model, own.width or self.width, own.height or self.height)
+        try:
+            return latent_shape(model, own.width or self.width, own.height or self.height)
+        except ValueError as error:
+            whose = "previews" if isinstance(own, PreviewSettings) else "rollouts"
+            where = f"SRPO {whose.capitalize()}" if own.width or own.height else "SRPO Train"
+            raise ValueError(f"The {whose}, by the size on {where}: {error}") from None
 
 
 def training_of(opened: OpenRun, inputs: TrainInputs, node: str) -> tuple[Training, str]:

@@ -1,6 +1,7 @@
 """The picture that a run shows of itself: fixed-seed samples before and now, and its curves."""
 
 import textwrap
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from ..checks import shorten
 from ..pictures import to_picture
+from .measures import shown_numbers
 from .sheet import fonts, printable
 
 if TYPE_CHECKING:
@@ -53,10 +55,18 @@ def tiled(images: Tensor) -> Image.Image:
     return to_picture(torch.from_numpy(square(images)))
 
 
-def draw_card(before: Tensor, now: Tensor, history: list[dict], title: str, *, text: str = "") -> Image.Image:
+def draw_card(
+    before: Tensor,
+    now: Tensor,
+    history: list[dict],
+    title: str,
+    *,
+    measured: Sequence[Mapping[str, float]] = ({}, {}),
+    text: str = "",
+) -> Image.Image:
     """The card: both sample sets (N, H, W, 3) in [0, 1] side by side, under them one plot for each of CURVES.
 
-    text: sentences that stand beneath all.
+    measured: numbers of either, which stand over it. text: sentences that stand beneath all.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -67,9 +77,9 @@ def draw_card(before: Tensor, now: Tensor, history: list[dict], title: str, *, t
     figure.suptitle(printable(title), parse_math=False, family=fonts())
     halves: Any = figure.subfigures(2, height_ratios=(height, 2.0))  # matplotlib's types say one; it is an array of two
     pictures, curves = halves
-    for axes, sheet, name in zip(pictures.subplots(1, 2), sheets, ("before", "now")):
+    for axes, sheet, name, numbers in zip(pictures.subplots(1, 2), sheets, ("before", "now"), measured):
         axes.imshow(sheet, interpolation="nearest" if sheet.shape[0] < 500 else "antialiased")
-        axes.set_title(name, fontsize=10)
+        axes.set_title(f"{name}: {shown_numbers(numbers)}" if numbers else name, fontsize=9)
         axes.set_axis_off()
     for axes, (name, keys) in zip(curves.subplots(1, len(CURVES)), CURVES):
         _draw_curves(axes, name, keys, history)

@@ -6,7 +6,9 @@ from itertools import combinations
 from pathlib import Path
 
 import pytest
+from find_host import ROOT
 from make_workflows import lay_out
+from shipped import shipped
 from shipped_workflows import WORKFLOWS
 from workflow import NOTES, WORKFLOW_1, to_prompt
 
@@ -108,3 +110,11 @@ def test_runs_as_it_ships(host, name):
     outputs = host.run(prompt)["outputs"]
     pictures = [node for node, entry in prompt.items() if entry["class_type"] == "PreviewImage"]
     assert pictures and all(outputs[node]["images"] for node in pictures)
+
+
+def test_nothing_was_written_into_the_packs_folder(host):
+    """By starting, and by running the workflows above; Python's own compiled modules do not count."""
+    files = {path.relative_to(host.pack).as_posix(): path for path in host.pack.rglob("*") if path.is_file()}
+    files = {name: path for name, path in files.items() if "__pycache__" not in name}
+    assert set(files) == set(shipped())
+    assert [name for name, path in files.items() if path.read_bytes() != (ROOT / name).read_bytes()] == []
