@@ -19,7 +19,7 @@ from PIL import Image
 from workflow import NOTES, to_prompt
 
 ROOT = Path(__file__).parents[2]
-FILES = sorted((ROOT / "workflows").glob("*.json"))
+FILES = sorted(file for file in (ROOT / "workflows").glob("*.json") if file.stem.isascii())
 WORKFLOW_1 = FILES[0]
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")

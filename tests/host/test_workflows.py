@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from find_host import ROOT
-from make_workflows import lay_out
+from make_workflows import in_both_languages, lay_out
 from shipped import shipped
 from shipped_workflows import WORKFLOWS
 from workflow import NOTES, WORKFLOW_1, to_prompt
@@ -23,6 +23,11 @@ each_workflow = pytest.mark.parametrize("file", FILES, ids=lambda file: file.ste
 
 def load(file: Path) -> dict:
     return json.loads(file.read_text("utf-8"))
+
+
+def values(file: Path) -> list:
+    """The widgets' values of all nodes but notes."""
+    return [node["widgets_values"] for node in load(file)["nodes"] if node["type"] not in NOTES]
 
 
 def overlap(a, b) -> bool:
@@ -71,6 +76,15 @@ def test_has_a_note_a_thumbnail_and_nothing_of_other_packs(file):
     assert thumbnail.startswith(b"\xff\xd8\xff") and len(thumbnail) < THUMBNAIL_BYTES
 
 
+def test_each_workflow_has_a_chinese_twin_with_its_thumbnail():
+    """Else: the texts in `harness/notes_zh.json`, then `.venv/bin/python harness/make_workflows.py`."""
+    twins = in_both_languages(WORKFLOWS)
+    assert {file.stem for file in FILES} == twins.keys()
+    for name, twin in zip(WORKFLOWS, list(twins)[len(WORKFLOWS) :], strict=True):
+        assert values(FOLDER / f"{twin}.json") == values(FOLDER / f"{name}.json")
+        assert (FOLDER / f"{twin}.jpg").read_bytes() == (FOLDER / f"{name}.jpg").read_bytes()
+
+
 @each_workflow
 def test_is_laid_out_to_be_read(file):
     workflow = load(file)
@@ -95,13 +109,13 @@ def test_the_host_lists_it_with_its_thumbnail(host, file):
 @each_workflow
 def test_it_is_what_the_generator_makes_of_today_s_schemas(host, file):
     """Else: `.venv/bin/python harness/make_workflows.py`."""
-    made = lay_out(WORKFLOWS[file.stem], host.object_info())
+    made = lay_out(in_both_languages(WORKFLOWS)[file.stem], host.object_info())
     assert load(file) == made
     assert to_prompt(made, host.object_info())
 
 
 def test_the_demo_runs_workflow_1(host):
-    assert json.loads(WORKFLOW_1.read_text("utf-8")) == to_prompt(load(FILES[0]), host.object_info())
+    assert json.loads(WORKFLOW_1.read_text("utf-8")) == to_prompt(load(FOLDER / f"{TOY[0]}.json"), host.object_info())
 
 
 @pytest.mark.parametrize("name", TOY)
