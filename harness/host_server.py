@@ -19,9 +19,9 @@ import psutil
 import websocket
 from find_host import ROOT
 from PIL import Image
+from shipped import shipped
 
 FOLDER = "ComfyUI-SRPO"  # dashes, as many pack folders have: the pack must not depend on its folder's name
-NOT_SHIPPED = shutil.ignore_patterns(".*", "__pycache__", "tests", "demo_out", "build", "*.egg-info")
 
 
 class HostError(Exception):
@@ -36,7 +36,7 @@ def free_port():
 
 
 class HostServer:
-    """ComfyUI on the CPU with its own base directory `base`, which holds a copy of the pack and nothing else.
+    """ComfyUI on the CPU with its own base directory `base`, which holds the pack, as it is archived, and nothing else.
 
     install: where ComfyUI is. base: an empty folder; reuse it to "restart" ComfyUI.
     arguments: more command-line arguments, for instance `("--cache-none",)`.
@@ -49,7 +49,9 @@ class HostServer:
         for name in ("custom_nodes", "input", "output", "models", "user", "temp"):
             (self.base / name).mkdir(parents=True, exist_ok=True)
         if not self.pack.exists():
-            shutil.copytree(pack, self.pack, ignore=NOT_SHIPPED)
+            for path in shipped(pack):
+                (self.pack / path).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(pack / path, self.pack / path)
         self.port = free_port()
         self.address = f"127.0.0.1:{self.port}"
         self.client = uuid.uuid4().hex

@@ -6,15 +6,17 @@ Values that are not named there are the schemas' defaults, so a changed node can
 """
 
 import json
+import shutil
 import uuid
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from find_host import ROOT, find_host
 from workflow import AFTER_GENERATE, DYNAMIC, WIDGETS, WORKFLOW_1, option_inputs, to_prompt, widgets
 
-OURS = "comfyui-srpo"
+CHINESE = Path(__file__).with_name("notes_zh.json")  # what sources in cp1252 can't hold
+OURS = "srpo"
 VERSION = "0.1.0"
 NOTE = ("#432", "#653")  # colour of its title and of its body
 HEADER = 30
@@ -23,6 +25,8 @@ GAP = 50  # between nodes, with the header of the lower one
 BETWEEN = 30  # groups; what opens at less than a zoom of 0.6 has no text on the canvas, so all is close together
 SOCKET = 20  # pixels of height
 WIDGET = 30
+BADGE = 40  # beneath them, with Nodes 2.0
+ADVANCED = 32  # its button that shows the rest
 TEXT = 90  # of a text of several lines
 ZOOM = 0.8
 
@@ -60,6 +64,25 @@ class Workflow:
     note: str
     groups: list[Group]
     note_size: tuple[int, int] = (420, 620)
+    note_title: str = "Read me"
+
+
+def in_both_languages(workflows: dict[str, Workflow]) -> dict[str, Workflow]:
+    """The workflows and their Chinese twins, by name. Raises KeyError for a text that `notes_zh.json` has not."""
+    chinese = json.loads(CHINESE.read_text("utf-8"))
+    twins = {f"{name}{chinese['suffix']}": _in_chinese(name, each, chinese) for name, each in workflows.items()}
+    return workflows | twins
+
+
+def _in_chinese(name: str, workflow: Workflow, chinese: dict) -> Workflow:
+    titles = chinese["titles"] | {"": ""}
+    groups = [
+        replace(
+            group, title=titles[group.title], nodes=[replace(node, title=titles[node.title]) for node in group.nodes]
+        )
+        for group in workflow.groups
+    ]
+    return replace(workflow, note=chinese["notes"][name], note_title=titles[workflow.note_title], groups=groups)
 
 
 def lay_out(workflow: Workflow, schemas: dict) -> dict:
@@ -109,7 +132,7 @@ def _note(workflow: Workflow) -> dict:
         "mode": 0,
         "inputs": [],
         "outputs": [],
-        "title": "Read me",
+        "title": workflow.note_title,
         "properties": {},
         "widgets_values": [workflow.note],
         "color": NOTE[0],
@@ -129,11 +152,12 @@ def _entry(node: Node, ids: dict[str, int], schema: dict) -> dict:
     ]
     texts = sum(multiline for _, _, multiline in values.values())
     rows = SOCKET * max(len(sockets), len(outputs)) + WIDGET * (len(values) - texts) + TEXT * texts
+    foot = BADGE + ADVANCED * any(options.get("advanced") for _, (_, options) in widgets(schema["input"]))
     entry = {
         "id": ids[node.key],
         "type": node.kind,
         "pos": [],
-        "size": [0, max(node.height, rows + 20)],
+        "size": [0, max(node.height, rows + foot)],
         "flags": {},
         "order": ids[node.key] - 1,
         "mode": 0,
@@ -220,8 +244,11 @@ def main():
 
     with tempfile.TemporaryDirectory() as base, HostServer(find_host(), Path(base)) as host:
         schemas = host.object_info()
-    for name, workflow in WORKFLOWS.items():
+    for name, workflow in in_both_languages(WORKFLOWS).items():
         (ROOT / "workflows" / f"{name}.json").write_text(written(lay_out(workflow, schemas)), "utf-8")
+    suffix = json.loads(CHINESE.read_text("utf-8"))["suffix"]
+    for name in WORKFLOWS:
+        shutil.copyfile(ROOT / "workflows" / f"{name}.jpg", ROOT / "workflows" / f"{name}{suffix}.jpg")
     for name, blueprint in BLUEPRINTS.items():
         (ROOT / "subgraphs" / f"{name}.json").write_text(written(fold(name, blueprint, schemas)), "utf-8")
     WORKFLOW_1.write_text(written(to_prompt(lay_out(WORKFLOWS["1 Toy FLUX in one minute"], schemas), schemas)), "utf-8")

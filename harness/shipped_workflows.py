@@ -9,6 +9,8 @@ OCHRE = "#b58b2a"
 BROWN = "#b06634"
 PURPLE = "#a1309b"
 
+SAYS = Node("says", "PreviewAny", {"source": ("train", 4)}, title="What became of it", height=140)
+
 TOY = Workflow(
     note=TOY_NOTE,
     groups=[
@@ -62,8 +64,9 @@ TOY = Workflow(
                         "memory.at_once": 32,
                         "rollouts": ("rollouts", 0),
                     },
-                    height=960,
-                )
+                    height=860,
+                ),
+                SAYS,
             ],
         ),
         Group(
@@ -190,12 +193,12 @@ STEP = Workflow(
                         "prompt": ("prompt", 0),
                     },
                 ),
-                Node("gap", "PreviewAny", {"source": ("reward", 1)}, title="Words-gap", height=110),
+                Node("gap", "PreviewAny", {"source": ("reward", 1)}, title="Words-gap", height=140),
                 Node("scored", "PreviewImage", {"images": ("reward", 2)}, title="What the reward saw", height=260),
                 Node(
                     "step", "SRPO_TrainStep", {"trainer": ("trainer", 0), "rewards.reward0": ("reward", 0)}, height=150
                 ),
-                Node("loss", "PreviewAny", {"source": ("step", 1)}, title="Loss", height=110),
+                Node("loss", "PreviewAny", {"source": ("step", 1)}, title="Loss", height=140),
             ],
         ),
     ],
@@ -253,7 +256,7 @@ def flux(note: str, run: str, dataset: Node) -> Workflow:
         groups=[
             Group("1. Your files, and the run", BLUE, 300, [*FLUX_FILES, trainer]),
             Group("2. What to teach", GREEN, 360, [dataset, Node("objective", "SRPO_Objective")]),
-            Group("3. Train", OCHRE, 460, [Node("train", "SRPO_Train", train, height=960)]),
+            Group("3. Train", OCHRE, 460, [Node("train", "SRPO_Train", train, height=860), SAYS]),
             Group(
                 "4. Before and after",
                 PURPLE,

@@ -1,5 +1,9 @@
 """The nodes, thin over `srpo_core`; `host/` alone knows ComfyUI's internals."""
 
+import logging
+import re
+from pathlib import Path
+
 from comfy_api.latest import ComfyExtension
 
 from .add_reward import AddReward
@@ -20,6 +24,10 @@ from .toy import ToyModels
 from .train import TrainNode
 from .trainer import TrainerNode
 from .watch import WatchNode
+
+FOLDER = Path(__file__).parent.parent.name  # the pack's
+
+log = logging.getLogger(__name__)
 
 
 class SRPOExtension(ComfyExtension):
@@ -50,4 +58,10 @@ class SRPOExtension(ComfyExtension):
 
 
 async def comfy_entrypoint() -> ComfyExtension:
+    if not re.fullmatch(r"[\w.~+-]+", FOLDER, re.ASCII):
+        log.warning(
+            'ComfyUI serves no help pages and no templates from a folder called "%s": rename it, for example to '
+            "ComfyUI-SRPO. The nodes work as they are.",
+            FOLDER,
+        )
     return SRPOExtension()

@@ -18,7 +18,7 @@ from .checked import checked
 from .host.progress import Progress, show_text
 from .host.sampling import Sampling
 from .inputs import GUIDANCE, guidance_input, size_inputs
-from .outputs import preview
+from .outputs import preview, summary_output
 from .previews import PreviewSettings
 from .sockets import CATEGORY, DatasetType, ObjectiveType, PreviewsType, RewardModelType
 
@@ -129,6 +129,7 @@ class Compare(io.ComfyNode):
                 io.Image.Output(display_name="sheet", tooltip="All pairs on one picture, as the node shows it."),
                 io.Image.Output(display_name="before", tooltip="The plain pictures: all of the first prompt first."),
                 io.Image.Output(display_name="after", tooltip="The same pictures by the model after, in that order."),
+                summary_output(),
             ],
         )
 
@@ -165,16 +166,17 @@ class Compare(io.ComfyNode):
         sampling = previews.sampled_with(guidance)
         shape = latent_shape(model_before, width, height)
         samples = fixed_samples(dataset, prompts, numbers, sampling=sampling, shape=shape, at_once=at_once)
-        on_progress = Progress(len(samples.indices) * (4 if reward is None else 6))
+        decoded_and_scored = len(samples.indices) * (2 if reward is None else 4)
+        on_progress = Progress(2 * samples.work + decoded_and_scored)
         latents = [samples.sample(model, on_progress) for model in (model_before, model_after)]
         before, after = (decode(vae, latent, on_progress) for latent in latents)
         texts = dataset.prompts[:prompts]  # by now a photo that turned out broken has another's
-        comparison = Comparison(texts, numbers, before, after)
+        device = comfy.model_management.get_torch_device()
+        comparison = Comparison(texts, numbers, before, after, reward=reward, device=device)
         if reward is not None:
-            device = comfy.model_management.get_torch_device()
             scores = score_pictures(comparison, reward, objective, device=device, on_progress=on_progress)
             comparison = replace(comparison, scores=scores)
         sheet = to_tensor(draw_comparison(comparison, note_of(comparison, sampling, f"{width}x{height}")))
         summary = comparison.summary()
         show_text(summary, cls.hidden.unique_id)
-        return io.NodeOutput(sheet, comparison.before, comparison.after, ui=preview(sheet, summary, cls))
+        return io.NodeOutput(sheet, comparison.before, comparison.after, summary, ui=preview(sheet, summary, cls))

@@ -8,7 +8,7 @@ import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import comfy.utils
 import folder_paths
@@ -18,6 +18,7 @@ from ..srpo_core.run.folder import FolderLock, fork, newest_state, undo_fork
 from ..srpo_core.run.opening import Misfit
 from ..srpo_core.run.run import Run
 from ..srpo_core.run.settings import Settings
+from .file_metadata import metadata_of
 from .folders import check_not_taken, check_run_name, lora_folder, model_folder, run_folder
 from .host.adapters.settings import NO_LORA, AdapterSettings
 
@@ -41,6 +42,7 @@ class OpenRun:
 
     base, model: the MODEL without and with the adapter. run: the core's Run. left_out: a sentence about what of the
     file that it has just begun at is not in it, or empty. opening: tells it from the same run opened another time.
+    taught: what it was trained by last, see `taught_by`.
     """
 
     left_out = ""
@@ -53,6 +55,7 @@ class OpenRun:
         self.base = base
         self.settings = settings
         self.opening = uuid.uuid4().hex
+        self.taught: list[dict[str, Any]] = []
         self.adapter = Adapter(base, settings.adapter)
         check_not_taken(name)
         self.lock = FolderLock(run_folder(name))
@@ -150,7 +153,7 @@ class OpenRun:
     def _write(self, file: Path):
         from .host.adapters.adapter import save_model
 
-        metadata = {"srpo_updates": str(self.run.updates)}
+        metadata = metadata_of(self.run, self.base, self.settings.adapter, self.taught)
         if self.settings.adapter.whole_layers:
             self.run.write_aside(file, lambda path: save_model(self.base, self.adapter, path, metadata))
         else:

@@ -6,6 +6,11 @@ import torch
 from comfy_api.latest import io, ui
 
 
+def summary_output() -> io.String.Output:
+    """What a node says when it is done, last of its outputs: the front end may clear what stands on the node."""
+    return io.String.Output(display_name="summary", tooltip="What the node says at its end, for Preview as Text.")
+
+
 def preview(image: torch.Tensor, text: str, node: type[io.ComfyNode]) -> dict:
     """The `ui` of an output that shows an IMAGE and a text on the node."""
     return {**ui.PreviewImage(image, cls=node).as_dict(), **ui.PreviewText(text).as_dict()}

@@ -22,6 +22,7 @@ from .checked import answer_of, checked
 from .folders import cache_folder
 from .host.progress import Progress, Steps, show_text
 from .inputs import size_inputs
+from .outputs import summary_output
 from .prompts import Prompts
 from .sockets import CATEGORY, DatasetType
 
@@ -132,7 +133,10 @@ class PhotosNode(io.ComfyNode):
                     tooltip="The caption of photos that have none. Empty: the file's name, with spaces for _ and -.",
                 ),
             ],
-            outputs=[DatasetType.Output(display_name="dataset", tooltip="The photos, for SRPO Train or SRPO Mix.")],
+            outputs=[
+                DatasetType.Output(display_name="dataset", tooltip="The photos, for SRPO Train or SRPO Mix."),
+                summary_output(),
+            ],
         )
 
     @classmethod
@@ -162,4 +166,4 @@ class PhotosNode(io.ComfyNode):
         text = photos_summary(photos, left_out, found, default_caption)
         log.info("%s: %s", folder, text)
         show_text(text, cls.hidden.unique_id)
-        return io.NodeOutput(Photos(latents, prompts))
+        return io.NodeOutput(Photos(latents, prompts), text)

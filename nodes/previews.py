@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+import comfy.model_management
 import torch
 from comfy_api.latest import io
 
 from ..srpo_core.algorithm.protocols import Dataset
+from ..srpo_core.report.measures import measure_pictures
+from ..srpo_core.rewards import Reward
 from ..srpo_core.seeds import FIRST_RESERVED
 from .checked import answer_of, checked
 from .host.sampling import Sampling
@@ -136,15 +140,35 @@ def seeds_of(typed: Sequence[int], count: int) -> list[int]:
 class Previews:
     """Samples before training, and as the run is now: each (count, H, W, 3) in [0, 1], on the CPU.
 
-    Those of now are of the run's moving average, if it has one. vae: decodes them.
+    Those of now are of the run's moving average, if it has one. vae: decodes them. reward: see `features_of`.
+    on_step: told the pictures of each step of the sampler.
     """
 
-    def __init__(self, opened: OpenRun, samples: FixedSamples, vae: VAE):
+    def __init__(self, opened: OpenRun, samples: FixedSamples, vae: VAE, reward: Reward):
         samples.dataset.prepare(samples.indices)
         self.opened = opened
         self.samples = samples
         self.vae = vae
-        self.before = self._sample(opened.base)
+        self.reward = reward
+        self.on_step: Callable[[int], None] = lambda pictures: None
+
+    @cached_property
+    def before(self) -> torch.Tensor:
+        return self._sample(self.opened.base)
+
+    @cached_property
+    def measured_before(self) -> dict[str, float]:
+        return self.measure(self.before)
+
+    def measure(self, images: torch.Tensor) -> dict[str, float]:
+        """The numbers of such samples, by name."""
+        device = comfy.model_management.get_torch_device()
+        return measure_pictures(images, self.samples.indices, self.reward, device=device)
+
+    def about(self) -> list[dict[str, Any]]:
+        """Of which prompt and noise each of the samples is."""
+        prompts = self.samples.dataset.prompts
+        return [{"prompt": prompts[i], "seed": seed} for i, seed in zip(self.samples.indices, self.samples.seeds)]
 
     def now(self) -> torch.Tensor:
         with self.opened.run.averaged():
@@ -153,4 +177,4 @@ class Previews:
     def _sample(self, model: ModelPatcher) -> torch.Tensor:
         from .host.samples import decode
 
-        return decode(self.vae, self.samples.sample(model))
+        return decode(self.vae, self.samples.sample(model, self.on_step))

@@ -20,6 +20,7 @@ from ..srpo_core.data.wildcards import check_prompt
 from .checked import answer_of
 from .folders import cache_folder
 from .host.progress import show_text
+from .outputs import summary_output
 from .sockets import CATEGORY, DatasetType
 
 if TYPE_CHECKING:
@@ -191,7 +192,10 @@ class PromptsNode(io.ComfyNode):
                     tooltip="A list of captions, from the core's dataset nodes, used instead of text and file.",
                 ),
             ],
-            outputs=[DatasetType.Output(display_name="dataset", tooltip="The prompts, for SRPO Train.")],
+            outputs=[
+                DatasetType.Output(display_name="dataset", tooltip="The prompts, for SRPO Train."),
+                summary_output(),
+            ],
         )
 
     @classmethod
@@ -216,9 +220,10 @@ class PromptsNode(io.ComfyNode):
 
         prompts = choose(text, file[0], texts)
         dataset = Prompts(prompts, Encoded(clip[0], prompts, cache_folder("prompts")))
+        summary = prompts_summary(prompts)
         if cls.hidden:  # none where it is called outside of a queued prompt
-            show_text(prompts_summary(prompts), cls.hidden.unique_id)
-        return io.NodeOutput(dataset)
+            show_text(summary, cls.hidden.unique_id)
+        return io.NodeOutput(dataset, summary)
 
 
 def _input_file(name: str) -> Path:

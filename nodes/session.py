@@ -2,39 +2,49 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from pathlib import Path
 from typing import NamedTuple
 
 import comfy.model_management
-import comfy.utils
 import torch
 from PIL.Image import Image
 
 from ..srpo_core.report.card import draw_card, tiled
+from ..srpo_core.report.measures import changed_numbers
 from ..srpo_core.run.loop import train
 from ..srpo_core.run.training import Training
 from ..srpo_core.run.watch import crossed
-from .host.progress import show_text
+from ..srpo_core.run.work import WorkPlan
+from .file_metadata import taught_by
+from .host.progress import Work, show_text
 from .messages import stopped, training_summary, update_line, warning
 from .open_run import OpenRun
 from .photos import replaced
 from .previews import Previews
+from .sample_files import SampleFiles
 from .watch import STOP, Watch
+
+log = logging.getLogger(__name__)
 
 
 class Pictures(NamedTuple):
-    """samples: (2 * count, H, W, 3) in [0, 1], all before training, then all after. card: both beside the curves."""
+    """samples: (2 * count, H, W, 3) in [0, 1], all before training, then all after. card: both beside the curves.
+
+    summary: what the session did, in words, which also stand on the card.
+    """
 
     samples: torch.Tensor
     card: Image
+    summary: str
 
 
 class Session:
     """Trains a run further, and shows on the node what becomes of it.
 
-    updates: how many more to make. preview_every: updates between two of its pictures. node: the id of the node that
-    shows everything.
+    plan: how many updates to make, and when to show samples. node: the id of the node that shows everything. files:
+    where pictures are kept. advice: what else its summary says.
     """
 
     def __init__(
@@ -42,21 +52,23 @@ class Session:
         opened: OpenRun,
         training: Training,
         *,
-        updates: int,
+        plan: WorkPlan,
         previews: Previews,
-        preview_every: int,
         watch: Watch,
         node: str,
+        files: SampleFiles,
+        advice: str = "",
     ):
+        self.advice = advice
         self.opened = opened
         self.training = training
-        self.updates = updates
+        self.plan = plan
         self.previews = previews
-        self.preview_every = preview_every
         self.watch = watch
         self.node = node
-        self.first = opened.run.updates
-        self.bar = comfy.utils.ProgressBar(updates)
+        self.files = files
+        self.measured: dict[str, float] = {}  # of the last samples
+        self.work = Work(plan.until(plan.updates))
         self.started = 0.0
 
     def run(self) -> Pictures:
@@ -65,25 +77,37 @@ class Session:
         What was learned is saved, too, where the user cancels or anything fails. Raises as the core's `train` does.
         """
         run = self.opened.run
-        self.started = time.monotonic()
         node = self.node
         run.on_trouble = lambda text: show_text(text, node)  # the run outlives the session, and would keep all of it
-        self._show(0, tiled(self.previews.before))  # an update may take minutes
+        self.opened.taught = taught_by(self.training.terms)
+        self.previews.on_step = self.work
+        self.training.flow.on_step = self.work
+        self._show_before()
+        self.started = time.monotonic()
         try:
-            train(run, self.training, self.updates, self._on_update)
+            train(run, self.training, self.plan.updates, self._on_update)
             lora = self._save_lora()
             after = self.previews.now()
         except BaseException:
             self._say(stopped(self.opened, self._save_lora()))
             raise
-        card = self._draw_card(after)
-        self._show(self.updates, card)  # else the node goes on to show the last preview
-        self._say(self._report(time.monotonic() - self.started, lora))
-        return Pictures(torch.cat([self.previews.before, after]), card)
+        self._measure(after)
+        summary = self._report(time.monotonic() - self.started, lora)
+        card = self._draw_card(after, summary)
+        self._reach(self.work.total, self.work.total, card)  # else the node goes on to show the last preview
+        self._say(summary)
+        return Pictures(torch.cat([self.previews.before, after]), card, summary)
 
     def _save_lora(self) -> Path | None:
         """The file, if there were updates."""
-        return self.opened.save_lora() if self.opened.run.updates > self.first else None
+        return self.opened.save_lora() if self.opened.run.updates > self.plan.first else None
+
+    def _show_before(self):
+        """The samples before training, at once: an update may take minutes."""
+        self._reach(0, self.plan.until(0))
+        before = self.previews.before
+        self.files.write_samples("before", before, self.previews.about())
+        self._reach(self.plan.until(0), self.plan.until(1), tiled(before))
 
     def _on_update(self, metrics: dict[str, float]) -> bool:
         """Whether the training ends here."""
@@ -92,13 +116,29 @@ class Session:
         every = run.settings.snapshot_every
         if every and metrics["update"] % every == 0:
             self.opened.save_lora()
-        made = run.updates - self.first
-        due = run.updates % self.preview_every == 0 and made < self.updates
-        self._show(made, self._draw_card(self.previews.now()) if due else None)
+        made = run.updates - self.plan.first
+        self._show(made)
         reached = self._reached()
-        line = update_line(metrics, made, self.updates, time.monotonic() - self.started)
+        line = update_line(metrics, made, self.plan.updates, time.monotonic() - self.started)
         self._say(" ".join(filter(None, [line, reached, *run.troubles])))
         return bool(reached) and self.watch.at_limit == STOP
+
+    def _show(self, made: int):
+        """How many of the updates are made, and new samples where they are due."""
+        done = self.plan.until(made)
+        if made == self.plan.updates:
+            self._reach(done - self.plan.samples, done)
+        elif self.plan.is_due(made):
+            self._reach(done - self.plan.samples, done)
+            now = self.previews.now()
+            self._measure(now)
+            self._reach(done, self.plan.until(made + 1), self._draw_card(now))
+        else:
+            self._reach(done, self.plan.until(made + 1))
+
+    def _reach(self, done: int, following: int, picture: Image | None = None):
+        """See Work.reach. picture: what the node shows from now on."""
+        self.work.reach(done, following, ("JPEG", picture, None) if picture else None)
 
     def _reached(self) -> str:
         """The sentence that says which limits the run has crossed; empty if none."""
@@ -109,21 +149,28 @@ class Session:
 
     def _report(self, seconds: float, lora: Path) -> str:
         run = self.opened.run
-        text = training_summary(self.opened, run.updates - self.first, seconds, lora)
+        text = training_summary(self.opened, run.updates - self.plan.first, seconds, lora)
         text += replaced(self.training.dataset, self.training.photos)
-        return " ".join(filter(None, [text, self._reached(), *run.troubles]))
+        samples = f"Samples: {changed_numbers(self.previews.measured_before, self.measured)}."
+        left_out = "" if self.plan.first else self.opened.left_out
+        return " ".join(filter(None, [text, samples, self._reached(), *run.troubles, left_out, self.advice]))
 
-    def _draw_card(self, now: torch.Tensor) -> Image:
-        """Samples before and now beside the curves; also a file in the run's folder."""
+    def _measure(self, now: torch.Tensor):
+        """The numbers of these samples are those of the last update."""
+        self.measured = self.previews.measure(now)
+        self.opened.run.add_numbers({f"samples {name}": value for name, value in self.measured.items()})
+
+    def _draw_card(self, now: torch.Tensor, summary: str = "") -> Image:
+        """Samples before and now, with their numbers, beside the curves; all also files in the run's folder."""
         run = self.opened.run
-        card = draw_card(self.previews.before, now, run.history, f"{self.opened.name}, update {run.updates}")
-        file = run.folder / "samples" / f"{run.updates:06d}.png"
-        run.write_aside(file, lambda path: card.save(path, "PNG"))
+        previews = self.previews
+        title = f"{self.opened.name}, update {run.updates}"
+        measured = (previews.measured_before, self.measured)
+        card = draw_card(previews.before, now, run.history, title, measured=measured, text=summary)
+        self.files.write_card(card)
+        self.files.write_samples(f"{run.updates:06d}", now, previews.about())
         return card
 
-    def _show(self, made: int, card: Image | None):
-        """How many of the updates are made, and a picture if there is one."""
-        self.bar.update_absolute(made, self.updates, ("JPEG", card, None) if card else None)
-
     def _say(self, text: str):
+        log.info("%s: %s", self.opened.name, text)
         show_text(text, self.node)

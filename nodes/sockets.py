@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from comfy_api.latest import io
 
@@ -45,11 +45,13 @@ class Rewarded:
     """The scores of both branches of these samples by one reward.
 
     normalised: whether its loss is yet to be divided by the reward's spread, as all rewards of an update know it.
+    taught: what it asked for, see `taught_by`.
     """
 
     noised: Noised
     scores: list[Score]
     normalised: bool
+    taught: list[dict[str, Any]]
 
 
 CATEGORY = "training/SRPO"

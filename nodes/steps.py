@@ -17,11 +17,13 @@ from ..srpo_core.rewards import Reward
 from ..srpo_core.run.update import make_update
 from ..srpo_core.seeds import derived_seed
 from .checked import checked
+from .file_metadata import taught_by
 from .host.progress import show_text
 from .inputs import reward_name, weighing_inputs
 from .noise_levels import NoiseLevels
 from .open_run import OpenRun
 from .open_runs import run_of
+from .outputs import summary_output
 from .sockets import (
     CATEGORY,
     BothRecovered,
@@ -215,7 +217,7 @@ class RewardNode(io.ComfyNode):
         ]
         gap = sum((a.positive - a.negative).mean().item() for s in scores for a in s.answers) / len(scores)
         images = torch.cat([s.image for s in scores]).movedim(1, -1).cpu()
-        return io.NodeOutput(Rewarded(recovered.noised, scores, normalise), gap, images)
+        return io.NodeOutput(Rewarded(recovered.noised, scores, normalise, taught_by(terms)), gap, images)
 
 
 class TrainStep(io.ComfyNode):
@@ -248,6 +250,7 @@ class TrainStep(io.ComfyNode):
             outputs=[
                 TrainerType.Output(display_name="trainer", tooltip="The same run, after the update."),
                 io.Float.Output(display_name="loss", tooltip="The loss of the update."),
+                summary_output(),
             ],
         )
 
@@ -260,6 +263,7 @@ class TrainStep(io.ComfyNode):
         node = cls.hidden.unique_id
         trainer.run.on_trouble = lambda text: show_text(text, node)
         trainer.run.troubles.clear()
+        trainer.taught = [entry for rewarded in rewards.values() for entry in rewarded.taught]
         # The user may queue no other, so it is saved.
         metrics = make_update(trainer.run, scores, sum(pictures.values()), save=True)
         if metrics["update"] % trainer.run.settings.save_every == 0:
@@ -268,5 +272,7 @@ class TrainStep(io.ComfyNode):
         text = f"Update {metrics['update']} of {trainer.name}: {', '.join(gaps)}, "
         text += f"gradient norm {metrics['gradient_norm']:.3g}"
         text = " ".join([text, *trainer.run.troubles])
+        if metrics["update"] == 1 and trainer.left_out:
+            text += f" {trainer.left_out}"
         show_text(text, node)
-        return io.NodeOutput(trainer, metrics["loss"], ui=ui.PreviewText(text))
+        return io.NodeOutput(trainer, metrics["loss"], text, ui=ui.PreviewText(text))

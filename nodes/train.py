@@ -7,14 +7,17 @@ from typing import Any
 from comfy_api.latest import io, ui
 
 from ..srpo_core.pictures import to_tensor
+from ..srpo_core.run.work import WorkPlan, work_of
 from .checked import checked
+from .host.workflow import workflow_of
 from .inputs import GUIDANCE, guidance_input, size_inputs
 from .memory import memory_input
 from .noise_levels import NoiseLevels
 from .open_run import OpenRun
-from .outputs import loss_map
+from .outputs import loss_map, summary_output
 from .previews import Previews, PreviewSettings
 from .rollouts import Rollouts
+from .sample_files import SampleFiles
 from .session import Session
 from .sockets import (
     CATEGORY,
@@ -108,6 +111,7 @@ class TrainNode(io.ComfyNode):
                 ),
                 io.LossMap.Output(display_name="loss map", tooltip="The loss of every update, for Plot Loss Graph."),
                 io.Image.Output(display_name="images", tooltip="The fixed-seed samples: before, then after."),
+                summary_output(),
             ],
         )
 
@@ -132,16 +136,23 @@ class TrainNode(io.ComfyNode):
             **others,
         )
         node = cls.hidden.unique_id
-        training = training_of(trainer, inputs, node)
-        shown = Previews(trainer, samples_of(inputs, training, trainer.model), inputs.vae)
+        training, advice = training_of(trainer, inputs, node)
+        shown = Previews(trainer, samples_of(inputs, training, trainer.model), inputs.vae, inputs.reward)
         session = Session(
             trainer,
             training,
-            updates=inputs.updates,
             previews=shown,
-            preview_every=inputs.previews.every,
+            plan=WorkPlan(
+                first=trainer.run.updates,
+                updates=inputs.updates,
+                each=work_of(training, inputs.rollouts.sampling.steps),
+                samples=shown.samples.work,
+                every=inputs.previews.every,
+            ),
             watch=inputs.watch,
             node=node,
+            files=SampleFiles(trainer.run, workflow_of(cls.hidden)),
+            advice=advice,
         )
         pictures = session.run()
         return io.NodeOutput(
@@ -149,5 +160,6 @@ class TrainNode(io.ComfyNode):
             trainer.adapter.state_dict(),
             loss_map(trainer.run.history),
             pictures.samples,
+            pictures.summary,
             ui=ui.PreviewImage(to_tensor(pictures.card), cls=cls),
         )

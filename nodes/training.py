@@ -54,14 +54,22 @@ class TrainInputs:
     gradient_vae: VAE | None
 
     def latent_shape(self, model: ModelPatcher, own: Rollouts | PreviewSettings) -> tuple[int, int, int]:
-        """(C, H, W) of rollouts or previews, which may have a size of their own."""
+        """(C, H, W) of rollouts or previews, which may have a size of their own. Raises ValueError, saying whose."""
         from .host.flow_model import latent_shape
 
-        return latent_shape(model, own.width or self.width, own.height or self.height)
+        try:
+            return latent_shape(model, own.width or self.width, own.height or self.height)
+        except ValueError as error:
+            whose = "previews" if isinstance(own, PreviewSettings) else "rollouts"
+            where = f"SRPO {whose.capitalize()}" if own.width or own.height else "SRPO Train"
+            raise ValueError(f"The {whose}, by the size on {where}: {error}") from None
 
 
-def training_of(opened: OpenRun, inputs: TrainInputs, node: str) -> Training:
-    """What a run is to be trained on and with; what it draws is encoded already. node: says what does not fit."""
+def training_of(opened: OpenRun, inputs: TrainInputs, node: str) -> tuple[Training, str]:
+    """What a run is to be trained on and with, and advice on memory, if there is any; what it draws is encoded already.
+
+    node: says what does not fit.
+    """
     from .host.decoder import HostDecoder
     from .host.memory_estimate import Workload
 
@@ -91,7 +99,7 @@ def training_of(opened: OpenRun, inputs: TrainInputs, node: str) -> Training:
         batch=batching.batch,
     )
     plan = plan_memory(node, inputs.memory, workload)
-    return Training(
+    training = Training(
         flow=flow_of(model, inputs, plan),
         decoder=decoder,
         terms=terms,
@@ -101,6 +109,7 @@ def training_of(opened: OpenRun, inputs: TrainInputs, node: str) -> Training:
         photos=photos,
         guard=inputs.watch.guard,
     )
+    return training, plan.text
 
 
 def parts_of(dataset: Dataset, model: ModelPatcher) -> tuple[Dataset, PhotoDataset | None, float]:

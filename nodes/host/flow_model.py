@@ -3,6 +3,7 @@
 import contextlib
 import inspect
 from collections.abc import Callable, Hashable, Iterator
+from typing import Any
 
 import comfy.model_management
 import comfy.samplers
@@ -37,6 +38,7 @@ class HostFlow:
     guidance: of the differentiated step; None leaves it to the conditioning.
     blocks: how the model's blocks run in it.
     working: bytes of the device that the host leaves free of weights for that step; None: as for a sampler's.
+    on_step: called after each step of a sampler, and each trained step, with its number of pictures.
     Raises ValueError for a model that `check_model` refuses.
     """
 
@@ -54,6 +56,7 @@ class HostFlow:
         self.sampling = sampling
         self.guidance = guidance
         self.working = working
+        self.on_step: Callable[[int], None] = lambda pictures: None
         adapter = adapter_of(patcher)
         self.parameters = adapter.parameters if adapter else {}
         self._names = list(adapter.modules) if adapter else []
@@ -71,6 +74,7 @@ class HostFlow:
                 f"No layer that is trained took part in what {type(self.patcher.model).__name__} said of this "
                 "conditioning: choose another target in SRPO Trainer."
             )
+        self.on_step(len(x))
         # What the host changes in the model for guests is gone when the sampler has ended.
         graph = [value] if value.requires_grad and not guests else []
 
@@ -166,6 +170,9 @@ class HostFlow:
         sampler = comfy.samplers.sampler_object(sampling.sampler_name)
         cond = with_guidance(cond, sampling.guidance)
 
+        def told(*_: Any):
+            self.on_step(len(noise))
+
         @torch.inference_mode()  # see loading.py
         def sample() -> Tensor:
             latent = torch.zeros_like(noise)
@@ -174,7 +181,7 @@ class HostFlow:
                 load(self.patcher, self.patcher.memory_required(noise.shape))
             plain = self.differentiable.plain(self.patcher)
             with plain, self._attention(), names_other_text_encoders(self.patcher, cond):
-                return guider.sample(noise, latent, sampler, sigmas, disable_pbar=True, seed=seed)
+                return guider.sample(noise, latent, sampler, sigmas, callback=told, disable_pbar=True, seed=seed)
 
         samples = own(or_uncompiled(self, sample))
         samples = at_least_fp32(samples).to(comfy.model_management.intermediate_device())

@@ -21,6 +21,32 @@ class Progress:
         self.bar.update(done)
 
 
+class Work:
+    """Progress of a training, out of `total` pictures times steps of a sampler, or forwards that are trained.
+
+    What an update takes is only about known beforehand: `reach` sets the bar to what is certain, and until then it
+    stays below `limit`.
+    """
+
+    def __init__(self, total: int):
+        self.total = total
+        self.bar = comfy.utils.ProgressBar(total)
+        self.done = 0
+        self.limit = total
+
+    def __call__(self, pictures: int = 1):
+        """One more step of so many pictures; raises where the user pressed Cancel."""
+        comfy.model_management.throw_exception_if_processing_interrupted()
+        self.done = min(self.done + pictures, max(self.done, self.limit - 1))
+        self.bar.update_absolute(self.done, self.total)
+
+    def reach(self, done: int, limit: int, preview: tuple | None = None):
+        """So much is done, and the next that is certain is `limit`. preview: a picture as the host's bar takes it."""
+        self.done = done
+        self.limit = limit
+        self.bar.update_absolute(done, self.total, preview)
+
+
 class Steps:
     """Progress of work that comes again and again: call it before each step with what is done, and of how many."""
 

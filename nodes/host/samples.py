@@ -31,15 +31,20 @@ class FixedSamples:
     seeds: list[int]
     at_once: int
 
-    def sample(self, patcher: ModelPatcher, on_progress: Callable[[int], None] = lambda pictures: None) -> list[Tensor]:
-        """Latents (B, C, H, W) of each part, as the VAE takes them. on_progress: told the pictures of every part."""
+    @property
+    def work(self) -> int:
+        """How many pictures times steps that is."""
+        return len(self.indices) * self.sampling.steps
+
+    def sample(self, patcher: ModelPatcher, on_step: Callable[[int], None] = lambda pictures: None) -> list[Tensor]:
+        """Latents (B, C, H, W) of each part, as the VAE takes them. on_step: told the pictures of every step."""
         flow = HostFlow(patcher, self.sampling)
+        flow.on_step = on_step
         latents = []
         for part in self._parts(1 if flow.samples_depend_on_batch else self.at_once):
             noise = draw_noise(self.seeds[part], self.shape)
             latent = flow.rollout(noise, self.dataset.cond(self.indices[part]), self.seeds[part.start])
             latents.append(latent_out(patcher, latent))
-            on_progress(len(noise))
         return latents
 
     def _parts(self, at_once: int) -> Iterator[slice]:

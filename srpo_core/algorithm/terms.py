@@ -25,7 +25,7 @@ class Spread:
     squares: float = 0.0  # sum of squared distances to the mean
 
     def add(self, values: Tensor):
-        for value in filter(math.isfinite, values.flatten().double().tolist()):
+        for value in filter(math.isfinite, values.flatten().tolist()):
             self.count += 1
             distance = value - self.mean
             self.mean += distance / self.count
@@ -88,7 +88,10 @@ def combine(terms: Sequence[Term]) -> tuple[Term, ...]:
     names = [term.name for term in terms]
     twice = {name for name in names if names.count(name) > 1}
     if twice:
-        raise ValueError(f'Two rewards are called "{twice.pop()}": give each a name of its own.')
+        raise ValueError(
+            f'Two rewards are called "{twice.pop()}": give each a name of its own, at name on Add Reward. The one at '
+            'SRPO Train itself is called "".'
+        )
     training = sum(term.trains for term in terms)
     if not training:
         raise ValueError(NONE_TRAINS)

@@ -1,5 +1,7 @@
 """The picture that a run shows of itself: fixed-seed samples before and now, and its curves."""
 
+import textwrap
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -9,6 +11,7 @@ from torch import Tensor
 
 from ..checks import shorten
 from ..pictures import to_picture
+from .measures import shown_numbers
 from .sheet import fonts, printable
 
 if TYPE_CHECKING:
@@ -25,6 +28,7 @@ CURVES = (  # title, the metrics in it
 COLOURS = ("#3b7dd8", "#d8703b", "#3f9b57", "#8a5fc7", "#b59a2c", "#777777")  # more curves than these are left out
 WIDTH = 10.0  # inches
 DPI = 96
+LETTERS = 150  # in a line across the card
 LONGEST_LABEL = 24  # letters of a reward's name in a legend
 
 
@@ -51,8 +55,19 @@ def tiled(images: Tensor) -> Image.Image:
     return to_picture(torch.from_numpy(square(images)))
 
 
-def draw_card(before: Tensor, now: Tensor, history: list[dict], title: str) -> Image.Image:
-    """The card: both sample sets (N, H, W, 3) in [0, 1] side by side, under them one plot for each of CURVES."""
+def draw_card(
+    before: Tensor,
+    now: Tensor,
+    history: list[dict],
+    title: str,
+    *,
+    measured: Sequence[Mapping[str, float]] = ({}, {}),
+    text: str = "",
+) -> Image.Image:
+    """The card: both sample sets (N, H, W, 3) in [0, 1] side by side, under them one plot for each of CURVES.
+
+    measured: numbers of either, which stand over it. text: sentences that stand beneath all.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -62,12 +77,15 @@ def draw_card(before: Tensor, now: Tensor, history: list[dict], title: str) -> I
     figure.suptitle(printable(title), parse_math=False, family=fonts())
     halves: Any = figure.subfigures(2, height_ratios=(height, 2.0))  # matplotlib's types say one; it is an array of two
     pictures, curves = halves
-    for axes, sheet, name in zip(pictures.subplots(1, 2), sheets, ("before", "now")):
+    for axes, sheet, name, numbers in zip(pictures.subplots(1, 2), sheets, ("before", "now"), measured):
         axes.imshow(sheet, interpolation="nearest" if sheet.shape[0] < 500 else "antialiased")
-        axes.set_title(name, fontsize=10)
+        axes.set_title(f"{name}: {shown_numbers(numbers)}" if numbers else name, fontsize=9)
         axes.set_axis_off()
     for axes, (name, keys) in zip(curves.subplots(1, len(CURVES)), CURVES):
         _draw_curves(axes, name, keys, history)
+    if text:
+        lines = textwrap.fill(printable(text), LETTERS)
+        figure.supxlabel(lines, fontsize=8, x=0.01, ha="left", parse_math=False, family=fonts())
     canvas = FigureCanvasAgg(figure)
     canvas.draw()  # as savefig does, without its second pass and the detour through a PNG
     return Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")

@@ -1,15 +1,15 @@
 """Pictures of two models from the same noise: what a reward says of them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
 import torch
 from torch import Tensor
 
-from ..algorithm.metrics import saturation
 from ..algorithm.objective import Objective
 from ..rewards import PreparedReward, Reward, name_of
+from .measures import ABOUT_GRID, about_diversity, measure_pictures
 from .reward_table import ask_for, digits_for, number, score_table
 
 
@@ -37,7 +37,8 @@ class PictureScores:
 class Comparison:
     """N = prompts x seeds pictures of each model, all seeds of the first prompt first.
 
-    before, after: (N, H, W, 3) in [0, 1].
+    before, after: (N, H, W, 3) in [0, 1]. reward: by whose features they are compared, if it has some; device: where
+    it is given them.
     """
 
     prompts: list[str]
@@ -45,15 +46,33 @@ class Comparison:
     before: Tensor
     after: Tensor
     scores: PictureScores | None = None
+    reward: Reward | None = None
+    device: torch.device | str = "cpu"
+
+    @cached_property
+    def measured(self) -> list[Mapping[str, float]]:
+        """The numbers of the pictures before, and of those after."""
+        prompts = [i for i, _ in enumerate(self.prompts) for _ in self.seeds]
+        return [
+            measure_pictures(images, prompts, self.reward, device=self.device) for images in (self.before, self.after)
+        ]
+
+    @property
+    def notes(self) -> list[str]:
+        """What the numbers are, sentences."""
+        scores = [self.scores.note] if self.scores and self.scores.note else []
+        several = "diversity" in self.measured[0]
+        notes = [*scores, about_diversity(self.reward) if several else "Diversity takes two seeds of a prompt."]
+        return [*notes, ABOUT_GRID] if any(name.startswith("grid") for name in self.measured[0]) else notes
 
     @cached_property
     def means(self) -> list[tuple[str, str, str]]:
-        """What is measured, its mean before, its mean after: the score, if a reward was asked, and the saturation."""
-        before, after = (f"{saturation(images.movedim(-1, 1)):.2f}" for images in (self.before, self.after))
-        means = [("saturation", before, after)]
+        """What is measured, its mean before, its mean after: the score, if a reward was asked, and the numbers."""
+        before, after = self.measured
+        means = [(name, f"{value:.2f}", f"{after[name]:.2f}") for name, value in before.items()]
         if self.scores:
-            before, after = map(self.scores.show, self.scores.values.mean(1).tolist())
-            means.insert(0, (self.scores.name, before, after))
+            score_before, score_after = map(self.scores.show, self.scores.values.mean(1).tolist())
+            means.insert(0, (self.scores.name, score_before, score_after))
         return means
 
     def summary(self) -> str:

@@ -17,7 +17,9 @@ LEAST_WIDTH = 560  # of the sheet
 WIDE = 1.25  # from this width / height on, after stands under before
 WITHIN = 6  # pixels between the pictures of a pair
 BETWEEN = 28  # pixels between pairs
-HEAD = 88  # height of title and means
+TITLE = 34  # height of the title
+MEANS = 54  # height of a row of means
+MEAN = 225  # width of one of them
 NOTE = 18  # height of a line of the note
 SEEDS = 46  # height of the seeds
 LINE = 22  # height of a heading's line
@@ -46,8 +48,8 @@ class _Layout:
         row = self.columns * (self.pair + BETWEEN) - BETWEEN
         self.width = max(LEAST_WIDTH, 2 * MARGIN + row)
         self.scale = min(max(self.width / 1000, 1.0), 1.8)
-        notes = [note, comparison.scores.note if comparison.scores else ""]
-        self.note = [line for text in notes if text for line in self._wrap(text, 9, 2)]
+        self.note = [line for text in (note, *comparison.notes) if text for line in self._wrap(text, 9, 2)]
+        self.means_beside = max(1, int((self.width - 2 * MARGIN) // (MEAN * self.scale)))
         self.headings = [self._wrap(prompt, 11, 3) for prompt in comparison.prompts]
 
     def draw(self) -> Image.Image:
@@ -67,7 +69,11 @@ class _Layout:
 
     def _top(self) -> float:
         """Where the first row begins."""
-        return MARGIN + (HEAD + NOTE * len(self.note) + SEEDS) * self.scale
+        return self._notes_top() + (NOTE * len(self.note) + SEEDS) * self.scale
+
+    def _notes_top(self) -> float:
+        rows = -(-len(self.comparison.means) // self.means_beside)
+        return MARGIN + (TITLE + MEANS * rows) * self.scale
 
     def _row_height(self, heading: list[str]) -> float:
         picture = self.size[0] + self._caption()
@@ -85,16 +91,21 @@ class _Layout:
         s = self.scale
         sheet = self.sheet
         sheet.text(MARGIN, MARGIN + 12 * s, "Before and after", 15 * s, weight="bold")
-        for i, (name, before, after) in enumerate(self.comparison.means):
-            x = MARGIN + 240 * s * i
-            y = MARGIN + 34 * s
-            room = 12.2 * s * len(before)
-            sheet.text(x, y + 12 * s, f"mean {name}", 8.5 * s, colour=FAINT, room=225 * s)
-            sheet.text(x, y + 33 * s, before, 13 * s, colour=COLOURS[0], weight="bold")
-            sheet.text(x + room + 6 * s, y + 33 * s, ARROW, 13 * s, colour=FAINT)
-            sheet.text(x + room + 32 * s, y + 33 * s, after, 13 * s, colour=COLOURS[1], weight="bold")
+        for i, mean in enumerate(self.comparison.means):
+            row, column = divmod(i, self.means_beside)
+            self._draw_mean(MARGIN + MEAN * s * column, MARGIN + (TITLE + MEANS * row) * s, *mean)
         for line, text in enumerate(self.note):
-            sheet.text(MARGIN, MARGIN + (HEAD + NOTE * (line + 0.5)) * s, text, 9 * s, colour=FAINT)
+            sheet.text(MARGIN, self._notes_top() + NOTE * (line + 0.5) * s, text, 9 * s, colour=FAINT)
+
+    def _draw_mean(self, x: float, y: float, *mean: str):
+        """mean: what it is of, before, after."""
+        s = self.scale
+        name, before, after = mean
+        room = 12.2 * s * len(before)
+        self.sheet.text(x, y + 12 * s, f"mean {name}", 8.5 * s, colour=FAINT, room=(MEAN - 15) * s)
+        self.sheet.text(x, y + 33 * s, before, 13 * s, colour=COLOURS[0], weight="bold")
+        self.sheet.text(x + room + 6 * s, y + 33 * s, ARROW, 13 * s, colour=FAINT)
+        self.sheet.text(x + room + 32 * s, y + 33 * s, after, 13 * s, colour=COLOURS[1], weight="bold")
 
     def _draw_seeds(self, y: float):
         for column, seed in enumerate(self.comparison.seeds):

@@ -6,7 +6,7 @@ from .heads import AestheticReward
 from .load import load_reward
 from .mps import MPSReward
 from .pixels import CLIP_MEAN, CLIP_STD, Pixels
-from .protocol import PreparedReward, Reward, name_of, reads_text, score_all, score_words
+from .protocol import EmbeddingReward, PreparedReward, Reward, name_of, reads_text, score_all, score_words
 from .text_features import TextFeatures
 from .weights import Weights, fingerprint
 
@@ -15,6 +15,7 @@ __all__ = [
     "CLIP_STD",
     "AestheticReward",
     "DotProductReward",
+    "EmbeddingReward",
     "MPSReward",
     "Pixels",
     "PreparedReward",

@@ -54,10 +54,13 @@ class DotProductReward:
 
     def score_many(self, images: Tensor, *texts: list[str]) -> Tensor:
         """(len(texts), B), with one pass over the images."""
-        device = self.place(self.image_tower)
-        image = self.image_features(images.to(device))
+        image = self.embed(images)
         text = torch.stack([self.text_features(row) for row in texts]).to(image)
         return self.scale * (image * text).sum(-1)
+
+    def embed(self, images: Tensor) -> Tensor:
+        """See EmbeddingReward."""
+        return self.image_features(images.to(self.place(self.image_tower)))
 
     def image_features(self, images: Tensor) -> Tensor:
         """(B, D) float32, normalised, from images (B, 3, H, W) in [0, 1]."""

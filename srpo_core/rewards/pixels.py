@@ -1,12 +1,15 @@
 """From an image to what a vision tower was trained to see, differentiably."""
 
 from dataclasses import dataclass
+from functools import lru_cache
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+WITHOUT_BACKWARD = ("mps",)  # devices on which an antialiased resize has none
 LONGEST = 16  # times the shorter side; what lies beyond is cropped away in the end, so it is not resized first
 
 
@@ -33,6 +36,10 @@ class Pixels:
         return (pixels - mean) / std
 
     def _scale(self, images: Tensor, height: int, width: int) -> Tensor:
+        if images.device.type in WITHOUT_BACKWARD:
+            sides = zip(images.shape[-2:], (height, width))
+            down, across = (resize_matrix(old, new, self.interpolation).to(images) for old, new in sides)
+            return down @ images @ across.T
         return F.interpolate(images, size=(height, width), mode=self.interpolation, antialias=True)
 
     def _crop(self, images: Tensor) -> Tensor:
@@ -40,6 +47,13 @@ class Pixels:
         images = centre(images, *(min(side, LONGEST * shorter) for side in images.shape[-2:]))
         images = self._scale(images, *(self.size * side // shorter for side in images.shape[-2:]))
         return centre(images, self.size, self.size)
+
+
+@lru_cache(maxsize=32)
+@torch.inference_mode(False)  # it is saved for backward
+def resize_matrix(old: int, new: int, interpolation: str) -> Tensor:
+    """(new, old) float32 on the CPU: the antialiased resize of one side, which is linear, as a matrix."""
+    return F.interpolate(torch.eye(old)[None, None], size=(new, old), mode=interpolation, antialias=True)[0, 0]
 
 
 def centre(images: Tensor, height: int, width: int) -> Tensor:

@@ -40,6 +40,14 @@ class OnePassReward(Reward, Protocol):
 
 
 @runtime_checkable
+class EmbeddingReward(Reward, Protocol):
+    """A reward whose features tell how far pictures are from each other."""
+
+    def embed(self, images: Tensor) -> Tensor:
+        """(B, D): the feature of each image (B, 3, H, W in [0, 1], any size)."""
+
+
+@runtime_checkable
 class TowerReward(Reward, Protocol):
     """A reward of this pack: a model that a host can move between devices.
 

@@ -2,7 +2,6 @@
 
 import errno
 import logging
-import os
 import shutil
 import time
 import urllib.error
@@ -195,7 +194,7 @@ def look_up(repository: str, file: str) -> Remote:
         from huggingface_hub import get_hf_file_metadata, hf_hub_url
         from huggingface_hub.utils import build_hf_headers
 
-        url = hf_hub_url(repository, file, endpoint=os.environ.get("HF_ENDPOINT"))
+        url = hf_hub_url(repository, file)
         told = get_hf_file_metadata(url, timeout=PATIENCE)
         if told.size is None:
             raise ConnectionError("the hub does not tell its size")

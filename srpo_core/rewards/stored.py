@@ -18,6 +18,7 @@ from ..files import check_file
 PICKLES = (".pt", ".pth", ".bin", ".ckpt", ".pkl")
 SAFETENSORS = (".safetensors", ".sft")
 AGAIN = "Download it again."
+TENSORS_ALONE = "https://github.com/comfyui-srpo/ComfyUI-SRPO/blob/main/docs/security.md#tensors-alone"
 MOST_HEADER = 16 * 2**20  # bytes that a safetensors file may say of its tensors; bigG's are 0.1 MB
 MOST_STEPS = 1_000_000  # of a pickle; a checkpoint of 2,000 tensors with its optimiser has 300,000
 MOST_TENSORS = 50_000
@@ -207,7 +208,5 @@ def refusal(path: Path, error: str) -> str:
         return f"{path.name} can't be read: it is damaged. {AGAIN}"
     return (
         f"{path.name} holds more than tensors ({next(filter(None, found.groups()))}), so that opening it could run "
-        "any program, and it was not opened. Use a file of tensors alone. Who trusts it makes one in Python: content = "
-        f"torch.load('{path.name}', weights_only=False), then torch.save(content['state_dict'], 'new name.pt') of a "
-        "trainer's checkpoint, torch.save(content.state_dict(), 'new name.pt') of a whole model."
+        f"any program, and it was not opened. Use a file of tensors alone; how who trusts it makes one: {TENSORS_ALONE}"
     )

@@ -1,10 +1,9 @@
 """Optimisers and learning-rate schedules. All optimisers are libraries'; optional ones are imported when chosen."""
 
-import importlib
 import json
 import math
-from collections.abc import Iterable, Iterator
-from typing import Any, Literal, Protocol, runtime_checkable
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -16,35 +15,66 @@ from ..files import parse_json
 from .settings import Settings
 
 BETAS = (0.9, 0.999)
-OPTIONAL: dict[
-    str, tuple[str, str, str, dict[str, Any]]
-] = {  # module, class, the package to install, what else it is told
-    "AdamW 8-bit": ("bitsandbytes.optim", "AdamW8bit", "bitsandbytes", {}),
-    "Prodigy": ("prodigyopt", "Prodigy", "prodigyopt", {"use_bias_correction": True, "safeguard_warmup": True}),
-    "schedule-free AdamW": ("schedulefree", "AdamWScheduleFree", "schedulefree", {}),
-    # For bf16: what rounding takes from an update is kept and added to a later one. eps is AdamW's, since clipped
-    # gradients are small beside optimi's own 1e-6; Triton would keep another state than the loops on a CPU.
-    "AdamW with Kahan sums": ("optimi", "AdamW", "torch-optimi", {"kahan_sum": True, "eps": 1e-8, "triton": False}),
-}
-OPTIMIZERS = ("AdamW", *OPTIONAL)
 CHOSEN = ("params", "lr", "weight_decay", "betas", "eps", "fused")  # of an optimiser's groups: not from a file
 
 
-@runtime_checkable
-class ScheduleFree(Protocol):
-    """An optimiser that takes gradients at another point than its result."""
-
-    def train(self) -> Any:
-        """Move the parameters to where it takes gradients."""
-
-    def eval(self) -> Any:
-        """Move the parameters to its result."""
+def is_schedule_free(optimizer: Optimizer) -> bool:
+    """Whether it takes gradients at another point than its result; such have two methods of their own."""
+    return hasattr(optimizer, "train")
 
 
 def turn(optimizer: Optimizer, mode: Literal["train", "eval"]):
     """Let the parameters of a schedule-free optimiser be where it takes gradients ("train"), or its result."""
-    if isinstance(optimizer, ScheduleFree):
-        optimizer.train() if mode == "train" else optimizer.eval()
+    if is_schedule_free(optimizer):
+        getattr(optimizer, mode)()
+
+
+def _adamw(parameters: list[Parameter], options: dict[str, Any]) -> Optimizer:
+    # On a GPU by one kernel, which takes no memory.
+    return torch.optim.AdamW(parameters, **options, fused=parameters[0].is_cuda or None)
+
+
+def _adamw_8bit(parameters: list[Parameter], options: dict[str, Any]) -> Optimizer:
+    from bitsandbytes.optim import AdamW8bit
+
+    return AdamW8bit(parameters, **options)
+
+
+def _prodigy(parameters: list[Parameter], options: dict[str, Any]) -> Optimizer:
+    from prodigyopt import Prodigy
+
+    return Prodigy(parameters, **options, use_bias_correction=True, safeguard_warmup=True)
+
+
+def _schedule_free_adamw(parameters: list[Parameter], options: dict[str, Any]) -> Optimizer:
+    from schedulefree import AdamWScheduleFree
+
+    return AdamWScheduleFree(parameters, **options)
+
+
+def _kahan_adamw(parameters: list[Parameter], options: dict[str, Any]) -> Optimizer:
+    """For bf16: what rounding takes from an update is kept and added to a later one."""
+    from optimi import AdamW
+
+    # eps is AdamW's, since clipped gradients are small beside optimi's own 1e-6; Triton would keep another state than
+    # the loops on a CPU.
+    return AdamW(parameters, **options, kahan_sum=True, eps=1e-8, triton=False)
+
+
+MAKERS: dict[str, Callable[[list[Parameter], dict[str, Any]], Optimizer]] = {
+    "AdamW": _adamw,
+    "AdamW 8-bit": _adamw_8bit,
+    "Prodigy": _prodigy,
+    "schedule-free AdamW": _schedule_free_adamw,
+    "AdamW with Kahan sums": _kahan_adamw,
+}
+PACKAGES = {  # to install, where it is not PyTorch's own
+    "AdamW 8-bit": "bitsandbytes",
+    "Prodigy": "prodigyopt",
+    "schedule-free AdamW": "schedulefree",
+    "AdamW with Kahan sums": "torch-optimi",
+}
+OPTIMIZERS = tuple(MAKERS)
 
 
 def make_optimizer(parameters: Iterable[Parameter], settings: Settings) -> Optimizer:
@@ -52,22 +82,17 @@ def make_optimizer(parameters: Iterable[Parameter], settings: Settings) -> Optim
     package is missing.
     """
     name = settings.optimizer
-    options: dict[str, Any] = {"lr": settings.learning_rate, "weight_decay": settings.weight_decay, "betas": BETAS}
-    if name == "AdamW":
-        parameters = list(parameters)
-        # On a GPU by one kernel, which takes no memory.
-        return torch.optim.AdamW(parameters, **options, fused=parameters[0].is_cuda or None)
-    if name not in OPTIONAL:
+    if name not in MAKERS:
         raise ValueError(f'There is no optimiser "{name}": choose one of {", ".join(OPTIMIZERS)}.')
-    module, kind, package, more = OPTIONAL[name]
+    options = {"lr": settings.learning_rate, "weight_decay": settings.weight_decay, "betas": BETAS}
     try:
-        make = getattr(importlib.import_module(module), kind)
+        return MAKERS[name](list(parameters), options)
     except ImportError as error:
+        package = PACKAGES[name]
         raise ImportError(
             f'The optimiser "{name}" needs the package {package}, which is not installed: run '
             f"`pip install {package}` with ComfyUI's own Python and restart, or choose AdamW."
         ) from error
-    return make(parameters, **options, **more)
 
 
 def learning_rate_factor(update: int, settings: Settings) -> float:

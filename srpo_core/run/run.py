@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Mapping
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -139,6 +139,16 @@ class Run(TrainState):
         except RuntimeError as error:
             self.trouble(str(error))
 
+    def add_numbers(self, numbers: Mapping[str, float]):
+        """Add to the metrics of the last update what was measured after it; on disk at once, or with its state."""
+        if self.history and self.history[-1]["update"] == self.updates:
+            self.history[-1] |= numbers
+            if self.updates == self.saved:
+                self._write_history()
+
+    def _write_history(self):
+        self.write_aside(self.folder / METRICS, lambda path: path.write_text(history_text(self.history)))
+
     def save(self, snapshot: bool = False):
         """Write the state, whole or not at all, and the metrics beside it; nothing where nothing is new.
 
@@ -149,7 +159,7 @@ class Run(TrainState):
             return
         self.check_whole()
         self.check_ours()
-        self.write_aside(self.folder / METRICS, lambda path: path.write_text(history_text(self.history)))
+        self._write_history()
         self.write_aside(self.folder / "run.json", lambda path: path.write_text(self._about()))
         if snapshot:
             self.write_aside(snapshot_file(self.folder, self.updates), self._write_state)

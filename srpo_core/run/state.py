@@ -13,7 +13,7 @@ from torch.nn import Parameter
 
 from ..algorithm.metrics import Summary
 from ..algorithm.terms import Spread
-from .optimizers import ScheduleFree, learning_rate_factor, make_optimizer, optimizer_state, restore_optimizer, turn
+from .optimizers import is_schedule_free, learning_rate_factor, make_optimizer, optimizer_state, restore_optimizer, turn
 from .settings import Settings
 from .state_file import COUNTS, State, spreads_of
 
@@ -42,7 +42,7 @@ class TrainState:
     @property
     def turns(self) -> bool:
         """Whether the optimiser is schedule-free, so that `turn` changes parameters."""
-        return isinstance(self.optimizer, ScheduleFree)
+        return is_schedule_free(self.optimizer)
 
     def turn(self, mode: Literal["train", "eval"]):
         """See `optimizers.turn`."""

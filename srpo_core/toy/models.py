@@ -122,7 +122,8 @@ def load_tokenizer(path: Path | None = None) -> "PreTrainedTokenizerFast":
     """The toy tokenizer, a `PreTrainedTokenizerFast`. See `tokenize`."""
     from transformers import PreTrainedTokenizerFast
 
-    return PreTrainedTokenizerFast.from_pretrained(str(path or weights_path("tokenizer")))
+    folder = str(path or weights_path("tokenizer"))
+    return PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)  # never a name of the hub
 
 
 def tokenize(tokenizer: "PreTrainedTokenizerFast", texts: Iterable[str]):

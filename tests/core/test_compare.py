@@ -101,12 +101,17 @@ def test_one_sentence_says_what_changed():
     grey = torch.full((2, 4, 4, 3), 0.5)
     red = torch.tensor([0.8, 0.4, 0.4]).expand(2, 4, 4, 3)
     plain = Comparison(["a"], [0, 1], red, grey)
-    assert plain.summary() == "2 pictures: saturation 0.50 -> 0.00"
+    assert plain.summary() == "2 pictures: saturation 0.50 -> 0.00, diversity 0.00 -> 0.00"
     scores = PictureScores("words-gap", torch.tensor([[-0.3, -0.1], [-0.1, 0.0]], dtype=torch.float64))
     scored = Comparison(["a"], [0, 1], red, grey, scores)
-    assert scored.summary() == "2 pictures: words-gap -0.200 -> -0.050, saturation 0.50 -> 0.00"
+    assert scored.summary() == (
+        "2 pictures: words-gap -0.200 -> -0.050, saturation 0.50 -> 0.00, diversity 0.00 -> 0.00"
+    )
     strange = Comparison(["a"], [0], red[:1], grey[:1], PictureScores("HPS", torch.tensor([[math.nan], [0.25]])))
     assert strange.summary() == "1 picture: HPS NaN -> 0.2500, saturation 0.50 -> 0.00"
+    large = Comparison(["a"], [0], torch.full((1, 64, 64, 3), 0.5), torch.full((1, 64, 64, 3), 0.6))
+    assert large.summary() == "1 picture: saturation 0.00 -> 0.00, grid 16 px 0.00 -> 0.00, grid 8 px 0.00 -> 0.00"
+    assert plain.notes[0].startswith("Diversity: mean distance") and "two seeds" in large.notes[0]
     assert (plural(1, "prompt"), plural(3, "prompt")) == ("1 prompt", "3 prompts")
 
 

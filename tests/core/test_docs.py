@@ -3,9 +3,12 @@
 What they have is in a list, which `tests/host/test_node_shapes.py` holds against the nodes themselves.
 """
 
+import ast
 import json
 import re
+from collections.abc import Iterator
 from itertools import chain
+from pathlib import Path
 
 import pytest
 from find_host import ROOT
@@ -128,3 +131,52 @@ def test_the_translation_is_whole(node):
 def test_outputs_with_a_tooltip_have_it_translated(node):
     explained = {str(i) for i, output in enumerate(SHAPES[node]["outputs"]) if output["explained"]}
     assert {i for i, output in TRANSLATION[node]["outputs"].items() if "tooltip" in output} == explained
+
+
+def constants(file: Path) -> Iterator[str]:
+    """The texts in a module, as they are once strings beside each other are joined; {} for what is filled in."""
+    for node in ast.walk(ast.parse(file.read_text("utf-8"))):
+        if isinstance(node, ast.JoinedStr):
+            yield "".join(str(part.value) if isinstance(part, ast.Constant) else "{}" for part in node.values)
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            yield node.value
+
+
+def quoted(text: str) -> list[str]:
+    """What a page says that a node says: *"..."*, in its parts between dots."""
+    found = re.findall(r"\*[\"“](.+?)[\"”]\*", text)
+    return [part.strip() for each in found for part in each.split("...") if len(part.strip()) > 3]
+
+
+def test_the_sentences_that_pages_quote_are_said():
+    said = "\n".join(
+        chain.from_iterable(constants(file) for wing in ("nodes", "srpo_core") for file in (ROOT / wing).rglob("*.py"))
+    )
+    pages = [*(ROOT / "web/docs").glob("*/*.md"), *(ROOT / "docs").glob("*.md"), ROOT / "README.md"]
+    invented = {
+        (file.parent.name, file.name, part)
+        for file in pages
+        for part in quoted(file.read_text("utf-8"))
+        if part not in said
+    }
+    assert invented == set()
+    assert sum(len(quoted(file.read_text("utf-8"))) for file in pages) > 40
+
+
+@pytest.mark.parametrize("node, language", PAGES)
+def test_a_page_shows_its_pictures(node, language):
+    """The front end takes their paths from `web/docs`."""
+    shown = re.findall(r"!\[.+?\]\((\S+?)\)", page(node, language))
+    assert shown and [path for path in shown if not (ROOT / "web/docs" / path).is_file()] == []
+
+
+def test_pictures_of_the_help_are_small():
+    files = [file for kind in ("png", "jpg") for file in (ROOT / "web/docs").rglob(f"*.{kind}")]
+    assert sum(file.stat().st_size for file in files) < 1_500_000
+
+
+@pytest.mark.parametrize("node, language", PAGES)
+def test_nothing_on_a_page_is_taken_for_html(node, language):
+    """The front end's Markdown drops what stands in angle brackets, but in code."""
+    text = re.sub(r"```.*?```|`[^`]*`", "", page(node, language), flags=re.DOTALL)
+    assert re.findall(r"<[^>\s=]", text) == []

@@ -1,11 +1,14 @@
 """Reward files as trainers and tools leave them: under any prefix, stored in odd ways, and no files at all."""
 
 import os
+import re
 import resource
+import runpy
 import zipfile
 
 import pytest
 import torch
+from find_host import ROOT
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from reward_files import (
@@ -137,15 +140,21 @@ class Settings:
     """Of a trainer, saved beside the weights."""
 
 
-def test_a_trainers_checkpoint_with_its_settings_says_how_to_take_the_tensors_out(models, scores, tmp_path):
+def test_a_trainers_checkpoint_with_its_settings_says_how_to_take_the_tensors_out(
+    models, scores, tmp_path, monkeypatch
+):
     path = tmp_path / "light.ckpt"
     content = {"state_dict": put_before(models["transformers"], "model."), "hyper_parameters": Settings()}
     torch.save(content, path)
     with pytest.raises(ValueError, match=r"light.ckpt holds more than tensors \(.*Settings\)") as said:
         load_reward(path)
-    assert "weights_only=False), then torch.save(content['state_dict'], " in str(said.value)
-    torch.save(torch.load(path, weights_only=False)["state_dict"], tmp_path / "new name.pt")
-    assert torch.equal(score(tmp_path / "new name.pt"), scores["transformers"])
+    page, _, heading = str(said.value).rpartition("/main/")[2].partition("#")
+    section = (ROOT / page).read_text("utf-8").split(f"## {heading.replace('-', ' ').capitalize()}\n")[1]
+    monkeypatch.chdir(tmp_path)
+    recipe = re.search(r"```python\n(.+?)```", section, re.DOTALL)[1]
+    (tmp_path / "recipe.py").write_text(recipe.replace("name.ckpt", path.name))
+    runpy.run_path("recipe.py")
+    assert torch.equal(score(tmp_path / "tensors alone.pt"), scores["transformers"])
 
 
 # How numbers are stored

@@ -43,13 +43,14 @@ def test_ranks(host, rank):
     assert not (host.base / "output/srpo/rank/state.safetensors").exists()
 
 
-@pytest.mark.parametrize("change", [{"rank": 8}, {"alpha": 8.0}, {"adapter": "LoKr"}])
+@pytest.mark.parametrize("change", [{"rank": 8}, {"alpha": 8.0}, {"adapter": "LoKr"}, {"precision": "bf16"}])
 def test_another_adapter_under_the_same_name(host, change):
     host.run(prompts.train("mine", 1))
     file = host.base / "output/srpo/mine/state.safetensors"
     before = file.read_bytes()
     ((name, value),) = change.items()
-    refuses(host, prompts.train("mine", 1, trainer=change), '"mine"', f"{name} {prompts.ADAPTER[name]}, not {value}")
+    was = (prompts.ADAPTER | prompts.OPTIMIZER)[name]
+    refuses(host, prompts.train("mine", 1, trainer=change), '"mine"', f"{name} {was}, not {value}")
     assert file.read_bytes() == before
 
 
@@ -62,7 +63,7 @@ def test_two_trainers_of_one_run(host):
 
 
 def test_a_size_that_does_not_fit(host):
-    refuses(host, prompts.train("size", 1, width=72), "72x64", "16")
+    refuses(host, prompts.train("size", 1, width=72), "The rollouts, by the size on SRPO Rollouts", "72x64", "16")
 
 
 def test_a_latent_of_another_model(host):

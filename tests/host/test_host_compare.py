@@ -98,8 +98,9 @@ def test_the_sentence_says_what_an_independent_scoring_says(host, compared):
         saturation = ((high - low) / high.clamp(min=1e-6)).mean()
         means.append((gap.item(), saturation.item()))
     (text,) = compared["compare"]["text"]
-    head, gaps, colours = text.replace(": ", ", ").split(", ")
+    head, gaps, colours, seeds, *grids = text.replace(": ", ", ").split(", ")
     assert head == "4 pictures" and gaps.startswith("words-gap ") and colours.startswith("saturation ")
+    assert seeds.startswith("diversity ") and [grid[:7] for grid in grids] == ["grid 16", "grid 8 "]
     assert [float(gaps.split()[i]) for i in (1, 3)] == pytest.approx([gap for gap, _ in means], abs=2e-3)
     assert [float(colours.split()[i]) for i in (1, 3)] == pytest.approx([colour for _, colour in means], abs=0.011)
 
@@ -163,7 +164,7 @@ class Captions:
         return ()
 
 
-def test_cancel_is_heard_between_pictures(pack, toy, monkeypatch):
+def test_cancel_is_heard_at_each_step_of_a_picture(pack, toy, monkeypatch):
     """Somebody presses Cancel while the second picture is made."""
     import comfy.model_management
 
@@ -174,6 +175,7 @@ def test_cancel_is_heard_between_pictures(pack, toy, monkeypatch):
         made.append(seed)
         if len(made) == 2:
             comfy.model_management.interrupt_current_processing()
+        self.on_step(len(noise))
         return noise
 
     monkeypatch.setattr(flow_model.HostFlow, "rollout", rollout)

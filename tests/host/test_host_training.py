@@ -162,7 +162,8 @@ def test_outputs_of_a_run(host):
     assert [kind for kind, _ in host.messages].count("preview") >= 1
     folder = host.base / "output/srpo/outputs"
     assert {f.name for f in folder.iterdir()} >= {"state.safetensors", "run.json", "metrics.jsonl", "samples"}
-    assert len(list((folder / "samples").iterdir())) == 2
+    cards = ["000001.png", "000002.png"]
+    assert [file.name for file in sorted((folder / "samples").glob("??????.png"))] == cards
     assert not list(Path(host.base).rglob("*.tmp"))
 
 

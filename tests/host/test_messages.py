@@ -1,5 +1,6 @@
 """What SRPO Train says on its node, and what is saved where nobody queues again."""
 
+import asyncio
 import json
 from pathlib import Path
 from types import SimpleNamespace
@@ -74,3 +75,14 @@ def test_each_queue_of_train_step_is_saved(host):
         host.run(prompts.one_step("rarely saved", prompts.noise_seed(number), {"save_every": 100}))
         about = json.loads((host.base / "output/srpo/rarely saved/run.json").read_text())
         assert about["updates"] == number + 1
+
+
+@pytest.mark.parametrize(
+    "folder, warns",
+    [("ComfyUI-SRPO", False), ("srpo_1.2", False), ("My SRPO", True), ("\u8bad\u7ec3", True), ("a#b", True)],
+)
+def test_a_folder_from_which_the_host_serves_no_pages_is_told_of(pack, folder, warns, monkeypatch, caplog):
+    nodes = pack("nodes")
+    monkeypatch.setattr(nodes, "FOLDER", folder)
+    asyncio.run(nodes.comfy_entrypoint())
+    assert (f'from a folder called "{folder}": rename it' in caplog.text) == warns

@@ -6,16 +6,15 @@ from itertools import combinations
 from pathlib import Path
 
 import pytest
-from make_workflows import lay_out
-from PIL import Image
+from find_host import ROOT
+from make_workflows import in_both_languages, lay_out
+from shipped import shipped
 from shipped_workflows import WORKFLOWS
 from workflow import NOTES, WORKFLOW_1, to_prompt
 
 FOLDER = Path(__file__).parents[2] / "workflows"
 FILES = sorted(FOLDER.glob("*.json"))
-TOY = ["1 Toy FLUX in one minute", "4 One SRPO step, node by node"]  # run as they are; others ask for files
-FLUX = ["2 FLUX.1-dev LoRA (online)", "3 FLUX.1-dev LoRA from your photos (offline)"]
-LOADERS = {"UNETLoader": 0, "DualCLIPLoader": 1, "VAELoader": 2, "SRPO_LoadReward": 3}  # outputs of the toy's node
+TOY = ["1 Toy FLUX in one minute", "4 One SRPO step, node by node"]  # `test_flux_workflows.py` runs the others
 THUMBNAIL_BYTES = 150_000
 HEADER = 30  # of a node, above its position
 
@@ -24,6 +23,11 @@ each_workflow = pytest.mark.parametrize("file", FILES, ids=lambda file: file.ste
 
 def load(file: Path) -> dict:
     return json.loads(file.read_text("utf-8"))
+
+
+def values(file: Path) -> list:
+    """The widgets' values of all nodes but notes."""
+    return [node["widgets_values"] for node in load(file)["nodes"] if node["type"] not in NOTES]
 
 
 def overlap(a, b) -> bool:
@@ -67,9 +71,18 @@ def test_sub_folders_are_not_listed_by_the_host_so_there_are_none():
 def test_has_a_note_a_thumbnail_and_nothing_of_other_packs(file):
     nodes = load(file)["nodes"]
     assert any(node["type"] in NOTES and len(node["widgets_values"][0]) > 200 for node in nodes)
-    assert {node["properties"].get("cnr_id", "comfy-core") for node in nodes} <= {"comfy-core", "comfyui-srpo"}
+    assert {node["properties"].get("cnr_id", "comfy-core") for node in nodes} <= {"comfy-core", "srpo"}
     thumbnail = file.with_suffix(".jpg").read_bytes()
     assert thumbnail.startswith(b"\xff\xd8\xff") and len(thumbnail) < THUMBNAIL_BYTES
+
+
+def test_each_workflow_has_a_chinese_twin_with_its_thumbnail():
+    """Else: the texts in `harness/notes_zh.json`, then `.venv/bin/python harness/make_workflows.py`."""
+    twins = in_both_languages(WORKFLOWS)
+    assert {file.stem for file in FILES} == twins.keys()
+    for name, twin in zip(WORKFLOWS, list(twins)[len(WORKFLOWS) :], strict=True):
+        assert values(FOLDER / f"{twin}.json") == values(FOLDER / f"{name}.json")
+        assert (FOLDER / f"{twin}.jpg").read_bytes() == (FOLDER / f"{name}.jpg").read_bytes()
 
 
 @each_workflow
@@ -96,13 +109,13 @@ def test_the_host_lists_it_with_its_thumbnail(host, file):
 @each_workflow
 def test_it_is_what_the_generator_makes_of_today_s_schemas(host, file):
     """Else: `.venv/bin/python harness/make_workflows.py`."""
-    made = lay_out(WORKFLOWS[file.stem], host.object_info())
+    made = lay_out(in_both_languages(WORKFLOWS)[file.stem], host.object_info())
     assert load(file) == made
     assert to_prompt(made, host.object_info())
 
 
 def test_the_demo_runs_workflow_1(host):
-    assert json.loads(WORKFLOW_1.read_text("utf-8")) == to_prompt(load(FILES[0]), host.object_info())
+    assert json.loads(WORKFLOW_1.read_text("utf-8")) == to_prompt(load(FOLDER / f"{TOY[0]}.json"), host.object_info())
 
 
 @pytest.mark.parametrize("name", TOY)
@@ -113,25 +126,9 @@ def test_runs_as_it_ships(host, name):
     assert pictures and all(outputs[node]["images"] for node in pictures)
 
 
-def with_toy(prompt: dict) -> dict:
-    """The prompt with the toy models in place of the files that it asks for."""
-    outputs = {id_: LOADERS[node["class_type"]] for id_, node in prompt.items() if node["class_type"] in LOADERS}
-    rest = {id_: node for id_, node in prompt.items() if id_ not in outputs}
-    for node in rest.values():
-        for name, value in node["inputs"].items():
-            if isinstance(value, list) and value[0] in outputs:
-                node["inputs"][name] = ["toy", outputs[value[0]]]
-    return rest | {"toy": {"class_type": "SRPO_ToyModels", "inputs": {}}}
-
-
-@pytest.mark.parametrize("name", FLUX)
-def test_runs_with_the_toy_in_place_of_flux(host, name):
-    folder = host.base / "input/photos"
-    folder.mkdir(parents=True, exist_ok=True)
-    Image.effect_noise((96, 64), 50).convert("RGB").save(folder / "a grey wall.png")
-    prompt = with_toy(brief(to_prompt(load(FOLDER / f"{name}.json"), host.object_info())))
-    for node in prompt.values():
-        node["inputs"] |= {side: 64 for side in ("width", "height") if side in node["inputs"]}
-    outputs = host.run(prompt)["outputs"]
-    (compared,) = (id_ for id_, node in prompt.items() if node["class_type"] == "SRPO_Compare")
-    assert outputs[compared]["images"] and "words-gap" in outputs[compared]["text"][0]
+def test_nothing_was_written_into_the_packs_folder(host):
+    """By starting, and by running the workflows above; Python's own compiled modules do not count."""
+    files = {path.relative_to(host.pack).as_posix(): path for path in host.pack.rglob("*") if path.is_file()}
+    files = {name: path for name, path in files.items() if "__pycache__" not in name}
+    assert set(files) == set(shipped())
+    assert [name for name, path in files.items() if path.read_bytes() != (ROOT / name).read_bytes()] == []

@@ -39,8 +39,7 @@ class AdapterSettings:
         return self.kind == FULL
 
     def identity(self) -> dict[str, str]:
-        """What a run can't change and go on. A target and a precision are named where they are not the usual ones."""
-        usual = (AdapterSettings.target, AdapterSettings.precision)
-        chosen = [choice for choice in (self.target, self.precision) if choice not in usual]
-        kind = {"adapter": f"{self.kind} ({', '.join(chosen)})" if chosen else self.kind}
+        """What a run can't change and go on. A target is named where it is not the usual one."""
+        adapter = self.kind if self.target == AdapterSettings.target else f"{self.kind} ({self.target})"
+        kind = {"adapter": adapter, "precision": self.precision}
         return kind if self.whole_layers else kind | {"rank": str(self.rank), "alpha": str(self.alpha)}

@@ -43,7 +43,9 @@ run_compiled = torch.compile(run_on_copies, dynamic=False)
 
 def many_variants() -> contextlib.AbstractContextManager:
     """Inside, a block may be compiled in as many variants as there are kinds of calls."""
-    return torch._dynamo.config.patch(recompile_limit=MAX_VARIANTS)
+    return torch._dynamo.config.patch(
+        cache_size_limit=MAX_VARIANTS
+    )  # recompile_limit, from 2.6; this name does for both
 
 
 def are_resident(modules: Iterable[nn.Module], device: torch.device, dtype: torch.dtype) -> bool:

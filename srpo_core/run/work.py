@@ -1,0 +1,40 @@
+"""How much work a training is, for a bar that moves while pictures are sampled: pictures times steps of a sampler."""
+
+from dataclasses import dataclass
+
+from ..algorithm.protocols import PhotoDataset
+from .training import Training
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkPlan:
+    """The work of a training of `updates` updates, after `first` others.
+
+    each: of an update. samples: of the samples that are shown, before training, after every `every`-th update and at
+    the end.
+    """
+
+    first: int
+    updates: int
+    each: int
+    samples: int
+    every: int
+
+    def is_due(self, made: int) -> bool:
+        """Whether samples are shown after so many updates, before the end."""
+        return made < self.updates and (self.first + made) % self.every == 0
+
+    def until(self, made: int) -> int:
+        """The work until so many updates are made, with the samples that follow the last of them."""
+        shown = 1 + (self.first + made) // self.every - self.first // self.every
+        if made == self.updates:
+            shown += (self.first + made) % self.every != 0
+        return self.samples * shown + self.each * made
+
+
+def work_of(training: Training, steps: int) -> int:
+    """The work of an update, estimated: steps of the sampler for each picture, and one for each trained forward."""
+    batching = training.batching
+    photo_share = 1.0 if isinstance(training.dataset, PhotoDataset) else batching.photo_share
+    sampled = (1 - photo_share) * steps / batching.reuse
+    return max(1, round(batching.batch * (sampled + 2 * batching.pairs)))
