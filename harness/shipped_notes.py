@@ -142,6 +142,29 @@ Steps begin from your photos in place of the model's own pictures. So nothing is
 **Both at once**: *SRPO Mix* takes prompts and photos by a share.
 """
 
+LOOK_NOTE = """\
+# Look before you train
+
+Nothing is trained here. One picture is made by your model, and you see what SRPO would see of it: whether your words tell anything apart, and at which noise levels.
+
+**Choose four, then Run**: your FLUX, its text encoders, its VAE, and the reward. Which files, and from where: the note of *2 FLUX.1-dev LoRA (online)*.
+
+**SRPO Recovery Sweep**, from clean at one side to pure noise at the other
+- *First row*: what the model is given.
+- *Second*: plain one-step prediction. Towards the noisy end it is a blur, and a reward can only judge the blur.
+- *Third*: recovered with the noise that is known (Direct-Align). Shaded: the levels that are trained.
+- *Curves*: the reward with either word, the words-gap, the gradient. In the shaded part the words-gap should be near that of the clean picture.
+
+**SRPO Reward Table**: what each word alone sees in the same picture, and where it looks.
+
+**What to try**
+- Other words in *SRPO Objective*: those that leave the words-gap flat teach nothing.
+- *SRPO Noise Levels* on *noise levels*: move the window, and see what comes into it.
+- A photo: Load Image and VAE Encode in place of the sampler.
+
+**About how much**: sampling one picture of 720x720, one forward of the model and two scores with gradient for each of 9 levels; memory as of a training step, but that nothing is held for the adapter (estimated). It was never run on real FLUX.1-dev and HPS weights.
+"""
+
 STEP_BLUEPRINT_NOTE = """## One update of SRPO
 
 Connect **SRPO Trainer** (both its outputs), a latent that its MODEL sampled, the very NOISE of that sampling, the prompt

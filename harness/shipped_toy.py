@@ -3,6 +3,7 @@
 from make_workflows import BLUE, BROWN, GREEN, OCHRE, PURPLE, Group, Node, Workflow
 from shipped_notes import STEP_NOTE, TOY_NOTE, TOY_PROMPTS
 
+TRAIN_HEIGHT = 1240  # what it grows to with its card in Nodes 2.0
 SAYS = Node("says", "PreviewAny", {"source": ("train", 4)}, title="What became of it", height=140)
 
 TOY = Workflow(
@@ -58,9 +59,8 @@ TOY = Workflow(
                         "memory.at_once": 32,
                         "rollouts": ("rollouts", 0),
                     },
-                    height=860,
+                    height=TRAIN_HEIGHT,
                 ),
-                SAYS,
             ],
         ),
         Group(
@@ -68,6 +68,7 @@ TOY = Workflow(
             PURPLE,
             400,
             [
+                SAYS,
                 Node(
                     "enlarge",
                     "ImageScaleBy",

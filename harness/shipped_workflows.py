@@ -1,8 +1,8 @@
 """The workflows that ship: what `make_workflows.py` lays out."""
 
 from make_workflows import BLUE, GREEN, OCHRE, PURPLE, Group, Node, Workflow
-from shipped_notes import FLUX_PROMPTS, PHOTOS_NOTE, PROMPTS_NOTE
-from shipped_toy import SAYS, STEP, TOY
+from shipped_notes import FLUX_PROMPTS, LOOK_NOTE, PHOTOS_NOTE, PROMPTS_NOTE
+from shipped_toy import SAYS, STEP, TOY, TRAIN_HEIGHT
 
 HUB = "https://huggingface.co"
 FLUX_FILES = [
@@ -56,12 +56,13 @@ def flux(note: str, run: str, dataset: Node) -> Workflow:
         groups=[
             Group("1. Your files, and the run", BLUE, 300, [*FLUX_FILES, trainer]),
             Group("2. What to teach", GREEN, 360, [dataset, Node("objective", "SRPO_Objective")]),
-            Group("3. Train", OCHRE, 460, [Node("train", "SRPO_Train", train, height=860), SAYS]),
+            Group("3. Train", OCHRE, 460, [Node("train", "SRPO_Train", train, height=TRAIN_HEIGHT)]),
             Group(
                 "4. Before and after",
                 PURPLE,
                 400,
                 [
+                    SAYS,
                     Node("lora", "LoraModelLoader", {"model": ("unet", 0), "lora": ("train", 1)}),
                     Node("compare", "SRPO_Compare", compare, height=820),
                 ],
@@ -73,9 +74,87 @@ def flux(note: str, run: str, dataset: Node) -> Workflow:
 PROMPTS = Node("prompts", "SRPO_Prompts", {"clip": ("clip", 0), "text": FLUX_PROMPTS}, height=300)
 PHOTOS = Node("photos", "SRPO_Photos", {"clip": ("clip", 0), "vae": ("vae", 0), "folder": "photos"})
 
+LOOK_PROMPT = "a portrait of a woman in a cafe by the window"
+LOOK = Workflow(
+    note=LOOK_NOTE,
+    note_size=(400, 900),
+    groups=[
+        Group("1. Your files", BLUE, 300, FLUX_FILES),
+        Group(
+            "2. One picture",
+            GREEN,
+            300,
+            [
+                Node("prompt", "PrimitiveStringMultiline", {"value": LOOK_PROMPT}, "Prompt"),
+                Node("text", "CLIPTextEncode", {"clip": ("clip", 0), "text": ("prompt", 0)}),
+                Node("guidance", "FluxGuidance", {"conditioning": ("text", 0)}),
+                Node("empty", "EmptySD3LatentImage", {"width": 720, "height": 720}),
+                Node(
+                    "sample",
+                    "KSampler",
+                    {
+                        "model": ("unet", 0),
+                        "positive": ("guidance", 0),
+                        "negative": ("guidance", 0),
+                        "latent_image": ("empty", 0),
+                        "steps": 25,
+                        "cfg": 1.0,
+                        "sampler_name": "euler",
+                        "scheduler": "simple",
+                    },
+                ),
+                Node("decoded", "VAEDecode", {"samples": ("sample", 0), "vae": ("vae", 0)}),
+            ],
+        ),
+        Group(
+            "3. What SRPO sees of it",
+            OCHRE,
+            620,
+            [
+                Node("objective", "SRPO_Objective"),
+                Node(
+                    "sweep",
+                    "SRPO_RecoverySweep",
+                    {
+                        "model": ("unet", 0),
+                        "positive": ("guidance", 0),
+                        "latent": ("sample", 0),
+                        "vae": ("vae", 0),
+                        "prompt": ("prompt", 0),
+                        "reward": ("reward", 0),
+                        "objective": ("objective", 0),
+                    },
+                    height=760,
+                ),
+            ],
+        ),
+        Group(
+            "4. What each word sees",
+            PURPLE,
+            500,
+            [
+                Node(
+                    "table",
+                    "SRPO_RewardTable",
+                    {
+                        "reward": ("reward", 0),
+                        "images": ("decoded", 0),
+                        "prompt": ("prompt", 0),
+                        "words": "Natural-lighting\nDetail\nReal",
+                        "negative": "Painting\nConcept art\nFlat",
+                    },
+                    height=720,
+                ),
+                Node("says", "PreviewAny", {"source": ("sweep", 3)}, title="What the sweep found", height=200),
+            ],
+        ),
+    ],
+)
+
 WORKFLOWS = {
     "1 Toy FLUX in one minute": TOY,
     "2 FLUX.1-dev LoRA (online)": flux(PROMPTS_NOTE, "my-flux", PROMPTS),
     "3 FLUX.1-dev LoRA from your photos (offline)": flux(PHOTOS_NOTE, "my-photos", PHOTOS),
     "4 One SRPO step, node by node": STEP,
+    "5 Look before you train": LOOK,
 }

@@ -408,6 +408,7 @@ def test_cancel_says_what_is_kept_and_a_restart_goes_on(site):
     press_run(page)
     assert wait_for_end(page) == "execution_success"
     site.keep(page, "Nodes 2.0, workflow 1 after its run")
+    assert misplaced(page) == []
     assert sentence(page).startswith("1 update in ") and f"({kept + 1} in all)" in sentence(page)
     assert page.complaints <= page.baseline
 
