@@ -29,7 +29,7 @@ a purple circle on snow"""
 TOY_NOTE = """\
 # Toy FLUX in one minute
 
-**Press Run.** Nothing to download, no files to put anywhere: the models in this graph come with the pack. Two CPU cores are enough. One minute to begin; the 42 updates take about three (197 s measured, in one CPU thread).
+**Press Run.** Nothing to download, no files to put anywhere: the models in this graph come with the pack. Two CPU cores are enough. One minute to begin; the 42 updates take about three (185 s measured, in one CPU thread).
 
 A tiny FLUX paints 64x64 pictures of simple scenes. It was trained to make glossy *renders*; about one picture in ten looks like a *photo*. SRPO teaches it to take photos, from words alone.
 
