@@ -47,6 +47,6 @@ def test_runs_from_the_files_that_its_note_names(server, file: Path):
     outputs = server.run(prompt)["outputs"]
     pictures = {node["class_type"]: outputs[id_] for id_, node in prompt.items() if "images" in outputs.get(id_, {})}
     assert {"SRPO_Compare", "SRPO_RecoverySweep"} & pictures.keys()
-    assert all("words-gap" in output["text"][0] for output in pictures.values() if "text" in output)
+    assert any("words-gap" in text for output in outputs.values() for text in output.get("text", ()))
     said = server.log.replace(UNUSED, "")
     assert not re.search("not loaded|missing|not finite", said), said
