@@ -111,7 +111,7 @@ class Sweep:
             for value in (self.inside(recovered), self.outside(recovered), self.inside(plain), self.clean_gap)
         )
         return (
-            f"Words-gap of {name_of(self.question.term.reward)}: recovered {inside} in the window and {outside} "
+            f"The words-gap of {name_of(self.question.term.reward)}: recovered {inside} in the window and {outside} "
             f"outside, plain {predicted} in the window, the clean picture {clean}."
         )
 

@@ -48,7 +48,7 @@ def test_what_comes_out(world):
     assert sheet.shape[0] == 1 and sheet.shape[-1] == 3 and sheet.shape[2] > 800
     assert recovered.shape == plain.shape == (COUNT, 64, 64, 3)
     assert 0 <= recovered.min() < recovered.max() <= 1
-    assert "trained window, sigma 0.9643 to 0.7500" in summary and "Words-gap of toy CLIP" in summary
+    assert "trained window, sigma 0.9643 to 0.7500" in summary and "words-gap of toy CLIP" in summary
     assert "Gradient at the recovered latent" in summary
 
 
