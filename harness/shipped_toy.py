@@ -82,7 +82,7 @@ TOY = Workflow(
                     title="First all before, then all after",
                     height=420,
                 ),
-                Node("loss", "LossGraphNode", {"loss": ("train", 2)}, title="The loss", height=300),
+                Node("loss", "LossGraphNode", {"loss": ("train", 2)}, title="The loss", height=360),
             ],
         ),
     ],

@@ -260,9 +260,9 @@ def test_the_templates_have_thumbnails(site):
     page = site.page("classic")
     open_templates(page)
     for file in FILES:
-        image = page.get_by_test_id(f"template-workflow-{file.stem}").locator("img").first
-        image.scroll_into_view_if_needed()
-        page.wait_for_function("image => image.naturalWidth > 0", arg=image.element_handle())
+        card = page.get_by_test_id(f"template-workflow-{file.stem}")
+        card.scroll_into_view_if_needed()  # its picture comes when it is looked at
+        page.wait_for_function("image => image.naturalWidth > 0", arg=card.locator("img").first.element_handle())
     site.keep(page, "templates")
     page.get_by_test_id(f"template-workflow-{WORKFLOW_1.stem}").click()
     page.get_by_role("dialog").wait_for(state="detached")
