@@ -20,6 +20,8 @@ settings.load_profile("srpo")
 LONGEST = (
     "test_toy",
     "test_demo",
+    "test_browser",
+    "test_flux_workflows",
     "test_host_compile",
     "test_host_failures",
     "test_host_fitting",

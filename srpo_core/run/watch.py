@@ -1,6 +1,7 @@
 """The hacking watch: how far a run has gone from where it began, against limits that the user sets."""
 
 import math
+import statistics
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
@@ -8,6 +9,7 @@ from ..algorithm.terms import Spread
 from ..checks import check_number
 
 COMPARED_UPDATES = 4  # the means of so many, the first and the last ones, are compared
+CERTAINTY = 2  # a difference of less than so many of its standard errors is the scatter of few pictures
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,36 +35,69 @@ class Limits:
 def crossed(
     history: list[dict[str, float]], limits: Limits, watching: list[str], spreads: Mapping[str, Spread]
 ) -> dict[str, str]:
-    """What is beyond its limit, each with a sentence; empty until there are two windows of updates.
+    """What is beyond its limit and beyond the scatter, each with a sentence; empty until there are two windows.
 
     watching: the names of the rewards that only watch.
     """
     if len(history) < 2 * COMPARED_UPDATES:
         return {}
     found = {}
-    gap, _ = change(history, "words_gap")
-    if limits.words_gap and gap > limits.words_gap:
-        found["words_gap"] = f"the words-gap has risen by {gap:.3g} (limit {limits.words_gap:g})"
+    gap = change(history, "words_gap")
+    if limits.words_gap and gap.exceeds(limits.words_gap):
+        found["words_gap"] = f"the words-gap has risen by {gap.rise:.3g} (limit {limits.words_gap:g})"
     shares = (("saturation", "saturation", limits.saturation), ("velocity_ratio", "the velocity norm", limits.velocity))
     for key, what, limit in shares:
-        rise, before = change(history, key)
-        if limit and rise > limit * before:
-            found[key] = f"{what} has risen by {rise / before:.0%} (limit {limit:.0%})"
+        share = change(history, key)
+        if limit and share.exceeds(limit * share.before):
+            found[key] = f"{what} has risen by {share.rise / share.before:.0%} (limit {limit:.0%})"
     for name in watching if limits.watching else ():
-        fall = -change(history, f"reward_positive/{name}")[0] / spreads.get(name, Spread()).std
-        if fall > limits.watching:
+        deviation = spreads.get(name, Spread()).std
+        answer = change(history, f"reward_positive/{name}")
+        if answer.falls_below(limits.watching * deviation):
+            fall = -answer.rise / deviation
             found[name] = (
                 f'the watching reward "{name}" has fallen by {fall:.2g} deviations (limit {limits.watching:g})'
             )
     return found
 
 
-def change(history: list[dict[str, float]], key: str) -> tuple[float, float]:
-    """The mean of the last COMPARED_UPDATES minus that of the first, and that of the first; NaN where there is none."""
-    first, last = (window_mean(part, key) for part in (history[:COMPARED_UPDATES], history[-COMPARED_UPDATES:]))
-    return last - first, first
+@dataclass(frozen=True, kw_only=True)
+class Change:
+    """From the first window of updates to the last: the mean before, its rise, and the standard error of that.
+
+    All are NaN where a window has nothing finite, and then nothing is exceeded.
+    """
+
+    before: float
+    rise: float
+    error: float
+
+    def exceeds(self, limit: float) -> bool:
+        return self.rise > max(limit, CERTAINTY * self.error)
+
+    def falls_below(self, limit: float) -> bool:
+        return -self.rise > max(limit, CERTAINTY * self.error)
+
+
+def change(history: list[dict[str, float]], key: str) -> Change:
+    """How a number of the metrics has changed between the first and the last COMPARED_UPDATES."""
+    first, last = (finite(part, key) for part in (history[:COMPARED_UPDATES], history[-COMPARED_UPDATES:]))
+    before = mean(first)
+    return Change(before=before, rise=mean(last) - before, error=math.hypot(*map(standard_error, (first, last))))
+
+
+def finite(history: list[dict[str, float]], key: str) -> list[float]:
+    return [value for metrics in history if math.isfinite(value := metrics.get(key, math.nan))]
+
+
+def mean(values: list[float]) -> float:
+    return statistics.fmean(values) if values else math.nan
+
+
+def standard_error(values: list[float]) -> float:
+    """Of the mean of these values; 0 where there are too few to tell."""
+    return statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else 0.0
 
 
 def window_mean(history: list[dict[str, float]], key: str) -> float:
-    values = [value for metrics in history if math.isfinite(value := metrics.get(key, math.nan))]
-    return sum(values) / len(values) if values else math.nan
+    return mean(finite(history, key))

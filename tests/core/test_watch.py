@@ -43,6 +43,17 @@ def test_within_the_limits_there_is_nothing_to_say(limits):
     )  # the other way is no hacking
 
 
+def test_the_scatter_of_few_pictures_is_no_rise():
+    """A rise of 30 %, where single updates differ by more; the same of calmer ones is beyond its limit."""
+    first = [0.2, 0.7, 0.3, 0.4]
+    last = [0.3, 0.8, 0.4, 0.58]
+    wild = [{"saturation": value} for value in first + last]
+    calm = [{"saturation": 0.4 + (value - 0.4) / 10} for value in first]
+    calm += [{"saturation": 0.52 + (value - 0.52) / 10} for value in last]
+    assert crossed(wild, Limits(saturation=0.2), [], {}) == {}
+    assert crossed(calm, Limits(saturation=0.2), [], {}) == {"saturation": "saturation has risen by 30% (limit 20%)"}
+
+
 def test_too_few_or_skipped_updates():
     start = {"words_gap": 0.0, "saturation": 0.5}
     end = {"words_gap": 1.0, "saturation": 0.9}
