@@ -15,6 +15,7 @@ DEFAULT = AdapterSettings()
 NEW = "new, or as it is"
 FROM_RUN = "another run"
 FROM_LORA = "a LoRA file"
+NO_FILES = "(none is here)"
 RANK = {  # what each kind calls its size, and what that says
     "LoRA": ("rank", "The size of the adapter; 16 suits SRPO."),
     "LoKr": ("factor", "How finely layers are divided: the largest factor of their sides that is taken."),
@@ -83,7 +84,7 @@ def start_input() -> io.DynamicCombo.Input:
                 [
                     io.Combo.Input(
                         "start_lora",
-                        options=folder_paths.get_filename_list("loras"),
+                        options=folder_paths.get_filename_list("loras") or [NO_FILES],
                         tooltip="A LoRA file to begin at, of this model and of trained layers alone.",
                     )
                 ],
@@ -94,7 +95,11 @@ def start_input() -> io.DynamicCombo.Input:
 
 
 def adapter_settings(adapter: Mapping[str, Any], start: Mapping[str, Any], precision: str) -> AdapterSettings:
-    """adapter, start: the values of `adapter_input` and `start_input`."""
+    """adapter, start: the values of `adapter_input` and `start_input`. Raises ValueError for a LoRA where none is."""
+    if start.get("start_lora") == NO_FILES:
+        raise ValueError(
+            f'There is no LoRA file to start from: put one into models/loras and press R, or set start to "{NEW}".'
+        )
     kind = adapter["adapter"]
     name, _ = RANK.get(kind, ("rank", ""))
     return AdapterSettings(

@@ -77,6 +77,12 @@ def photo_folder(name: str) -> Path:
     return folder
 
 
+def folders_to_choose_from() -> list[str]:
+    """The folders in the input folder, first those that hold pictures: the host puts empty ones of its own there."""
+    names = folder_paths.get_input_subfolders()
+    return sorted(names, key=lambda name: not holds_a_picture(Path(folder_paths.get_input_directory()) / name))
+
+
 def check_photos(name: str):
     """Raises ValueError for a folder that is not in the input folder, or holds no picture."""
     folder = photo_folder(name)
@@ -118,7 +124,7 @@ class PhotosNode(io.ComfyNode):
                 io.Vae.Input("vae", tooltip="The VAE that belongs to the model."),
                 io.Combo.Input(
                     "folder",
-                    options=folder_paths.get_input_subfolders(),
+                    options=folders_to_choose_from(),
                     tooltip="A folder in ComfyUI's input folder. A caption is in the .txt beside its picture.",
                 ),
                 *size_inputs(

@@ -142,4 +142,7 @@ def check_pixels(size: Size):
 def check_covers(size: Size, wanted: Size):
     """Raises UnusablePhoto if a picture of `size` would have to be enlarged."""
     if size[0] < wanted[0] or size[1] < wanted[1]:
-        raise UnusablePhoto(f"is {size[0]}x{size[1]}, too small for {wanted[0]}x{wanted[1]}, the size of its shape")
+        raise UnusablePhoto(
+            f"is {size[0]}x{size[1]}, too small for {wanted[0]}x{wanted[1]}, the size of its shape: take a larger one, "
+            "or a smaller width and height"
+        )

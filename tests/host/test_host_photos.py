@@ -212,3 +212,9 @@ def test_training_on_photos_rolls_nothing_out(host, folder):
     ]
     assert all(torch.equal(states[1][key], value) for key, value in states[0].items())
     assert any(value.abs().max() > 0 for key, value in states[0].items() if "up" in key and key.startswith("adapter."))
+
+
+def test_a_folder_with_pictures_comes_before_an_empty_one(host, folder):
+    (host.base / "input/3d").mkdir(exist_ok=True)
+    _, options = host.object_info()["SRPO_Photos"]["input"]["required"]["folder"]
+    assert options["options"].index("photos") < options["options"].index("3d")

@@ -171,3 +171,13 @@ def test_a_refused_file_leaves_the_adapter_fresh(pack, base, tmp_path):
     with pytest.raises(ValueError, match="would begin at .* the file is broken|no training gives"):
         pack("nodes.host.adapters.start_lora").start_at(adapter, base.model, tmp_path / "some.safetensors")
     assert all(torch.equal(before[name], tensor) for name, tensor in adapter.state_dict().items())
+
+
+def test_where_there_is_no_file_it_says_so(pack, monkeypatch):
+    inputs = pack("nodes.adapter_inputs")
+    monkeypatch.setattr(inputs.folder_paths, "get_filename_list", lambda folder: [])
+    (option,) = (each for each in inputs.start_input().options if each.key == inputs.FROM_LORA)
+    (name,) = option.inputs[0].options
+    adapter = {"adapter": "LoRA", "rank": 4, "alpha": 4.0, "target": "all", "seed": 0}
+    with pytest.raises(ValueError, match="There is no LoRA file to start from: put one into models/loras"):
+        inputs.adapter_settings(adapter, {"start": inputs.FROM_LORA, "start_lora": name}, "fp32")
