@@ -60,8 +60,9 @@ class HostWorld(HostServer):
         self.run(self.prompt, seconds=900)
         run = self.base / "output/srpo" / self.run_name
         shutil.copy(self._lora(), out)
-        shutil.copy(max((run / "samples").iterdir()), out / "training.png")
-        return json.loads((run / "run.json").read_text())["updates"]
+        updates = json.loads((run / "run.json").read_text())["updates"]
+        shutil.copy(run / "samples" / f"{updates:06d}.png", out / "training.png")
+        return updates
 
     def pictures(self, scenes: list[Scene], count: int, trained: bool = False) -> torch.Tensor:
         """`count` pictures of each scene, (len(scenes) * count, 3, H, W) in [0, 1]; always from the same noise."""

@@ -102,8 +102,8 @@ def state(server, run: str) -> dict[str, torch.Tensor]:
 def test_out_of_memory_leaves_the_last_update_and_the_next_queue_goes_on(server):
     server.run(prompts.train("whole", 4, batch=2))
     prompt = prompts.train("short", 3, batch=2)
-    # Each runs again for its backward: two check the gradient, and eight are an update.
-    prompt["once"] = prompts.node("OutOfMemoryOnce", model=["toy", 0], call=12)
+    # Each runs again for its backward: some check the model and its gradient, and eight are an update.
+    prompt["once"] = prompts.node("OutOfMemoryOnce", model=["toy", 0], call=15)
     prompt["trainer"]["inputs"]["model"] = ["once", 0]
     with pytest.raises(HostError, match="SRPO_Train: .*OutOfMemory"):
         server.run(prompt)

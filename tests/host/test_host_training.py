@@ -109,7 +109,7 @@ def test_a_run_begins_at_a_lora_file(host):
     assert (decoded(host, "second") - decoded(host, "stock")).abs().max() < 1e-5
     for wrong, sentence in [
         ({"target": "MLP"}, "was made with adapter LoRA, not LoRA .MLP."),
-        ({"precision": "bf16"}, "was made with adapter LoRA, not LoRA .bf16."),
+        ({"precision": "bf16"}, "was made with precision fp32, not bf16"),
     ]:
         with pytest.raises(HostError, match=sentence):
             host.run(prompts.train("second", 1, begun | wrong))
