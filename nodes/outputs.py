@@ -19,8 +19,8 @@ def preview(image: torch.Tensor, text: str, node: type[io.ComfyNode]) -> dict:
 def loss_map(history: list[dict[str, float]]) -> dict[str, list[float]]:
     """The finite losses of a run, as the core's LOSS_MAP.
 
-    Its plot divides by their range. Where they are all the same, as of one update, the next larger number is added,
-    which its axis shows as that same loss; where none is finite there is nothing but a zero and that.
+    Its plot divides by their range. Where they are all the same, as of one update, the next larger number is added, so
+    near that its axis shows one loss; where none is finite there is nothing but a zero and that.
     """
     losses = [metrics["loss"] for metrics in history if math.isfinite(metrics["loss"])] or [0.0]
     level = min(losses) == max(losses)
