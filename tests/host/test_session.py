@@ -1,0 +1,58 @@
+"""A queue's work ends with it: the run stays open for the next, and nothing else of it stays in memory."""
+
+import asyncio
+import gc
+import weakref
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+
+@pytest.fixture
+def nodes(pack, tmp_path, monkeypatch):
+    """The pack's nodes by their ids, in a host that writes elsewhere."""
+    import folder_paths
+    import server
+    from comfy_execution.utils import CurrentNodeContext
+
+    monkeypatch.setattr(folder_paths, "output_directory", str(tmp_path))
+    extension = asyncio.run(pack("nodes").comfy_entrypoint())
+    nodes = {node.define_schema().node_id: node for node in asyncio.run(extension.get_node_list())}
+    for node in nodes.values():
+        monkeypatch.setattr(node, "hidden", SimpleNamespace(unique_id="1", prompt=None, extra_pnginfo=None))
+    nobody = SimpleNamespace(send_progress_text=lambda text, node: None)
+    monkeypatch.setattr(server.PromptServer, "instance", nobody, raising=False)
+    with torch.inference_mode(), CurrentNodeContext("a queued prompt", "1"):
+        yield nodes
+
+
+def made(node, **given):
+    """What a node that is just put down hands out, with these inputs for those that it has no value for."""
+    widgets = {each.id: each.default for each in node.define_schema().inputs if hasattr(each, "default")}
+    return node.execute(**{name: value for name, value in widgets.items() if value is not None} | given).args
+
+
+def train(nodes, trainer):
+    model, clip, vae, reward = made(nodes["SRPO_ToyModels"])
+    dataset, _ = nodes["SRPO_Prompts"].execute([clip], ["a red circle on grass"], ["none"]).args
+    (objective,) = made(nodes["SRPO_Objective"])
+    small = {"updates": 1, "batch": 1, "width": 32, "height": 32, "memory": {"memory": "auto"}}
+    (rollouts,) = made(nodes["SRPO_Rollouts"], steps=1)
+    (previews,) = made(nodes["SRPO_Previews"], count=1, steps=1)
+    links = {"dataset": dataset, "vae": vae, "reward": reward, "objective": objective}
+    made(nodes["SRPO_Train"], trainer=trainer, rollouts=rollouts, previews=previews, **links, **small)
+    return weakref.ref(dataset), weakref.ref(objective)
+
+
+def test_an_open_run_keeps_nothing_of_the_queue_that_trained_it(nodes, pack):
+    whole = {"adapter": "LoRA", "target": "all", "rank": 4, "alpha": 4.0, "seed": 0}
+    model = made(nodes["SRPO_ToyModels"])[0]
+    new = pack("nodes.adapter_inputs").NEW
+    trainer, _ = made(nodes["SRPO_Trainer"], model=model, adapter=whole, start={"start": new})
+    seen = train(nodes, trainer)
+    gc.collect()
+    assert trainer.run.updates == 1
+    assert [ref() for ref in seen] == [None, None]
+    kinds = (pack("nodes.session").Session, pack("nodes.previews").Previews, pack("nodes.host.progress").Work)
+    assert not [kept for kept in gc.get_objects() if isinstance(kept, kinds)]
