@@ -86,10 +86,12 @@ def pack(comfyui):
 
 @pytest.fixture(scope="session")
 def host(comfyui, tmp_path_factory):
-    """One running ComfyUI with the pack in it, for all tests."""
+    """One running ComfyUI with the pack in it, and what `beside` puts there, for all tests."""
+    from beside import put_beside
     from host_server import HostServer
 
-    with HostServer(comfyui, tmp_path_factory.mktemp("host")) as server:
+    base = tmp_path_factory.mktemp("host")
+    with HostServer(comfyui, base, put_beside(base)) as server:
         yield server
 
 

@@ -62,7 +62,7 @@ def test_our_preprocessing_is_that_of_the_models_own_pipelines(numbers_of):
 
 
 def test_torture():
-    numbers = last_line("torture", "--kills", "2")
+    numbers = last_line("torture", "--kills", "2", "--seed", "88")  # after 3 and after 1 more
     assert numbers["kills"] == numbers["resumed"] == 2 and numbers["half_written"] == 0
     assert 0 <= numbers["updates_lost_max"] <= numbers["save_every"] and numbers["updates"] > 0
 
@@ -76,6 +76,6 @@ def test_overhead(numbers_of):
 
 def test_queues(comfyui):
     """As many as show what a queue leaves behind; the limit of 50 MB is for 200 of them."""
-    numbers = last_line("queues", "--queues", "15")
-    assert numbers["updates"] == 15 and numbers["files_elsewhere"] == []
+    numbers = last_line("queues", "--queues", "13")
+    assert numbers["updates"] == 13 and numbers["files_elsewhere"] == []
     assert numbers["ram_growth"] < 50e6

@@ -5,7 +5,7 @@ import json
 import prompts
 import pytest
 import torch
-from host_server import HostError, HostServer
+from host_server import HostError
 from reward_files import aesthetic_v25, clip_model, laion_aesthetic, siglip_model, to_open_clip
 from safetensors.torch import load_file, save_file
 
@@ -128,11 +128,7 @@ def test_sentences_for_files_that_cannot_be_used(files):
     assert not trap.exists()
 
 
-def test_folders_of_extra_model_paths(comfyui, tmp_path):
-    elsewhere = tmp_path / "elsewhere"
-    elsewhere.mkdir()
-    torch.save({"state_dict": to_open_clip(clip_model("gelu"))}, elsewhere / "hps_there.pt")
-    (tmp_path / "extra.yaml").write_text(f"mine:\n  base_path: {tmp_path}\n  rewards: elsewhere\n")
-    with HostServer(comfyui, tmp_path / "host", ("--extra-model-paths-config", tmp_path / "extra.yaml")) as server:
-        assert "hps_there.pt" in server.object_info()["SRPO_LoadReward"]["input"]["required"]["file"][1]["options"]
-        assert server.run(table("hps_there.pt"))["outputs"]["table"]["images"]
+def test_folders_of_extra_model_paths(host):
+    torch.save({"state_dict": to_open_clip(clip_model("gelu"))}, host.base / "elsewhere/hps_there.pt")
+    assert "hps_there.pt" in host.object_info()["SRPO_LoadReward"]["input"]["required"]["file"][1]["options"]
+    assert host.run(table("hps_there.pt"))["outputs"]["table"]["images"]

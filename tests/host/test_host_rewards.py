@@ -1,17 +1,13 @@
 """Several rewards, and a person's own, on a running ComfyUI."""
 
 import json
-import re
-from pathlib import Path
 
 import prompts
 import pytest
 import torch
-from host_server import HostServer
 from PIL import ImageStat
 from safetensors.torch import load_file
 
-OWN = Path(__file__).resolve().parents[2] / "docs/own_reward.md"
 DARK = {"positive": "Flat", "negative": "Detail", "branches": "denoise"}
 
 
@@ -61,19 +57,15 @@ def test_two_of_one_name_are_refused(host):
         host.run(with_another(prompts.train("same name", 1), name=""))
 
 
-def test_the_reward_of_the_documentation_works_as_written(comfyui, tmp_path):
-    """Its twenty lines, saved where it says, make the toy's pictures brighter."""
-    (tmp_path / "custom_nodes").mkdir()
-    source = re.search(r"```python\n(.*?)```", OWN.read_text("utf-8"), re.DOTALL)[1]
-    (tmp_path / "custom_nodes/brightness_reward.py").write_text(source)
+def test_the_reward_of_the_documentation_works_as_written(host):
+    """Its twenty lines, beside the pack as it says, make the toy's pictures brighter."""
     prompt = prompts.train("bright", 6, {"learning_rate": 3e-3}, previews_count=4)
     prompt["objective"]["inputs"] |= {"positive": "Bright", "negative": "Dark", "threshold": 100.0}
     prompt["own"] = prompts.node("BrightnessReward")
     prompt["train"]["inputs"]["reward"] = ["own", 0]
     prompt["pictures"] = prompts.node("PreviewImage", images=["train", 3])
-    with HostServer(comfyui, tmp_path, ("brightness_reward.py",)) as server:  # one more name on the white list
-        entries = server.run(prompt)["outputs"]["pictures"]["images"]
-        light = [ImageStat.Stat(server.picture(entry).convert("L")).mean[0] / 255 for entry in entries]
+    entries = host.run(prompt)["outputs"]["pictures"]["images"]
+    light = [ImageStat.Stat(host.picture(entry).convert("L")).mean[0] / 255 for entry in entries]
     before = sum(light[:4]) / 4
     after = sum(light[4:]) / 4
     assert after > before + 0.03, light
