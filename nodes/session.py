@@ -95,8 +95,10 @@ class Session:
             raise
         self._measure(after)
         report = partial(self._report, time.monotonic() - self.started, lora)
-        summary = " ".join(report())
-        card = self._draw_card(after, text_on_card(report))
+        left_out = "" if self.plan.first else self.opened.left_out
+        before = [*filter(None, [left_out, self.advice])]
+        summary = " ".join([*report(), *before])
+        card = self._draw_card(after, text_on_card(report, before))
         self._reach(self.work.total, self.work.total, card)  # else the node goes on to show the last preview
         self._say(summary)
         return Pictures(torch.cat([self.previews.before, after]), card, summary)
@@ -151,13 +153,12 @@ class Session:
         return warning(run.updates, reached, stops=self.watch.at_limit == STOP) if reached else ""
 
     def _report(self, seconds: float, lora: Path) -> list[str]:
-        """What the session did, in sentences."""
+        """What the session did, in sentences; what there is to say of its beginning comes after these."""
         run = self.opened.run
         text = training_summary(self.opened, run.updates - self.plan.first, seconds, lora)
         broken = replaced(self.training.dataset, self.training.photos)
         samples = say("Samples: {changes}.", changes=changed_numbers(self.previews.measured_before, self.measured))
-        left_out = "" if self.plan.first else self.opened.left_out
-        return [*filter(None, [text, broken, samples, self._reached(), *run.troubles, left_out, self.advice])]
+        return [*filter(None, [text, broken, samples, self._reached(), *run.troubles])]
 
     def _measure(self, now: torch.Tensor):
         """The numbers of the samples, also in the run's metrics."""

@@ -92,16 +92,17 @@ def draw_card(
     return Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
 
 
-def text_on_card(sentences: Callable[[], list[str]]) -> str:
-    """The sentences in the language in use, where this machine has a font for it, else in English.
+def text_on_card(sentences: Callable[[], list[str]], before: Sequence[str] = ()) -> str:
+    """What `sentences` gives, and what was said before, in the language in use, where this machine has a font for it.
 
-    Those that even so hold a letter of no font are left out then: such as one that was said before, in that language.
+    Else it is in English, without what was said before and has letters of no font; names that have get question marks.
     """
-    text = " ".join(sentences())
+    text = " ".join([*sentences(), *before])
     if can_draw(text):
         return text
     with in_english():
-        return " ".join(filter(can_draw, sentences()))
+        english = " ".join([*sentences(), *filter(can_draw, before)])
+    return "".join(letter if can_draw(letter) else "?" for letter in english)
 
 
 def _draw_curves(axes: "Axes", name: str, keys: tuple[str, ...], history: list[dict]):

@@ -95,15 +95,16 @@ def test_one_is_said_as_one(count, sentence):
 def test_a_card_has_no_letters_that_its_fonts_have_not(monkeypatch):
     """DejaVu alone has no Chinese: then its text is English, without what was said in Chinese before."""
     use(lambda: TRANSLATIONS["zh"])
+    before = [say("No setting here is enough."), "-> \u2192"]
 
     def sentences():
-        return [say("No update was finished"), TRANSLATIONS["zh"]["No setting here is enough."], "-> \u2192"]
+        return [say("No update was finished"), "reward \u8bcd"]
 
     monkeypatch.setattr("srpo_core.report.sheet.fonts", lambda: ["DejaVu Sans"])
     assert not can_draw(sentences()[0])
-    assert text_on_card(sentences) == "No update was finished -> \u2192"
+    assert text_on_card(sentences, before) == "No update was finished reward ? -> \u2192"
     monkeypatch.setattr("srpo_core.report.sheet.letters_of", lambda *names: frozenset(range(0x10000)))
-    assert text_on_card(sentences) == " ".join(sentences())
+    assert text_on_card(sentences, before) == " ".join([*sentences(), *before])
 
 
 def test_matplotlibs_own_font_is_known():
