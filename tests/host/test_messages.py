@@ -121,12 +121,12 @@ def test_summaries_are_in_the_language_that_is_chosen_in_the_front_end(pack, fro
     settings, _ = front_end
     summary = pack("nodes.prompts").prompts_summary
     assert summary(["a"] * 1000) == "1,000 prompts."
-    for number, (language, template) in enumerate(
-        [("zh", CHINESE["{count:,} prompts."]), ("fr", "{count:,} prompts.")]
-    ):
+    chinese = CHINESE["{count:,} prompts."].format(count=1000)
+    expected = [("zh", chinese), ("zh-TW", chinese), ("fr", "1,000 prompts."), ("en", "1,000 prompts.")]
+    for number, (language, sentence) in enumerate(expected):
         settings.write_text(json.dumps({"Comfy.Locale": language}))
         os.utime(settings, (number, number))
-        assert summary(["a"] * 1000) == template.format(count=1000)
+        assert summary(["a"] * 1000) == sentence
 
 
 @pytest.mark.parametrize(
