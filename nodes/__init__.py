@@ -6,6 +6,7 @@ from pathlib import Path
 
 from comfy_api.latest import ComfyExtension
 
+from ..srpo_core import language
 from .add_reward import AddReward
 from .compare import Compare
 from .load_reward import LoadReward
@@ -31,6 +32,11 @@ log = logging.getLogger(__name__)
 
 
 class SRPOExtension(ComfyExtension):
+    async def on_load(self):
+        from .host.language import translations
+
+        language.use(translations)
+
     async def get_node_list(self):
         return [
             TrainerNode,

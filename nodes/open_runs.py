@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from comfy_execution.utils import get_executing_context
 
+from ..srpo_core.language import say
 from .folders import check_run_name
 from .host.progress import show_text
 from .open_run import OpenRun, OpenRunSettings
@@ -91,7 +92,7 @@ def _close_other(name: str, node: str):
     try:
         close_run(name)
     except RuntimeError as error:
-        text = f'The run "{name}" could not be closed and stays open: {error}'
+        text = say('The run "{name}" could not be closed and stays open: {error}', name=name, error=error)
         log.warning("%s", text)
         show_text(text, node)
 

@@ -18,6 +18,7 @@ from ..srpo_core.data.photo_files import FolderScan, holds_a_picture, scan_folde
 from ..srpo_core.data.photo_latents import Latents, Photos, Sized, Store, measure_all
 from ..srpo_core.data.photo_pixels import sizes_of_area
 from ..srpo_core.digest import digest
+from ..srpo_core.language import say, say_many
 from .checked import answer_of, checked
 from .folders import cache_folder
 from .host.progress import Progress, Steps, show_text
@@ -92,10 +93,11 @@ def check_photos(name: str):
 
 def photos_summary(photos: list[Sized], left_out: list[str], found: FolderScan, default_caption: str = "") -> str:
     """What the dataset is, and what was not understood in its folder, for the node to show."""
-    sentences = [f"{len(photos)} photos in {len({photo.size for photo in photos})} sizes."]
+    sizes = len({photo.size for photo in photos})
+    sentences = [say("{photos} photos in {sizes} sizes.", photos=len(photos), sizes=sizes)]
     sentences += found.notes(default_caption)
     if left_out:
-        sentences.append(f"{len(left_out)} left out, see the log: {left_out[0]}")
+        sentences.append(say("{count} left out, see the log: {first}", count=len(left_out), first=left_out[0]))
     return " ".join(sentences)
 
 
@@ -104,8 +106,12 @@ def replaced(*datasets: Dataset | None) -> str:
     broken = [why for data in datasets if isinstance(data, Photos) for why in data.encoded.left_out.values()]
     if not broken:
         return ""
-    many = "1 photo" if len(broken) == 1 else f"{len(broken)} photos"
-    return f" {many} can't be used, and the next one was taken instead, see the log: {broken[0]}"
+    return say_many(
+        len(broken),
+        "{count} photo can't be used, and the next one was taken instead, see the log: {first}",
+        "{count} photos can't be used, and the next one was taken instead, see the log: {first}",
+        first=broken[0],
+    )
 
 
 class PhotosNode(io.ComfyNode):

@@ -17,6 +17,7 @@ from ..srpo_core.checks import shown
 from ..srpo_core.data.photo_files import SUFFIXES
 from ..srpo_core.data.prompt_text import check_beginning, check_prompts, parse_prompts, read_prompts
 from ..srpo_core.data.wildcards import check_prompt
+from ..srpo_core.language import say, say_many
 from .checked import answer_of
 from .folders import cache_folder
 from .host.progress import show_text
@@ -122,13 +123,16 @@ def check(text: Sequence[str], file: str):
 
 def prompts_summary(prompts: Sequence[str]) -> str:
     """What the node says of its prompts."""
-    text = f"{len(prompts):,} prompts." if len(prompts) > 1 else "1 prompt."
+    text = say_many(len(prompts), "{count} prompt.", "{count:,} prompts.")
     bracketed = [prompt for prompt in prompts if "[" in prompt and "]" in prompt]
-    if bracketed:
-        text += (
-            f' {len(bracketed):,} with [ ], which are read as they are written and weigh nothing: "{bracketed[0][:60]}"'
-        )
-    return text
+    if not bracketed:
+        return text
+    about = say(
+        '{count:,} with [ ], which are read as they are written and weigh nothing: "{first}"',
+        count=len(bracketed),
+        first=bracketed[0][:60],
+    )
+    return f"{text} {about}"
 
 
 def text_files() -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,7 +12,8 @@ import comfy.model_management
 import torch
 from PIL.Image import Image
 
-from ..srpo_core.report.card import draw_card, tiled
+from ..srpo_core.language import say
+from ..srpo_core.report.card import draw_card, text_on_card, tiled
 from ..srpo_core.report.measures import changed_numbers
 from ..srpo_core.run.loop import train
 from ..srpo_core.run.training import Training
@@ -32,7 +34,7 @@ log = logging.getLogger(__name__)
 class Pictures(NamedTuple):
     """samples: (2 * count, H, W, 3) in [0, 1], all before training, then all after. card: both beside the curves.
 
-    summary: what the session did, in words, which also stand on the card.
+    summary: what the session did, in words, which also stand on the card; see `text_on_card`.
     """
 
     samples: torch.Tensor
@@ -92,8 +94,11 @@ class Session:
             self._say(stopped(self.opened, self._save_lora()))
             raise
         self._measure(after)
-        summary = self._report(time.monotonic() - self.started, lora)
-        card = self._draw_card(after, summary)
+        report = partial(self._report, time.monotonic() - self.started, lora)
+        left_out = "" if self.plan.first else self.opened.left_out
+        before = [*filter(None, [left_out, self.advice])]
+        summary = " ".join([*report(), *before])
+        card = self._draw_card(after, text_on_card(report, before))
         self._reach(self.work.total, self.work.total, card)  # else the node goes on to show the last preview
         self._say(summary)
         return Pictures(torch.cat([self.previews.before, after]), card, summary)
@@ -147,26 +152,26 @@ class Session:
         reached = crossed(run.history, self.watch.limits, watching, run.spreads)
         return warning(run.updates, reached, stops=self.watch.at_limit == STOP) if reached else ""
 
-    def _report(self, seconds: float, lora: Path) -> str:
+    def _report(self, seconds: float, lora: Path) -> list[str]:
+        """What the session did, in sentences; what there is to say of its beginning comes after these."""
         run = self.opened.run
         text = training_summary(self.opened, run.updates - self.plan.first, seconds, lora)
-        text += replaced(self.training.dataset, self.training.photos)
-        samples = f"Samples: {changed_numbers(self.previews.measured_before, self.measured)}."
-        left_out = "" if self.plan.first else self.opened.left_out
-        return " ".join(filter(None, [text, samples, self._reached(), *run.troubles, left_out, self.advice]))
+        broken = replaced(self.training.dataset, self.training.photos)
+        samples = say("Samples: {changes}.", changes=changed_numbers(self.previews.measured_before, self.measured))
+        return [*filter(None, [text, broken, samples, self._reached(), *run.troubles])]
 
     def _measure(self, now: torch.Tensor):
         """The numbers of the samples, also in the run's metrics."""
         self.measured = self.previews.measure(now)
         self.opened.run.add_numbers({f"samples {name}": value for name, value in self.measured.items()})
 
-    def _draw_card(self, now: torch.Tensor, summary: str = "") -> Image:
+    def _draw_card(self, now: torch.Tensor, text: str = "") -> Image:
         """Samples before and now, with their numbers, beside the curves; all also files in the run's folder."""
         run = self.opened.run
         previews = self.previews
         title = f"{self.opened.name}, update {run.updates}"
         measured = (previews.measured_before, self.measured)
-        card = draw_card(previews.before, now, run.history, title, measured=measured, text=summary)
+        card = draw_card(previews.before, now, run.history, title, measured=measured, text=text)
         self.files.write_card(card)
         self.files.write_samples(f"{run.updates:06d}", now, previews.about())
         return card

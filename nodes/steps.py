@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import torch
@@ -13,6 +14,7 @@ from ..srpo_core.algorithm.noise_levels import GRID, draw_position
 from ..srpo_core.algorithm.objective import Objective
 from ..srpo_core.algorithm.step import Noised, normalise, one_step_recover, score_recovered
 from ..srpo_core.algorithm.terms import Term
+from ..srpo_core.language import say
 from ..srpo_core.rewards import Reward
 from ..srpo_core.run.update import make_update
 from ..srpo_core.seeds import derived_seed
@@ -220,6 +222,18 @@ class RewardNode(io.ComfyNode):
         return io.NodeOutput(Rewarded(recovered.noised, scores, normalise, taught_by(terms)), gap, images)
 
 
+def update_summary(name: str, metrics: Mapping[str, float]) -> str:
+    """What Train Step says of an update of the run of this name."""
+    gaps = {key.removeprefix("words_gap"): gap for key, gap in metrics.items() if key.startswith("words_gap")}
+    return say(
+        "Update {update} of {name}: {gaps}, gradient norm {norm:.3g}",
+        update=metrics["update"],
+        name=name,
+        gaps=", ".join(f"{say('words-gap')}{reward} {gap:+.3f}" for reward, gap in gaps.items()),
+        norm=metrics["gradient_norm"],
+    )
+
+
 class TrainStep(io.ComfyNode):
     @classmethod
     def define_schema(cls):
@@ -269,11 +283,7 @@ class TrainStep(io.ComfyNode):
         metrics = make_update(trainer.run, scores, sum(pictures.values()), save=True)
         if metrics["update"] % trainer.run.settings.save_every == 0:
             trainer.save_lora()
-        gaps = [f"{name.replace('_', '-')} {gap:+.3f}" for name, gap in metrics.items() if name.startswith("words_gap")]
-        text = f"Update {metrics['update']} of {trainer.name}: {', '.join(gaps)}, "
-        text += f"gradient norm {metrics['gradient_norm']:.3g}"
-        text = " ".join([text, *trainer.run.troubles])
-        if metrics["update"] == 1 and trainer.left_out:
-            text += f" {trainer.left_out}"
+        left_out = trainer.left_out if metrics["update"] == 1 else ""
+        text = " ".join(filter(None, [update_summary(trainer.name, metrics), *trainer.run.troubles, left_out]))
         show_text(text, node)
         return io.NodeOutput(trainer, metrics["loss"], trainer.model, text, ui=ui.PreviewText(text))

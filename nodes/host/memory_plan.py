@@ -10,6 +10,7 @@ import comfy.sd
 from comfy.model_patcher import ModelPatcher
 from comfy.taesd.taesd import TAESD
 
+from ...srpo_core.language import say
 from ...srpo_core.run.memory import (
     BY_HAND,
     CARDS,
@@ -84,13 +85,13 @@ def _remedies(
     adapter = adapter_of(workload.model)
     if use.kept_blocks:
         use = replace(use, kept_blocks=0)
-        yield "no kept_blocks", needs_with(use)
+        yield say("no kept_blocks"), needs_with(use)
     if not use.offload:
         use = replace(use, offload=True)
-        yield "offload (memory by hand)", needs_with(use)
+        yield say("offload (memory by hand)"), needs_with(use)
     if use.at_once > 1:
         use = replace(use, at_once=1)
-        yield "at_once 1", needs_with(use)
+        yield say("at_once 1"), needs_with(use)
     for share in SMALLER:
         smaller = shape[0], *(int(share * side) // 2 * 2 for side in shape[1:])
         needs = needs_with(use, replace(workload, shape=smaller))
@@ -100,10 +101,11 @@ def _remedies(
     if shape[0] == 16 and "decode" in needs and not isinstance(vae.first_stage_model, TAESD):
         tiny = comfy.sd.VAE(sd=TAESD(latent_channels=16).state_dict())
         needs = needs_with(use, replace(workload, vae=tiny, shape=smaller))
-        yield "TAEF1 as the VAE of the gradient", needs
+        yield say("TAEF1 as the VAE of the gradient"), needs
     if adapter.settings.kind == "LoRA" and (rank := next(iter(adapter.modules.values())).rank) >= 4:
         less = 3 * _size(adapter)  # three quarters of what is there four times
-        yield f"rank {rank // 4}", {name: StageBytes(need.weights, need.working - less) for name, need in needs.items()}
+        needs = {name: StageBytes(need.weights, need.working - less) for name, need in needs.items()}
+        yield say("rank {rank}", rank=rank // 4), needs
 
 
 def _size(adapter: Adapter) -> int:

@@ -7,11 +7,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ..language import say
 from .captions import CaptionFiles, caption_from_name, caption_in, means_more, readable
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif", ".heic", ".heif")
 OF_SYSTEMS = ("thumbs.db", "desktop.ini")  # nobody put them there
 REPEATS = re.compile(r"\d+_.*")  # names of folders as other trainers read them: how often, and what
+LINKS = "links"  # counted among suffixes, as is the next
+WITHOUT_SUFFIX = "without suffix"
 
 
 @dataclass(frozen=True)
@@ -28,7 +31,7 @@ class FolderScan:
     """What is in a folder of photos.
 
     uncaptioned: how many photos have no caption of their own, `empty` of them a file without a word.
-    unread: of other files, how many there are by suffix; links and folders that are links count as "links".
+    unread: of other files, how many there are by suffix; links and folders that are links count as LINKS.
     repeats: a folder inside whose name asks other trainers for repeats, such as 10_cat; empty without one.
     literal: captions with what would be wildcards or tags elsewhere.
     """
@@ -44,20 +47,30 @@ class FolderScan:
         """What a user should know of it, in sentences."""
         notes = []
         if self.uncaptioned:
-            used = "default_caption is used" if default_caption.strip() else "their file names are used"
-            empty = f" ({self.empty} with an empty one)" if self.empty else ""
-            notes.append(f"{self.uncaptioned} without a caption{empty}: {used}.")
+            used = say("default_caption is used") if default_caption.strip() else say("their file names are used")
+            empty = say(" ({count} with an empty one)", count=self.empty) if self.empty else ""
+            notes.append(
+                say("{count} without a caption{empty}: {used}.", count=self.uncaptioned, empty=empty, used=used)
+            )
         if self.literal:
             notes.append(
-                f"{len(self.literal)} captions with what looks like wildcards or tags of other programs, read as they "
-                f'are written: "{self.literal[0][:60]}".'
+                say(
+                    "{count} captions with what looks like wildcards or tags of other programs, read as they are "
+                    'written: "{first}".',
+                    count=len(self.literal),
+                    first=self.literal[0][:60],
+                )
             )
         if self.unread:
-            counts = ", ".join(f"{kind} {count}" for kind, count in self.unread.most_common())
-            notes.append(f"{sum(self.unread.values())} files not read: {counts}.")
+            notes.append(self._about_unread())
         if self.repeats:
-            notes.append(f"The folder {self.repeats} repeats nothing here: each photo counts once.")
+            notes.append(say("The folder {folder} repeats nothing here: each photo counts once.", folder=self.repeats))
         return notes
+
+    def _about_unread(self) -> str:
+        named = {LINKS: say("links"), WITHOUT_SUFFIX: say("without suffix")}
+        counts = ", ".join(f"{named.get(kind, kind)} {count}" for kind, count in self.unread.most_common())
+        return say("{count} files not read: {counts}.", count=sum(self.unread.values()), counts=counts)
 
 
 def scan_folder(folder: Path, default_caption: str = "") -> FolderScan:
@@ -76,7 +89,7 @@ def scan_folder(folder: Path, default_caption: str = "") -> FolderScan:
     wrong: list[str] = []
     literal = []
     for place in walk(folder):
-        unread["links"] += place.links
+        unread[LINKS] += place.links
         if REPEATS.fullmatch(place.folder.name) and place.folder != folder:
             repeats = repeats or readable(place.folder.name)
         captions = CaptionFiles(place.files)
@@ -91,7 +104,7 @@ def scan_folder(folder: Path, default_caption: str = "") -> FolderScan:
             literal += [caption] if means_more(caption) else []
             photos.append(Photo(picture, caption, unusable))
         rest = (file for file in place.files if file not in used and file.name.lower() not in OF_SYSTEMS)
-        unread.update(readable(file.suffix.lower()) or "without suffix" for file in rest)
+        unread.update(readable(file.suffix.lower()) or WITHOUT_SUFFIX for file in rest)
     if wrong:
         raise ValueError(wrong[0] + (f" {len(wrong) - 1} more captions can't be read." if len(wrong) > 1 else ""))
     if not photos:

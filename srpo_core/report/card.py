@@ -1,7 +1,7 @@
 """The picture that a run shows of itself: fixed-seed samples before and now, and its curves."""
 
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,9 +10,10 @@ from PIL import Image
 from torch import Tensor
 
 from ..checks import shorten
+from ..language import in_english
 from ..pictures import to_picture
 from .measures import shown_numbers
-from .sheet import fonts, printable
+from .sheet import can_draw, fonts, letters_in, printable
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -84,11 +85,24 @@ def draw_card(
     for axes, (name, keys) in zip(curves.subplots(1, len(CURVES)), CURVES):
         _draw_curves(axes, name, keys, history)
     if text:
-        lines = textwrap.fill(printable(text), LETTERS)
+        lines = textwrap.fill(printable(text), letters_in(LETTERS, text))
         figure.supxlabel(lines, fontsize=8, x=0.01, ha="left", parse_math=False, family=fonts())
     canvas = FigureCanvasAgg(figure)
     canvas.draw()  # as savefig does, without its second pass and the detour through a PNG
     return Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
+
+
+def text_on_card(sentences: Callable[[], list[str]], before: Sequence[str] = ()) -> str:
+    """What `sentences` gives, and what was said before, in the language in use, where this machine has a font for it.
+
+    Else it is in English, without what was said before and has letters of no font; names that have get question marks.
+    """
+    text = " ".join([*sentences(), *before])
+    if can_draw(text):
+        return text
+    with in_english():
+        english = " ".join([*sentences(), *filter(can_draw, before)])
+    return "".join(letter if can_draw(letter) else "?" for letter in english)
 
 
 def _draw_curves(axes: "Axes", name: str, keys: tuple[str, ...], history: list[dict]):

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from ..algorithm.objective import Objective
+from ..language import say_many
 from ..rewards import PreparedReward, Reward, name_of
-from .measures import ABOUT_GRID, about_diversity, measure_pictures
+from .measures import ABOUT_GRID, about_diversity, called, measure_pictures
 from .reward_table import ask_for, digits_for, number, score_table
 
 
@@ -77,8 +78,8 @@ class Comparison:
 
     def summary(self) -> str:
         """What became of the pictures, in one sentence without an end."""
-        means = ", ".join(f"{name} {before} -> {after}" for name, before, after in self.means)
-        return f"{plural(len(self.before), 'picture')}: {means}"
+        means = ", ".join(f"{called(name)} {before} -> {after}" for name, before, after in self.means)
+        return say_many(len(self.before), "{count} picture: {means}", "{count} pictures: {means}", means=means)
 
 
 @torch.no_grad()

@@ -3,6 +3,7 @@
 import io
 import textwrap
 import unicodedata
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -42,9 +43,14 @@ def thumbnail(image: Tensor, size: tuple[int, int]) -> np.ndarray:
 
 def wrap(text: str, columns: int, lines: int) -> list[str]:
     """At most `lines` lines of about `columns` Latin letters, or half as many Chinese ones; "..." ends what is cut."""
-    wide = any(unicodedata.east_asian_width(letter) in "WF" for letter in text)
-    limit = max(1, columns // 2) if wide else columns
+    limit = letters_in(columns, text)
     return textwrap.wrap(" ".join(text.split()), limit, max_lines=lines, placeholder="...") or [""]
+
+
+def letters_in(columns: int, text: str) -> int:
+    """How many letters of this text fit where so many Latin ones do: half as many, if some are Chinese."""
+    wide = any(unicodedata.east_asian_width(letter) in "WF" for letter in text)
+    return max(1, columns // 2) if wide else columns
 
 
 class Sheet:
@@ -106,3 +112,17 @@ def fonts() -> list[str]:
 
     known = {font.name for font in font_manager.fontManager.ttflist}
     return ["DejaVu Sans", *(name for name in CJK if name in known)]
+
+
+def can_draw(text: str) -> bool:
+    """Whether these fonts have a form for every letter of the text; matplotlib draws a box for one that is in none."""
+    return text.isascii() or letters_of(*fonts()).issuperset(map(ord, printable(text)))
+
+
+@cache
+def letters_of(*names: str) -> frozenset[int]:
+    """The code points that fonts of these names have, together."""
+    from matplotlib import font_manager
+
+    files = map(font_manager.findfont, names)
+    return frozenset().union(*(font_manager.get_font(file).get_charmap() for file in files))

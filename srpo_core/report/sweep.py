@@ -20,6 +20,7 @@ from ..algorithm.sweep import (
     swept_sigmas,
     view_latent,
 )
+from ..language import say
 from ..rewards import name_of, reads_text
 from .reward_table import digits_for, number
 
@@ -94,11 +95,17 @@ class Sweep:
         return " ".join(filter(None, [self._on_pictures(), self._on_words(), self._on_gradients(), self._on_faults()]))
 
     def _on_pictures(self) -> str:
-        inside = [self.inside(row) for row in self.distances]
-        return (
-            f"The trained window, sigma {self.window.sigma_max:.4f} to {self.window.sigma_min:.4f}, holds "
-            f"{sum(self.trained)} of these {len(self.levels)} noise levels. In it plain one-step prediction misses the "
-            f"clean latent by {inside[0]:.2f} of its size, recovery with the noise prior by {inside[1]:.2f} (means)."
+        plain, recovered = (self.inside(row) for row in self.distances)
+        return say(
+            "The trained window, sigma {high:.4f} to {low:.4f}, holds {trained} of these {levels} noise levels. In it "
+            "plain one-step prediction misses the clean latent by {plain:.2f} of its size, recovery with the noise "
+            "prior by {recovered:.2f} (means).",
+            high=self.window.sigma_max,
+            low=self.window.sigma_min,
+            trained=sum(self.trained),
+            levels=len(self.levels),
+            plain=plain,
+            recovered=recovered,
         )
 
     def _on_words(self) -> str:
@@ -110,25 +117,37 @@ class Sweep:
             number(value, digits, "+")
             for value in (self.inside(recovered), self.outside(recovered), self.inside(plain), self.clean_gap)
         )
-        return (
-            f"The words-gap of {name_of(self.question.term.reward)}: recovered {inside} in the window and {outside} "
-            f"outside, plain {predicted} in the window, the clean picture {clean}."
+        return say(
+            "The words-gap of {reward}: recovered {inside} in the window and {outside} outside, plain {predicted} in "
+            "the window, the clean picture {clean}.",
+            reward=name_of(self.question.term.reward),
+            inside=inside,
+            outside=outside,
+            predicted=predicted,
+            clean=clean,
         )
 
     def _on_gradients(self) -> str:
         if not self.has_gradients:
             return ""
-        inside, outside = (f"{mean(self.gradients[1]):.3g}" for mean in (self.inside, self.outside))
-        text = f"Gradient at the recovered latent: norm {inside} in the window, {outside} outside."
-        if not self.gradients[1].any():
-            text += " It is 0 everywhere: the relative reward is above the objective's threshold, so nothing trains."
-        return text
+        norms = self.gradients[1]
+        text = say(
+            "Gradient at the recovered latent: norm {inside:.3g} in the window, {outside:.3g} outside.",
+            inside=self.inside(norms),
+            outside=self.outside(norms),
+        )
+        if norms.any():
+            return text
+        nothing = say("It is 0 everywhere: the relative reward is above the objective's threshold, so nothing trains.")
+        return f"{text} {nothing}"
 
     def _on_faults(self) -> str:
         """What is no number, and so not in the curves."""
         strange = int((~self.rewards.isfinite()).sum()) if self.question else 0
         strange += int((~self.gradients.isfinite()).sum()) if self.has_gradients else 0
-        return f"{strange} of the reward's numbers are not finite, and so are their means." if strange else ""
+        if not strange:
+            return ""
+        return say("{count} of the reward's numbers are not finite, and so are their means.", count=strange)
 
     def words(self) -> list[str]:
         """What the reward was asked, for people."""

@@ -11,6 +11,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from ..language import say
+
 GB = 1e9
 BY_HAND = "by hand"  # a run uses memory as is set
 AUTO = "auto"  # as is fastest in what is free
@@ -171,7 +173,12 @@ def advice(
     stage, missing = most_missing(needs, free)
     if missing <= 0:
         return slow(needs, free)
-    text = f"This can't fit: the stage {stage} needs {missing / GB:.1f} GB more than the {free / GB:.1f} GB there are."
+    text = say(
+        "This can't fit: the stage {stage} needs {missing:.1f} GB more than the {free:.1f} GB there are.",
+        stage=called(stage),
+        missing=missing / GB,
+        free=free / GB,
+    )
     useful: list[str] = []
     for setting, with_it in remedies:
         _, then = most_missing(with_it, free)
@@ -179,8 +186,18 @@ def advice(
             useful.append(setting)
         missing = min(missing, then)
         if missing <= 0:
-            return f"{text} It would with {' and '.join(useful)}."
-    return f"{text} No setting here is enough{': not even ' + ' and '.join(useful) if useful else ''}."
+            return f"{text} {say('It would with {settings}.', settings=say(' and ').join(useful))}"
+    if useful:
+        useless = say("No setting here is enough: not even {settings}.", settings=say(" and ").join(useful))
+    else:
+        useless = say("No setting here is enough.")
+    return f"{text} {useless}"
+
+
+def called(stage: str) -> str:
+    """What a stage is called in a sentence."""
+    stages = {"rollout": say("rollout"), "branch": say("branch"), "decode": say("decode")}
+    return {**stages, "optimizer": say("optimizer"), "reward": say("reward")}.get(stage, stage)
 
 
 def most_missing(needs: Mapping[str, StageBytes], free: int) -> tuple[str, int]:
@@ -194,8 +211,12 @@ def slow(needs: Mapping[str, StageBytes], free: int) -> str:
     rest = needs[stage].peak - free
     if rest <= 0:
         return ""
-    return (
-        f"{rest / GB:.1f} GB of the {needs[stage].weights / GB:.1f} GB of weights of the stage {stage} don't fit "
-        f"beside the rest into the {free / GB:.1f} GB there are: ComfyUI keeps them in RAM, which is slower. Of a "
-        "smaller base (fp8, GGUF) more would fit."
+    return say(
+        "{rest:.1f} GB of the {weights:.1f} GB of weights of the stage {stage} don't fit beside the rest into the "
+        "{free:.1f} GB there are: ComfyUI keeps them in RAM, which is slower. Of a smaller base (fp8, GGUF) more would "
+        "fit.",
+        rest=rest / GB,
+        weights=needs[stage].weights / GB,
+        stage=called(stage),
+        free=free / GB,
     )

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 
 from ..algorithm.terms import Spread
 from ..checks import check_number
+from ..language import say
 
 COMPARED_UPDATES = 4  # the means of so many, the first and the last ones, are compared
 CERTAINTY = 2  # a difference of less than so many of its standard errors is the scatter of few pictures
@@ -44,21 +45,31 @@ def crossed(
     found = {}
     gap = change(history, "words_gap")
     if limits.words_gap and gap.exceeds(limits.words_gap):
-        found["words_gap"] = f"the words-gap has risen by {gap.rise:.3g} (limit {limits.words_gap:g})"
-    shares = (("saturation", "saturation", limits.saturation), ("velocity_ratio", "the velocity norm", limits.velocity))
-    for key, what, limit in shares:
+        found["words_gap"] = say(
+            "the words-gap has risen by {rise:.3g} (limit {limit:g})", rise=gap.rise, limit=limits.words_gap
+        )
+    for key, limit in (("saturation", limits.saturation), ("velocity_ratio", limits.velocity)):
         share = change(history, key)
         if limit and share.exceeds(limit * share.before):
-            found[key] = f"{what} has risen by {share.rise / share.before:.0%} (limit {limit:.0%})"
+            found[key] = _risen(key, share.rise / share.before, limit)
     for name in watching if limits.watching else ():
         deviation = spreads.get(name, Spread()).std
         answer = change(history, f"reward_positive/{name}")
         if answer.falls_below(limits.watching * deviation):
-            fall = -answer.rise / deviation
-            found[name] = (
-                f'the watching reward "{name}" has fallen by {fall:.2g} deviations (limit {limits.watching:g})'
+            found[name] = say(
+                'the watching reward "{name}" has fallen by {fall:.2g} deviations (limit {limit:g})',
+                name=name,
+                fall=-answer.rise / deviation,
+                limit=limits.watching,
             )
     return found
+
+
+def _risen(key: str, rise: float, limit: float) -> str:
+    """The sentence about saturation or the velocity's norm, by shares of what they were."""
+    if key == "saturation":
+        return say("saturation has risen by {rise:.0%} (limit {limit:.0%})", rise=rise, limit=limit)
+    return say("the velocity norm has risen by {rise:.0%} (limit {limit:.0%})", rise=rise, limit=limit)
 
 
 @dataclass(frozen=True, kw_only=True)

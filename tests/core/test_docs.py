@@ -16,6 +16,7 @@ from find_host import ROOT
 SHAPES = json.loads((ROOT / "tests/support/node_shapes.json").read_text("utf-8"))
 INPUT_HEADINGS = {"en": "## Inputs", "zh": "## 输入"}
 TRANSLATION = json.loads((ROOT / "locales/zh/nodeDefs.json").read_text("utf-8"))
+SUMMARIES = json.loads((ROOT / "locales/zh/summaries.json").read_text("utf-8"))
 READABLE = json.loads((ROOT / "locales/en/nodeDefs.json").read_text("utf-8"))
 
 
@@ -149,9 +150,8 @@ def quoted(text: str) -> list[str]:
 
 
 def test_the_sentences_that_pages_quote_are_said():
-    said = "\n".join(
-        chain.from_iterable(constants(file) for wing in ("nodes", "srpo_core") for file in (ROOT / wing).rglob("*.py"))
-    )
+    sources = chain.from_iterable((ROOT / wing).rglob("*.py") for wing in ("nodes", "srpo_core"))
+    said = "\n".join([*chain.from_iterable(map(constants, sources)), *SUMMARIES.values()])
     pages = [*(ROOT / "web/docs").glob("*/*.md"), *(ROOT / "docs").glob("*.md"), ROOT / "README.md"]
     invented = {
         (file.parent.name, file.name, part)

@@ -2,13 +2,20 @@
 
 import asyncio
 import json
+import os
+import uuid
 from pathlib import Path
 from types import SimpleNamespace
 
 import prompts
 import pytest
+import websocket
+from find_host import ROOT
 
 PHOTOS = ("prompts", "content", "prepare", "cond", "cond_shape", "shape", "latents")  # what a PhotoDataset has
+
+
+CHINESE = json.loads((ROOT / "locales/zh/summaries.json").read_text("utf-8"))
 
 
 def history(*gaps):
@@ -86,3 +93,85 @@ def test_a_folder_from_which_the_host_serves_no_pages_is_told_of(pack, folder, w
     monkeypatch.setattr(nodes, "FOLDER", folder)
     asyncio.run(nodes.comfy_entrypoint())
     assert (f'from a folder called "{folder}": rename it' in caplog.text) == warns
+
+
+@pytest.fixture
+def front_end(pack, tmp_path, monkeypatch):
+    """The pack as a host loads it: gives the file of the front end's settings, and the host's server."""
+    import folder_paths
+    from server import PromptServer
+
+    server = SimpleNamespace(client_id="client", sockets={})
+    monkeypatch.setattr(folder_paths, "get_user_directory", lambda: str(tmp_path))
+    monkeypatch.setattr(PromptServer, "instance", server, raising=False)
+    monkeypatch.setattr(pack("nodes.host.language"), "_accepted", {})
+    language = pack("srpo_core.language")
+    asyncio.run(pack("nodes").SRPOExtension().on_load())
+    (tmp_path / "default").mkdir()
+    yield tmp_path / "default/comfy.settings.json", server
+    language.use(dict)
+
+
+def socket_of(accepted):
+    """A browser's, as the host keeps it."""
+    return SimpleNamespace(_req=SimpleNamespace(headers={"Accept-Language": accepted}))
+
+
+def test_summaries_are_in_the_language_that_is_chosen_in_the_front_end(pack, front_end):
+    settings, _ = front_end
+    summary = pack("nodes.prompts").prompts_summary
+    assert summary(["a"] * 1000) == "1,000 prompts."
+    chinese = CHINESE["{count:,} prompts."].format(count=1000)
+    expected = [("zh", chinese), ("zh-TW", chinese), ("fr", "1,000 prompts."), ("en", "1,000 prompts.")]
+    for number, (language, sentence) in enumerate(expected):
+        settings.write_text(json.dumps({"Comfy.Locale": language}))
+        os.utime(settings, (number, number))
+        assert summary(["a"] * 1000) == sentence
+
+
+@pytest.mark.parametrize(
+    "content", ["", "{", '["Comfy.Locale"]', '{"Comfy.Locale": 7}', '{"Comfy.Locale": "../zh"}', "[" * 10**5, "\0\xff"]
+)
+def test_a_broken_file_of_settings_leaves_english(pack, front_end, content):
+    front_end[0].write_bytes(content.encode("latin-1"))
+    assert pack("nodes.prompts").prompts_summary(["a"]) == "1 prompt."
+
+
+def test_without_a_choice_it_is_the_browsers_language_that_queued(pack, front_end):
+    settings, server = front_end
+    summary = pack("nodes.prompts").prompts_summary
+    chinese = CHINESE["{count} prompt."].format(count=1)
+    server.sockets["another"] = socket_of("zh-CN")
+    assert summary(["a"]) == "1 prompt."
+    server.sockets["client"] = socket_of("zh-CN,zh;q=0.9,en;q=0.8")
+    assert summary(["a"]) == chinese
+    server.sockets.clear()  # closed during a long training
+    assert summary(["a"]) == chinese
+    settings.write_text('{"Comfy.Locale": "en"}')
+    assert summary(["a"]) == "1 prompt."
+
+
+def test_with_many_users_it_is_english(pack, front_end, monkeypatch):
+    from comfy.cli_args import args
+
+    front_end[0].write_text('{"Comfy.Locale": "zh"}')
+    monkeypatch.setattr(args, "multi_user", True)
+    assert pack("nodes.prompts").prompts_summary(["a"]) == "1 prompt."
+
+
+def test_the_host_hands_on_the_language_of_a_browser(host, monkeypatch):
+    """What the sockets of a real ComfyUI keep of a browser."""
+    client = uuid.uuid4().hex
+    address = f"ws://{host.address}/ws?clientId={client}"
+    socket = websocket.create_connection(address, timeout=30, header=["Accept-Language: zh-CN,zh;q=0.9"])
+    monkeypatch.setattr(host, "client", client)
+    monkeypatch.setattr(host, "socket", socket)
+    entry = host.run(
+        {
+            "toy": prompts.node("SRPO_ToyModels"),
+            "prompts": prompts.node("SRPO_Prompts", clip=["toy", 1], text="a cat", file="none"),
+            "show": prompts.node("PreviewAny", source=["prompts", 1]),
+        }
+    )
+    socket.close()
+    assert entry["outputs"]["show"]["text"] == [CHINESE["{count} prompt."].format(count=1)]

@@ -12,6 +12,7 @@ from comfy.weight_adapter import LoRAAdapter, WeightAdapterBase, adapter_maps
 from torch import Tensor, nn
 
 from ....srpo_core.files import check_file
+from ....srpo_core.language import say
 from .adapter import Adapter
 from .settings import FULL
 
@@ -125,9 +126,12 @@ def _check_left_out(keys: list[str], patches: dict, model: nn.Module):
 def _about_left_out(file: Path, left_out: list[str]) -> str:
     if not left_out:
         return ""
-    return (
-        f"{file.name} also changes text encoders ({len(left_out)} tensors, such as {left_out[0]}), which are not "
-        "trained here, so the run's LoRA has nothing of that. Load the file on the CLIP alone beside it."
+    return say(
+        "{file} also changes text encoders ({count} tensors, such as {first}), which are not trained here, so the "
+        "run's LoRA has nothing of that. Load the file on the CLIP alone beside it.",
+        file=file.name,
+        count=len(left_out),
+        first=left_out[0],
     )
 
 
