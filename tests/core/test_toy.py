@@ -205,7 +205,7 @@ def test_the_whole_build_runs(tmp_path):
     pytest.importorskip("diffusers")
     from srpo_core.toy.build import build
 
-    build(tmp_path, scale=0.001)
+    build(tmp_path, scale=0.0003)
     for name in models.NAMES:
         assert (tmp_path / f"{name}.safetensors").stat().st_size > 1e5
     assert models.load_flux(tmp_path / "flux.safetensors") is not None
