@@ -38,7 +38,7 @@ def free_port():
 class HostServer:
     """ComfyUI on the CPU with its own base directory `base`, which holds the pack, as it is archived.
 
-    Other custom nodes are left out, and the host's own that ask a service.
+    Other custom nodes are left out.
 
     install: where ComfyUI is. base: an empty folder; reuse it to "restart" ComfyUI.
     arguments: more command-line arguments, for instance `("--cache-none",)`.
@@ -69,7 +69,7 @@ class HostServer:
 
     def _start(self, install: Path, arguments: Sequence[str]):
         command = [sys.executable, "main.py", "--cpu", "--port", self.port, "--base-directory", self.base]
-        command += ["--database-url", "sqlite:///:memory:", "--disable-all-custom-nodes", "--disable-api-nodes"]
+        command += ["--database-url", "sqlite:///:memory:", "--disable-all-custom-nodes"]
         command += ["--whitelist-custom-nodes", FOLDER, *arguments]
         with self._log.open("w") as log:
             return subprocess.Popen([str(c) for c in command], cwd=install, stdin=subprocess.DEVNULL, stdout=log,

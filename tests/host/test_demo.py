@@ -26,16 +26,31 @@ def check_files(folder):
     assert Image.open(folder / "training.png").width == 960  # the card, not one of its samples
 
 
+def half(world):
+    """The world of the demo with half of its updates and half of all steps."""
+
+    def make(*arguments):
+        made = world(*arguments)
+        made.inputs["SRPO_Train"]["updates"] //= 2
+        made.inputs["SRPO_Rollouts"]["steps"] //= 2
+        return made
+
+    return make
+
+
 @pytest.mark.timeout(1200)
 def test_realism_rises_and_little_is_lost(comfyui, demo, tmp_path, monkeypatch):
+    """Measured like this: 0.089 -> 0.161, captions 0.927 -> 0.891. README's numbers are of the whole demo."""
     monkeypatch.setattr(sys, "argv", ["demo", "--out", str(tmp_path)])
+    monkeypatch.setattr(sys.modules["worlds"], "STEPS", 12)
+    monkeypatch.setattr(demo, "HostWorld", half(demo.HostWorld))
     demo.main()
     check_files(tmp_path)
     report = json.loads((tmp_path / "report.json").read_text())
-    assert report["host"].startswith("ComfyUI") and report["seconds"] > 0 and report["updates"] > 0
-    # Looser than what the README reports of three seeds: another CPU or thread count is another seed.
-    assert report["realism_after"] >= 1.8 * report["realism_before"], report
-    assert report["alignment_after"] >= report["alignment_before"] - 0.12, report
+    assert report["host"].startswith("ComfyUI") and report["seconds"] > 0 and report["updates"] == 21
+    # Looser than what was measured: another CPU or thread count is another seed.
+    assert report["realism_after"] >= 1.4 * report["realism_before"], report
+    assert report["alignment_after"] >= report["alignment_before"] - 0.1, report
     assert report["saturation_after"] <= 1.05 * report["saturation_before"], report
     assert report["words_gap_after"] > report["words_gap_before"], report
 
