@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parent.parent
 VENV = ROOT / ".venv"
 BIN = VENV / ("Scripts" if os.name == "nt" else "bin")
 OLDEST = (3, 10)  # of Python
-INSTALL = ("-m", "pip", "install", "--no-input", "--quiet")
+INSTALL = ("-m", "pip", "install", "--no-input", "--quiet", "--no-compile")  # most of its modules are never imported
 CONSTRAINTS = "tests/constraints.txt"
 LISTS = {
     "demo": ("requirements.txt", "demo/requirements.txt"),
