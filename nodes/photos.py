@@ -93,8 +93,9 @@ def check_photos(name: str):
 
 def photos_summary(photos: list[Sized], left_out: list[str], found: FolderScan, default_caption: str = "") -> str:
     """What the dataset is, and what was not understood in its folder, for the node to show."""
+    many = say_many(len(photos), "{count} photo", "{count} photos")
     sizes = len({photo.size for photo in photos})
-    sentences = [say("{photos} photos in {sizes} sizes.", photos=len(photos), sizes=sizes)]
+    sentences = [say_many(sizes, "{photos} in {count} size.", "{photos} in {count} sizes.", photos=many)]
     sentences += found.notes(default_caption)
     if left_out:
         sentences.append(say("{count} left out, see the log: {first}", count=len(left_out), first=left_out[0]))
