@@ -20,6 +20,7 @@ from workflow import NOTES, to_prompt
 
 ROOT = Path(__file__).parents[2]
 FILES = sorted(file for file in (ROOT / "workflows").glob("*.json") if file.stem.isascii())  # not the twins
+GROWING = "rewards."  # inputs that grow have numbers, and no translations
 TWINS = sorted(set((ROOT / "workflows").glob("*.json")) - set(FILES))  # in Chinese
 WORKFLOW_1 = FILES[0]
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
@@ -431,7 +432,8 @@ def test_nodes_are_chinese_where_the_front_end_is(site, file):
     for node in found:
         translated = names[node["kind"]]
         assert node["title"] == translated["display_name"]
-        assert node["inputs"] == {name: translated["inputs"][name.replace(".", "_")]["name"] for name in node["inputs"]}
+        named = {name: label for name, label in node["inputs"].items() if not name.startswith(GROWING)}
+        assert named == {name: translated["inputs"][name.replace(".", "_")]["name"] for name in named}
     assert page.complaints <= page.baseline
 
 
