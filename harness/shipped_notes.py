@@ -119,7 +119,7 @@ Teaches your FLUX to make pictures that look like photographs, from words alone:
 
 **What to expect**, at 720x720 with one picture at a time
 - Memory: 14.7 GB in fp8 (counted, without a GPU), 26.4 GB in bf16 (measured on an H200). So *weight_dtype* is fp8 here, for 24 GB. Where it does not fit, ComfyUI keeps weights in RAM: slower, 2.6 to 2.9 times when 8.7 GB were used (measured on the H200).
-- Time: 2.2 s of sampling and 0.42 s of training a prompt on an H200 by fours (measured); 20 updates of 8 prompts are 7 minutes there, without pictures and loading (computed from these). No other card was tried.
+- Time: on an H200 in bf16 1.65 s of training a prompt (measured) and 2.6 s of sampling (25 forwards of 0.105 s, as measured); 20 updates of 8 prompts are 11 minutes there, without pictures and loading (computed from these). No other card was tried.
 - With the weights of the real FLUX.1-dev and HPS it has not been run yet.
 
 **Then**: the LoRA is in `output/loras/srpo/<run name>/`. Run again to go on; 10 to 20 updates were enough in the paper, at its batch of 32. Look at the pictures, not at the reward.
@@ -136,7 +136,7 @@ Steps begin from your photos in place of the model's own pictures. So nothing is
 
 **What to expect**, at 720x720 with one picture at a time
 - Memory: as online. 14.7 GB in fp8 (counted, without a GPU), 26.4 GB in bf16 (measured on an H200).
-- Time: 0.42 s a photo on an H200 by fours (measured); 20 updates of 8 photos are 67 seconds there, without pictures and loading (computed from it). Each photo is encoded once.
+- Time: 1.65 s a photo on an H200 in bf16 (measured); 20 updates of 8 photos are 4.4 minutes there, without pictures and loading (computed from it). Each photo is encoded once.
 - With the weights of the real FLUX.1-dev and HPS it has not been run yet.
 
 **Both at once**: *SRPO Mix* takes prompts and photos by a share.
@@ -149,7 +149,7 @@ Nothing is trained here. One picture is made by your model, and you see what SRP
 
 **Choose four, then Run**: your FLUX, its text encoders, its VAE, and the reward. Which files, and from where: the note of *2 FLUX.1-dev LoRA (online)*.
 
-**SRPO Recovery Sweep**, from clean at one side to pure noise at the other
+**SRPO Recovery Sweep**, from almost pure noise at the left to little of it at the right
 - *First row*: what the model is given.
 - *Second*: plain one-step prediction. Towards the noisy end it is a blur, and a reward can only judge the blur.
 - *Third*: recovered with the noise that is known (Direct-Align). Shaded: the levels that are trained.
@@ -160,6 +160,7 @@ Nothing is trained here. One picture is made by your model, and you see what SRP
 **What to try**
 - Other words in *SRPO Objective*: those that leave the words-gap flat teach nothing.
 - *SRPO Noise Levels* on *noise levels*: move the window, and see what comes into it.
+- Another picture: the same new *seed* on *KSampler* and on *SRPO Recovery Sweep*, so that the noise that is put back is its own.
 - A photo: Load Image and VAE Encode in place of the sampler.
 
 **About how much**: sampling one picture of 720x720, one forward of the model and two scores with gradient for each of 9 levels; memory as of a training step, but that nothing is held for the adapter (estimated). It was never run on real FLUX.1-dev and HPS weights.

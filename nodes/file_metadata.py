@@ -71,7 +71,7 @@ def taught_by(terms: Iterable[Term]) -> list[dict[str, Any]]:
 
 
 def architecture_of(base: ModelPatcher) -> str:
-    """ModelSpec's name of FLUX.1-dev, whose sizes no other has; else the host's name of the kind of model."""
+    """ModelSpec's name of FLUX.1-dev, for all models of its sizes; else the host's name of the kind of model."""
     config = getattr(getattr(base.model, "model_config", None), "unet_config", {})
     if FLUX_DEV.items() <= config.items():
         return "flux-1-dev"

@@ -100,11 +100,11 @@ def problem(name: str, download: bool) -> str | None:
     return f'There is no reward model "{name}": put the file into {reward_folder()} and press R.'
 
 
-def fetched(name: str) -> Path:
-    """The path of a file, downloaded first if it is not there. Raises ValueError if it can't be had."""
+def fetched(name: str, download: bool) -> Path:
+    """The path of a file, downloaded first if it is not there and may be. Raises ValueError if it can't be had."""
     from ..srpo_core.rewards.published import fetch
 
-    wrong = problem(name, download=True)
+    wrong = problem(name, download)
     if wrong:
         raise ValueError(wrong)
     known = published(name)
@@ -211,11 +211,11 @@ class LoadReward(io.ComfyNode):
         check_choice("condition", condition, JUDGED)
         cpu = comfy.model_management.get_torch_device().type == "cpu"
         reward = load_reward(
-            fetched(file),
+            fetched(file, download),
             dtype=DTYPES[("fp32" if cpu else "bf16") if dtype == "auto" else dtype],
             hps=FAMILIES[family],
             activation=activation,
-            backbone=None if backbone == NONE else fetched(backbone),
+            backbone=None if backbone == NONE else fetched(backbone, download),
             condition=condition,
             features_folder=cache_folder("text_features"),
         )

@@ -43,9 +43,8 @@ def training_summary(opened: OpenRun, updates: int, seconds: float, lora: Path) 
         skipped=say(", {skipped} of them skipped", skipped=run.skipped) if run.skipped else "",
         changes=changes(run.history[-updates:]),
     )
-    places = say(
-        "{lora}; the run: srpo/{name}, both in the output folder.", lora=written(opened, lora), name=opened.name
-    )
+    file = written(opened, lora)
+    places = say("{lora}; the run: srpo/{name}, in the output folder.", lora=file, name=opened.name)
     spreads = ", ".join(f"{spread.std:.3g} {name}".strip() for name, spread in run.spreads.items())
     scales = say("Spreads of the rewards: {spreads}.", spreads=spreads) if len(run.spreads) > 1 else ""
     return " ".join(filter(None, [did, places, scales]))

@@ -16,7 +16,7 @@ TYPED = "as typed"
 
 
 def strength_input(name: str, default: float, tooltip: str) -> io.Float.Input:
-    return io.Float.Input(name, default=default, min=-1.0, max=10.0, step=0.01, tooltip=tooltip)
+    return io.Float.Input(name, default=default, min=-1.0, max=10.0, step=0.001, tooltip=tooltip)
 
 
 def labelled(label: str, words: Sequence[str]) -> str:
@@ -76,7 +76,7 @@ class ObjectiveNode(io.ComfyNode):
                     default=DEFAULT.threshold,
                     min=0.0,
                     max=100.0,
-                    step=0.01,
+                    step=0.001,
                     tooltip="The relative reward, in the reward's own units, above which a picture is good enough and "
                     "trains nothing.",
                 ),

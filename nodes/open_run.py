@@ -71,7 +71,8 @@ class OpenRun:
     def made_with(self, base: ModelPatcher, settings: OpenRunSettings) -> bool:
         """Whether this run can go on with that MODEL, whatever else it carries, and with those settings."""
         same = self.settings.adapter == settings.adapter and self.run.settings == settings.run
-        return same and self.base.model is base.model and self.adapter.fits(base)
+        same = same and (self.run.updates or self.settings.start_from == settings.start_from)
+        return bool(same) and self.base.model is base.model and self.adapter.fits(base)
 
     def take(self, base: ModelPatcher):
         """Go on with this MODEL: what it carries now counts, and nothing that an earlier one did."""

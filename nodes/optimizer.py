@@ -53,7 +53,7 @@ class OptimizerNode(io.ComfyNode):
                     default=DEFAULT.max_gradient_norm,
                     min=1e-6,
                     max=1000.0,
-                    step=0.01,
+                    step=0.001,
                     tooltip="The norm to which larger gradients of an update are scaled down.",
                 ),
                 io.Int.Input(

@@ -206,7 +206,7 @@ class PromptsNode(io.ComfyNode):
     def validate_inputs(
         cls, text: Sequence[str | None] = (None,), file: Sequence[str] = (NO_FILE,), texts: list | None = None
     ) -> bool | str:
-        if texts or (text[0] is None and file[0] == NO_FILE):  # linked, so not known yet
+        if texts or file[0] is None or (text[0] is None and file[0] == NO_FILE):  # linked, so not known yet
             return True
         return answer_of(check, text, file[0])
 

@@ -84,9 +84,9 @@ class Session:
         self.opened.taught = taught_by(self.training.terms)
         self.previews.on_step = self.work
         self.training.flow.on_step = self.work
-        self._show_before()
-        self.started = time.monotonic()
         try:
+            self._show_before()
+            self.started = time.monotonic()
             train(run, self.training, self.plan.updates, self._on_update)
             lora = self._save_lora()
             after = self.previews.now()

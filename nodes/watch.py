@@ -26,12 +26,12 @@ class Watch:
 
 
 def limit_input(name: str, default: float, tooltip: str) -> io.Float.Input:
-    return io.Float.Input(name, default=default, min=0.0, max=100.0, step=0.01, tooltip=f"{tooltip} 0 sets no limit.")
+    return io.Float.Input(name, default=default, min=0.0, max=100.0, step=0.001, tooltip=f"{tooltip} 0 sets no limit.")
 
 
 def guard_input(name: str, default: float, tooltip: str) -> io.Float.Input:
     tooltip = f"{tooltip} It costs one more forward for each trained step; 0 is none."
-    return io.Float.Input(name, default=default, min=0.0, max=1000.0, step=0.01, tooltip=tooltip, advanced=True)
+    return io.Float.Input(name, default=default, min=0.0, max=1000.0, step=0.001, tooltip=tooltip, advanced=True)
 
 
 class WatchNode(io.ComfyNode):

@@ -125,7 +125,21 @@ def test_listed_files_that_can_not_be_opened(pack, tmp_path, monkeypatch, how, w
     path.symlink_to("gone") if how == "link" else os.mkfifo(path)
     assert words in load.LoadReward.validate_inputs(file="listed.pt")
     with pytest.raises(ValueError, match=words):
-        load.fetched("listed.pt")
+        load.fetched("listed.pt", download=True)
+
+
+def test_nothing_is_downloaded_without_the_tick(nodes, pack, monkeypatch):
+    """Also where the file comes through a link, so that nobody could ask before."""
+    published = pack("srpo_core.rewards.published")
+    monkeypatch.setattr(published, "fetch", lambda *_: pytest.fail("it was downloaded"))
+    load = nodes["SRPO_LoadReward"]
+    assert load.validate_inputs(file=None, download=False) is True
+    with pytest.raises(ValueError, match="Or tick download"):
+        load.execute(**known(load, file="HPS_v2.1_compressed.pt", download=False))
+
+
+def test_a_file_of_prompts_that_is_linked_is_not_asked_for_yet(nodes):
+    assert nodes["SRPO_Prompts"].validate_inputs(text=["a cat"], file=[None]) is True
 
 
 @pytest.mark.parametrize("value", ["a\ud800b", "\udcff", None, 3, ["Real"]])

@@ -79,6 +79,13 @@ def test_whatever_the_name_its_folder_is_inside(pack, output, name):
 NO_STARTS = ["../evil", "a@b", "a@", "a@-1", "a@1.0", "a@\u00b2", "a@" + "9" * 5000, "a@1@2", "@1", "@", "", " "]
 
 
+def test_an_open_run_without_an_update_begins_where_it_shall_now(host):
+    host.run(prompts.train("where it begins", 2))
+    host.run({**prompts.base("open"), "show": prompts.node("PreviewAny", source=["trainer", 1])})
+    host.run(prompts.train("open", 1, {"start_from": "where it begins"}))
+    assert json.loads((host.base / "output/srpo/open/run.json").read_text())["updates"] == 3
+
+
 @pytest.mark.parametrize("start", NO_STARTS, ids=lambda start: repr(start)[:20])
 def test_what_names_no_run_to_start_from_is_refused(pack, output, start):
     with pytest.raises(ValueError, match="can't be a run name|names no snapshot|names no run"):
