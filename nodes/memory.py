@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from comfy_api.latest import io
 
+from ..srpo_core.language import say
 from ..srpo_core.run.memory import AUTO, BY_HAND, CARDS, GB, MemoryUse
 from .host.progress import show_text
 from .inputs import settings_of
@@ -73,6 +75,17 @@ def by_hand_inputs() -> list[io.Input]:
     ]
 
 
+def unplanned(use: MemoryUse, error: Exception) -> str:
+    """What is said where the estimate failed."""
+    return say(
+        "How much memory this takes could not be estimated ({error}). It goes on with pictures at once {at_once} and "
+        "kept blocks {kept_blocks}.",
+        error=f"{type(error).__name__}: {error}",
+        at_once=use.at_once,
+        kept_blocks=use.kept_blocks,
+    )
+
+
 def plan_memory(node: str, chosen: Mapping[str, Any], workload: Workload) -> MemoryPlan:
     """How to use memory for this workload.
 
@@ -90,8 +103,7 @@ def plan_memory(node: str, chosen: Mapping[str, Any], workload: Workload) -> Mem
     try:
         planned = plan(chosen["memory"], use if by_hand else replace(use, at_once=0), workload)
     except Exception as error:
-        log.info("How much memory this takes could not be estimated (%s: %s).", type(error).__name__, error)
-        return MemoryPlan(use)
+        planned = MemoryPlan(use, text=unplanned(use, error))
     use = planned.use
     log.info(
         "Memory: at_once %d, sampled_at_once %d, kept_blocks %d, offload %s; %.1f GB beside the weights.",
@@ -99,7 +111,7 @@ def plan_memory(node: str, chosen: Mapping[str, Any], workload: Workload) -> Mem
         use.sampled_at_once,
         use.kept_blocks,
         use.offload,
-        planned.working / GB,
+        (planned.working or math.nan) / GB,
     )
     if planned.text:
         log.warning("%s", planned.text)

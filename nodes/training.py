@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from ..srpo_core.algorithm.objective import Objective
 from ..srpo_core.algorithm.protocols import Dataset, PhotoDataset
 from ..srpo_core.algorithm.terms import Term, combine
+from ..srpo_core.data.photo_latents import Shape
 from ..srpo_core.rewards import Reward
 from ..srpo_core.run.draws import Batching
 from ..srpo_core.run.loop import prepare_data
@@ -95,7 +97,7 @@ def training_of(opened: OpenRun, inputs: TrainInputs, node: str) -> tuple[Traini
         vae=decoder.vae,
         rewards=[term.reward for term in terms],
         dataset=dataset,
-        shape=batching.shape,
+        shape=largest_shape(batching.shape, dataset, photos),
         batch=batching.batch,
     )
     plan = plan_memory(node, inputs.memory, workload)
@@ -110,6 +112,18 @@ def training_of(opened: OpenRun, inputs: TrainInputs, node: str) -> tuple[Traini
         guard=inputs.watch.guard,
     )
     return training, plan.text
+
+
+def largest_shape(rolled_out: Shape, dataset: Dataset, photos: PhotoDataset | None) -> Shape:
+    """(C, H, W) of the largest latents that are trained: rollouts, or photos, which have a size of their own.
+
+    The sizes of photos have about one area, so the first stands for all.
+    """
+    if isinstance(dataset, PhotoDataset):  # then nothing is rolled out
+        return tuple(dataset.latents([0]).shape[1:])
+    if photos is None:
+        return rolled_out
+    return max(rolled_out, tuple(photos.latents([0]).shape[1:]), key=math.prod)
 
 
 def parts_of(dataset: Dataset, model: ModelPatcher) -> tuple[Dataset, PhotoDataset | None, float]:

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import prompts
 import pytest
+import torch
 import websocket
 from find_host import ROOT
 
@@ -75,6 +76,16 @@ def test_a_mix_says_which_dataset_is_at_the_wrong_input(pack, both):
         ValueError, match=f"At {right.lower()} is the dataset of SRPO {wrong}: connect SRPO {right} there"
     ):
         mix.MixNode.execute(prompts=given[0], photos=given[1], photo_share=0.5)
+
+
+def test_memory_is_planned_for_photos_in_their_own_size(pack):
+    largest_shape = pack("nodes.training").largest_shape
+    texts = pack("nodes.prompts").Prompts([], [])
+    latents = lambda indices: torch.zeros(1, 16, 12, 10)  # noqa: E731
+    photos = SimpleNamespace(**{name: len for name in PHOTOS} | {"latents": latents})
+    assert largest_shape((16, 8, 8), texts, None) == (16, 8, 8)
+    assert largest_shape((16, 8, 8), texts, photos) == largest_shape((16, 90, 90), photos, None) == (16, 12, 10)
+    assert largest_shape((16, 90, 90), texts, photos) == (16, 90, 90)
 
 
 def test_each_queue_of_train_step_is_saved(host):
