@@ -1,7 +1,11 @@
 """The Comfy Registry's archive: it has all that it needs, and says of itself what a scan of strings would ask."""
 
 import ast
+import os
 import re
+import shutil
+import subprocess
+from functools import partial
 from itertools import product
 from pathlib import PurePosixPath
 
@@ -80,6 +84,22 @@ def test_no_shipped_module_imports_one_that_is_not():
     there = {path.removesuffix(".py").removesuffix("/__init__") for path in FILES if path.endswith(".py")}
     modules = [path for path in TEXTS if path.endswith(".py")]
     assert {(path, each) for path in modules for each in imports(path) if each not in there} == set()
+
+
+def test_the_publisher_is_told_every_file_by_its_name(tmp_path):
+    """comfy-cli reads `git ls-files` line by line and leaves out what is not found."""
+    if not shutil.which("git"):
+        pytest.skip("git is not installed")
+    own = os.environ | {"GIT_CONFIG_GLOBAL": str(tmp_path / "config")}
+    git = partial(subprocess.run, cwd=tmp_path, env=own, check=True, capture_output=True)
+    workflow = (ROOT / ".github/workflows/publish.yml").read_text("utf-8")
+    for command in ("git init", *re.findall(r"- run: (git .+)", workflow)):
+        git(command.split())
+    for path in FILES:
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).touch()
+    git(["git", "add", "--", *FILES])
+    assert git(["git", "ls-files"]).stdout.decode("utf-8").splitlines() == sorted(FILES, key=str.encode)
 
 
 def test_links_of_shipped_pages_lead_to_what_is_shipped():
