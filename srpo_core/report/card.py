@@ -30,7 +30,8 @@ COLOURS = ("#3b7dd8", "#d8703b", "#3f9b57", "#8a5fc7", "#b59a2c", "#777777")  # 
 WIDTH = 10.0  # inches
 DPI = 96
 LETTERS = 150  # in a line across the card
-LINE = 16  # pixels from one to the next
+LARGE = 90  # the same of what shall be read on a node, where a card is half as large
+LINE = 26  # pixels from one of these to the next
 LONGEST_LABEL = 24  # letters of a reward's name in a legend
 
 
@@ -98,11 +99,11 @@ def with_text(picture: Image.Image, text: str) -> Image.Image:
     width = round(WIDTH * DPI)
     how = Image.Resampling.LANCZOS if picture.width > width else Image.Resampling.NEAREST
     picture = picture.resize((width, round(picture.height * width / picture.width)), how)
-    lines = textwrap.wrap(text, letters_in(LETTERS, text))
+    lines = textwrap.wrap(text, letters_in(LARGE, text))
     sheet = Sheet(width, picture.height + LINE * (len(lines) + 1))
     sheet.paste(0, 0, np.asarray(picture))
     for row, line in enumerate(lines, 1):
-        sheet.text(LINE / 2, picture.height + LINE * row, line, 8)
+        sheet.text(LINE / 2, picture.height + LINE * row, line, 13)
     return sheet.render()
 
 

@@ -204,7 +204,7 @@ def blocks(image: Image.Image) -> np.ndarray:
 
 def ends_in_text(image: Image.Image) -> bool:
     """Whether a card has a line of writing at its lower edge: ink on white, over the left half and not the edges."""
-    strip = np.asarray(image.convert("L"))[-22:-4]
+    strip = np.asarray(image.convert("L"))[-40:-8]
     inked = (strip < 128).any(0)
     return bool((strip[0] > 240).all() and inked[8:400].mean() > 0.3)
 
