@@ -127,8 +127,13 @@ def first_caption(files: Sequence[Path], wrong: list[str]) -> str:
 
 
 def holds_a_picture(folder: Path) -> bool:
-    """Whether there is one, so far as names tell."""
-    return any(place.pictures for place in walk(folder))
+    """Whether there is one, so far as names tell: no file is asked for, as a menu of all folders is made of this."""
+    return any(is_picture(name) for _, _, names in _folders(folder) for name in names)
+
+
+def is_picture(name: str) -> bool:
+    """Whether a file of this name is read as a photo; hidden ones are not."""
+    return name.lower().endswith(SUFFIXES) and not name.startswith(".")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,24 +152,31 @@ class FolderFiles:
 def walk(folder: Path) -> Iterator[FolderFiles]:
     """The folder and those inside it that are not hidden; links to folders are not followed."""
     root = folder.resolve()
-    for name, folders, names in os.walk(folder):
-        place = Path(name)
+    for place, folders, names in _folders(folder):
         pictures = {}
         files = []
-        if not place.resolve().is_relative_to(root):  # Windows has links that os.walk follows
-            folders.clear()
-            continue
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
         links = sum((place / name).is_symlink() for name in folders)
         for file in (place / name for name in sorted(names) if not name.startswith(".")):
             leads = where_it_leads(file, root)
-            if file.suffix.lower() in SUFFIXES:
+            if is_picture(file.name):
                 pictures[file] = leads
             elif leads:
                 links += 1
             else:
                 files.append(file)
         yield FolderFiles(folder=place, pictures=pictures, files=files, links=links)
+
+
+def _folders(folder: Path) -> Iterator[tuple[Path, list[str], list[str]]]:
+    """Each folder that `walk` goes into, with the names of those in it that are not hidden, and of all its files."""
+    root = folder.resolve()
+    for name, folders, names in os.walk(folder):
+        place = Path(name)
+        if not place.resolve().is_relative_to(root):  # Windows has links that os.walk follows
+            folders.clear()
+            continue
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        yield place, folders, names
 
 
 def where_it_leads(file: Path, root: Path) -> str:
