@@ -6,6 +6,7 @@ Values that are not named there are the schemas' defaults, so a changed node can
 """
 
 import json
+import re
 import shutil
 import uuid
 from collections.abc import Iterator
@@ -17,7 +18,7 @@ from workflow import AFTER_GENERATE, DYNAMIC, WIDGETS, WORKFLOW_1, option_inputs
 
 CHINESE = Path(__file__).with_name("notes_zh.json")  # what sources in cp1252 can't hold
 OURS = "srpo"
-VERSION = "0.1.0"
+VERSION = re.search('^version = "(.+)"$', (ROOT / "pyproject.toml").read_text("utf-8"), re.MULTILINE)[1]
 NOTE = ("#432", "#653")  # colour of its title and of its body
 HEADER = 30
 MARGIN = 20
@@ -93,7 +94,7 @@ def _in_chinese(name: str, workflow: Workflow, chinese: dict) -> Workflow:
 
 def lay_out(workflow: Workflow, schemas: dict) -> dict:
     """The workflow as the front end saves it. schemas: the host's object_info."""
-    ids = {node.key: number for number, node in enumerate(_nodes(workflow), 2)}
+    ids = numbers_of(workflow)
     entries = {1: _note(workflow)}
     groups = []
     left = workflow.note_size[0] + BETWEEN
@@ -126,6 +127,11 @@ def lay_out(workflow: Workflow, schemas: dict) -> dict:
         "extra": {"ds": {"scale": ZOOM, "offset": [60, 80]}},
         "version": 0.4,
     }
+
+
+def numbers_of(workflow: Workflow) -> dict[str, int]:
+    """The ids of its nodes by their keys; 1 is the note's."""
+    return {node.key: number for number, node in enumerate(_nodes(workflow), 2)}
 
 
 def _nodes(workflow: Workflow) -> Iterator[Node]:

@@ -7,14 +7,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..language import say
+from ..language import called, names, say
 from .captions import CaptionFiles, caption_from_name, caption_in, means_more, readable
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif", ".heic", ".heif")
 OF_SYSTEMS = ("thumbs.db", "desktop.ini")  # nobody put them there
 REPEATS = re.compile(r"\d+_.*")  # names of folders as other trainers read them: how often, and what
-LINKS = "links"  # counted among suffixes, as is the next
-WITHOUT_SUFFIX = "without suffix"
+LINKS, WITHOUT_SUFFIX = NO_SUFFIXES = names("links", "without suffix")  # counted among suffixes
 
 
 @dataclass(frozen=True)
@@ -68,8 +67,7 @@ class FolderScan:
         return notes
 
     def _about_unread(self) -> str:
-        named = {LINKS: say("links"), WITHOUT_SUFFIX: say("without suffix")}
-        counts = ", ".join(f"{named.get(kind, kind)} {count}" for kind, count in self.unread.most_common())
+        counts = ", ".join(f"{called(kind, NO_SUFFIXES)} {count}" for kind, count in self.unread.most_common())
         return say("{count} files not read: {counts}.", count=sum(self.unread.values()), counts=counts)
 
 
@@ -115,6 +113,17 @@ def scan_folder(folder: Path, default_caption: str = "") -> FolderScan:
     )
 
 
+def is_picture(file: Path) -> bool:
+    """Whether it is one by its name."""
+    return file.suffix.lower() in SUFFIXES
+
+
+def captions_among(files: Sequence[Path]) -> set[Path]:
+    """Those of a folder's files that `scan_folder` would read captions of its pictures in."""
+    captions = CaptionFiles(files)
+    return {caption for file in files if is_picture(file) for caption in captions.of(file)}
+
+
 def first_caption(files: Sequence[Path], wrong: list[str]) -> str:
     """The first caption in these files, or empty; what can't be read on the way is said in `wrong`."""
     caption = ""
@@ -147,7 +156,7 @@ class FolderFiles:
 def walk(folder: Path) -> Iterator[FolderFiles]:
     """The folder and those inside it that are not hidden; links to folders are not followed."""
     root = folder.resolve()
-    for name, folders, names in os.walk(folder):
+    for name, folders, inside in os.walk(folder):
         place = Path(name)
         pictures = {}
         files = []
@@ -156,9 +165,9 @@ def walk(folder: Path) -> Iterator[FolderFiles]:
             continue
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         links = sum((place / name).is_symlink() for name in folders)
-        for file in (place / name for name in sorted(names) if not name.startswith(".")):
+        for file in (place / name for name in sorted(inside) if not name.startswith(".")):
             leads = where_it_leads(file, root)
-            if file.suffix.lower() in SUFFIXES:
+            if is_picture(file):
                 pictures[file] = leads
             elif leads:
                 links += 1
