@@ -13,7 +13,8 @@ from .captions import CaptionFiles, caption_from_name, caption_in, means_more, r
 SUFFIXES = (".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif", ".heic", ".heif")
 OF_SYSTEMS = ("thumbs.db", "desktop.ini")  # nobody put them there
 REPEATS = re.compile(r"\d+_.*")  # names of folders as other trainers read them: how often, and what
-LINKS, WITHOUT_SUFFIX = NO_SUFFIXES = names("links", "without suffix")  # counted among suffixes
+NO_SUFFIXES = names("links", "without suffix")  # counted among suffixes
+LINKS, WITHOUT_SUFFIX = NO_SUFFIXES
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ import torch
 from photo_pictures import SIZES, picture, thirds
 from PIL import Image
 
-from srpo_core.data.photo_files import scan_folder
+from srpo_core.data.photo_files import captions_among, scan_folder
 from srpo_core.data.photo_latents import VERSION, Latents, Photos, Store, measure_all
 from srpo_core.data.photo_pixels import (
     cropped,
@@ -80,6 +80,13 @@ def test_captions_of_other_programs_and_cameras(tmp_path, caption):
         found = scan_folder(folder)
         assert [photo.caption for photo in found.photos] == ["a red wall"]
         assert found.notes() == []
+
+
+def test_captions_are_told_from_other_texts_as_they_are_read(tmp_path):
+    captions = [tmp_path / name for name in ("one.TXT", "two.jpg.txt", "two.caption")]
+    others = [tmp_path / name for name in ("prompts.txt", "one.csv", "three.txt")]
+    pictures = [tmp_path / name for name in ("One.png", "two.jpg")]
+    assert captions_among([*captions, *others, *pictures]) == set(captions)
 
 
 def test_the_nearest_name_that_has_words_is_the_caption(tmp_path):

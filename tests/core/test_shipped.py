@@ -111,3 +111,12 @@ def test_the_registrys_name_and_pictures(project):
     for key in ("Icon", "Banner"):
         address, _, path = project["tool"]["comfy"][key].partition("/raw/main/")
         assert address == project["project"]["urls"]["Repository"] and (ROOT / path).is_file()
+
+
+def test_the_version_is_the_same_wherever_it_stands(project):
+    from make_workflows import VERSION
+
+    version = project["project"]["version"]
+    assert version == VERSION
+    assert f"\nversion: {version}\n" in (ROOT / "CITATION.cff").read_text("utf-8")
+    assert f"\n## {version}" in (ROOT / "CHANGELOG.md").read_text("utf-8")
