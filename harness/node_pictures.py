@@ -74,11 +74,8 @@ def stages(schemas: dict) -> dict:
     ids = {entry["class_type"]: number for number, entry in prompt.items()}
     added = judged(ids, inputs["SRPO_Objective"]) | {"sweep": ("SRPO_RecoverySweep", SWEEP)}
     added["samples shown"] = ("PreviewImage", {"images": ["compare", 1]})
-    return (
-        prompt
-        | one_update(schemas)
-        | {name: {"class_type": kind, "inputs": given} for name, (kind, given) in added.items()}
-    )
+    entries = {name: {"class_type": kind, "inputs": given} for name, (kind, given) in added.items()}
+    return prompt | one_update(schemas) | entries
 
 
 def judged(ids: dict[str, str], objective: dict) -> dict[str, tuple[str, dict]]:

@@ -117,8 +117,8 @@ class OpenRun:
 
     def _let_go(self):
         """Release the lock; a run that has written nothing leaves no folders."""
-        self.lock.discard()
         remove_empty(self._folder)
+        self.lock.discard()
 
     @property
     def _folder(self) -> Path:
