@@ -18,7 +18,7 @@ from ..srpo_core.data.photo_files import captions_among
 from ..srpo_core.data.prompt_text import check_beginning, check_prompts, parse_prompts, read_prompts
 from ..srpo_core.data.wildcards import check_prompt
 from ..srpo_core.language import say, say_many
-from .checked import answer_of
+from .checked import answer_of, host_checked
 from .folders import cache_folder
 from .host.progress import show_text
 from .outputs import summary_output
@@ -173,6 +173,7 @@ class PromptsNode(io.ComfyNode):
                     "text",
                     multiline=True,
                     default=EXAMPLES,
+                    placeholder="Prompts to train on, one per line",
                     tooltip="The prompts, one per line; the more and the more different, the better. Lines that begin "
                     "with # or // are left out. {a|b} stands for both.",
                 ),
@@ -211,6 +212,7 @@ class PromptsNode(io.ComfyNode):
         return None if file[0] == NO_FILE else os.path.getmtime(_input_file(file[0]))
 
     @classmethod
+    @host_checked
     def execute(
         cls, clip: list[CLIP], text: list[str], file: list[str], texts: list[str] | None = None
     ) -> io.NodeOutput:

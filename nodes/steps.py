@@ -138,6 +138,7 @@ class OneStepRecover(io.ComfyNode):
         )
 
     @classmethod
+    @checked
     def execute(cls, model: ModelPatcher, positive: list, noised: Noised) -> io.NodeOutput:
         from .host.flow_model import HostFlow
         from .host.patcher.carried import latent_out
@@ -270,6 +271,7 @@ class TrainStep(io.ComfyNode):
         )
 
     @classmethod
+    @checked
     def execute(cls, trainer: OpenRun, rewards: dict[str, Rewarded]) -> io.NodeOutput:
         scores = [score for rewarded in rewards.values() if not rewarded.normalised for score in rewarded.scores]
         scaled = [score for rewarded in rewards.values() if rewarded.normalised for score in rewarded.scores]

@@ -20,7 +20,6 @@ from comfy.sd import VAE
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from ...srpo_core.algorithm.protocols import Dataset
 from ...srpo_core.rewards.protocol import Reward, TowerReward, reads_text
 from ...srpo_core.run.memory import (
     BlockBytes,
@@ -45,13 +44,14 @@ class Workload:
     """What an update of a run computes with.
 
     model: the MODEL of SRPO Trainer. vae: the VAE whose gradient is taken. rewards: their image towers count.
-    dataset: its first prompt stands for all. shape: (C, H, W) of latents. batch: pictures of an update.
+    cond: the CONDITIONING of one prompt, which stands for all. shape: (C, H, W) of latents. batch: pictures of an
+    update.
     """
 
     model: ModelPatcher
     vae: VAE
     rewards: Sequence[Reward]
-    dataset: Dataset
+    cond: list
     shape: tuple[int, int, int]
     batch: int = 1
 
@@ -76,7 +76,7 @@ def estimate(workload: Workload, at_once: int, settings: BlockSettings = USUAL_B
     step = copied + (2 * max(sizes) if on_cpu else 0)
     image = 0
     picture = 0
-    rollout, branch, graph = _flow(patcher, x, workload.dataset.cond([0]), settings)
+    rollout, branch, graph = _flow(patcher, x, workload.cond, settings)
     needs = {
         "rollout": StageBytes(patcher.model_size(), resting + rollout),
         "branch": StageBytes(patcher.model_size(), own + branch),

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..algorithm.control_words import with_word
 from ..rewards import PreparedReward, Reward, name_of, reads_text, score_all
 from ..rewards.pixels import as_rgb
 from .numbers import digits_for, number
@@ -44,7 +45,7 @@ def ask_for(reward: Reward, prompt: str, words: Sequence[str] = (), negative: Se
     check_table_words(words, negative)
     columns = [Column("prompt", prompt)] if prompt else []
     for side, listed in (("positive", words), ("negative", negative)):
-        columns += [Column(word, f"{word}. {prompt}" if prompt else word, side) for word in listed]
+        columns += [Column(word, with_word(word, prompt), side) for word in listed]
     if not columns:
         raise ValueError(
             f"{name_of(reward)} compares pictures with text, and there is neither a prompt nor a word: "

@@ -1,10 +1,12 @@
 """Comparing two models' pictures: the scores against asking one by one, and where each picture stands on the sheet."""
 
+import json
 import math
 
 import numpy as np
 import pytest
 import torch
+from find_host import ROOT
 from tiny_world import TinyReward
 
 from srpo_core.algorithm.objective import Objective
@@ -192,3 +194,14 @@ def test_the_sheet_is_no_wider_than_a_screen_and_never_tiny():
     for columns in (1, 2, 4):
         wide = draw_comparison(compared(["a"], list(range(columns)), height=512, width=512)).width
         assert 1000 < wide < 1900
+
+
+@pytest.mark.parametrize("number", [2, 3])
+def test_the_workflows_of_flux_compare_two_seeds_of_a_prompt(number):
+    """Without two there is no diversity to see."""
+    (file,) = (ROOT / "workflows").glob(f"{number} *line).json")
+    nodes = json.loads(file.read_text("utf-8"))["nodes"]
+    (compare,) = (node for node in nodes if node["type"] == "SRPO_Compare")
+    names = [each["name"] for each in compare["inputs"] if "widget" in each]
+    values = dict(zip(names, compare["widgets_values"], strict=True))
+    assert values["seeds"] == 2 and values["prompts"] == 2

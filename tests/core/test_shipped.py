@@ -120,3 +120,24 @@ def test_the_version_is_the_same_wherever_it_stands(project):
     assert version == VERSION
     assert f"\nversion: {version}\n" in (ROOT / "CITATION.cff").read_text("utf-8")
     assert f"\n## {version}" in (ROOT / "CHANGELOG.md").read_text("utf-8")
+
+
+def test_numbers_of_the_readme_are_in_the_results():
+    """Seconds, minutes, and what fills a card: each was measured or counted, and `bench/RESULTS.md` says how."""
+    readme = (ROOT / "README.md").read_text("utf-8")
+    found = (ROOT / "bench/RESULTS.md").read_text("utf-8")
+    rows = re.sub(r"^\| [\d, GB]+(?: and more)? \|", "|", readme, flags=re.MULTILINE)  # sizes of cards
+    told = re.findall(r"(\d+(?:\.\d+)?) (?:s|minutes|GB)\b", rows)
+    numbers = re.findall(r"\d+(?:\.\d+)?", found)
+    assert len(told) >= 12
+    assert [number for number in told if not any(_rounds_to(each, number) for each in numbers)] == []
+    table = re.findall(
+        r"^\| (?:realism|caption met|saturation|words-gap|judged a photo) \| (.+?) \| (.+?) \|$", readme, re.MULTILINE
+    )
+    assert len(table) == 5
+    rows = [row for row in found.splitlines() if row.startswith(("| (before)", "| full: "))]
+    assert [n for pair in table for n, row in zip(pair, rows, strict=True) if f" {n} |" not in row] == []
+
+
+def _rounds_to(exact: str, number: str) -> bool:
+    return f"{float(exact):.{len(number.partition('.')[2])}f}" == number

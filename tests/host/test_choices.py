@@ -125,6 +125,18 @@ def test_nothing_is_downloaded_without_the_tick(nodes, pack, monkeypatch):
         load.execute(**known(load, file="HPS_v2.1_compressed.pt", download=False))
 
 
+def test_a_published_reward_that_is_not_there_is_listed_and_run_says_how_to_get_it(nodes, pack):
+    """The front end's own help for missing models is silent then: the menu has the file."""
+    load = nodes["SRPO_LoadReward"]
+    (menu,) = (each for each in load.define_schema().inputs if each.id == "file")
+    for each in pack("srpo_core.rewards.published").PUBLISHED:
+        assert each.local in menu.options
+        said = load.validate_inputs(file=each.local, download=False)
+        wanted = (each.name, f"{each.gigabytes:g} GB", each.file, f"huggingface.co/{each.repository}", each.folder)
+        assert [part for part in (*wanted, "Or tick download") if part not in said] == []
+        assert load.validate_inputs(file=each.local, download=True) is True
+
+
 def test_a_file_of_prompts_that_is_linked_is_not_asked_for_yet(nodes):
     assert nodes["SRPO_Prompts"].validate_inputs(text=["a cat"], file=[None]) is True
 

@@ -120,6 +120,11 @@ def test_a_run_begins_at_a_lora_file(host):
         with pytest.raises(HostError, match=sentence):
             host.run(prompts.train("third", 1, begun | wrong))
     host.run(prompts.train("third", 1, begun))  # nothing is left of what could not begin
+    (host.base / "output/loras" / file).unlink()
+    with pytest.raises(HostError, match="not in list"):
+        host.run(prompts.train("third", 1, begun))
+    host.run(prompts.train("third", 1, {**begun, "start_lora": None}))  # as the help says
+    assert (host.base / "output/loras/srpo/third/third_000002.safetensors").exists()
 
 
 def picture(name, model):
