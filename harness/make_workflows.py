@@ -94,7 +94,7 @@ def _in_chinese(name: str, workflow: Workflow, chinese: dict) -> Workflow:
 
 def lay_out(workflow: Workflow, schemas: dict) -> dict:
     """The workflow as the front end saves it. schemas: the host's object_info."""
-    ids = numbers_of(workflow)
+    ids = {node.key: number for number, node in enumerate(_nodes(workflow), 2)}
     entries = {1: _note(workflow)}
     groups = []
     left = workflow.note_size[0] + BETWEEN
@@ -127,11 +127,6 @@ def lay_out(workflow: Workflow, schemas: dict) -> dict:
         "extra": {"ds": {"scale": ZOOM, "offset": [60, 80]}},
         "version": 0.4,
     }
-
-
-def numbers_of(workflow: Workflow) -> dict[str, int]:
-    """The ids of its nodes by their keys; 1 is the note's."""
-    return {node.key: number for number, node in enumerate(_nodes(workflow), 2)}
 
 
 def _nodes(workflow: Workflow) -> Iterator[Node]:

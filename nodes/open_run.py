@@ -6,6 +6,7 @@ import logging
 import re
 import uuid
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -117,7 +118,8 @@ class OpenRun:
 
     def _let_go(self):
         """Release the lock; a run that has written nothing leaves no folders."""
-        remove_empty(self._folder)
+        with suppress(ValueError):  # it is a link that leads elsewhere
+            remove_empty(self._folder)
         self.lock.discard()
 
     @property
