@@ -14,7 +14,7 @@ import torch
 from comfy_api.latest import io
 
 from ..srpo_core.checks import shown
-from ..srpo_core.data.photo_files import SUFFIXES
+from ..srpo_core.data.photo_files import captions_among
 from ..srpo_core.data.prompt_text import check_beginning, check_prompts, parse_prompts, read_prompts
 from ..srpo_core.data.wildcards import check_prompt
 from ..srpo_core.language import say, say_many
@@ -144,17 +144,11 @@ def text_files() -> list[str]:
     found = []
     for place, folders, names in os.walk(root):
         folders[:] = [name for name in folders if not name.startswith(".")]
-        texts = [name for name in names if name.lower().endswith(".txt") and not name.startswith(".")]
-        if texts and Path(place) != root:
-            texts = _without_captions(texts, names)
-        found += [Path(place, name) for name in texts if _is_inside(Path(place, name))]
+        files = [Path(place, name) for name in names if not name.startswith(".")]
+        captions = captions_among(files) if Path(place) != root else set()
+        texts = [file for file in files if file.suffix.lower() == ".txt" and file not in captions]
+        found += filter(_is_inside, texts)
     return sorted(file.relative_to(root).as_posix() for file in found)
-
-
-def _without_captions(texts: list[str], names: list[str]) -> list[str]:
-    pictures = {name for name in names if name.lower().endswith(SUFFIXES)}
-    captioned = pictures | {name.rpartition(".")[0] for name in pictures}
-    return [name for name in texts if name.rpartition(".")[0] not in captioned]
 
 
 def _is_inside(file: Path) -> bool:

@@ -10,7 +10,7 @@ from find_host import ROOT
 from tiny_world import TinyReward
 
 from srpo_core.algorithm.objective import Objective
-from srpo_core.report.compare import Comparison, PictureScores, plural, score_pictures
+from srpo_core.report.compare import Comparison, PictureScores, score_pictures
 from srpo_core.report.compare_picture import LEAST_WIDTH, MOST, draw_comparison
 
 PROMPTS = ["a red circle", "a blue square", "a green star"]
@@ -114,7 +114,6 @@ def test_one_sentence_says_what_changed():
     large = Comparison(["a"], [0], torch.full((1, 64, 64, 3), 0.5), torch.full((1, 64, 64, 3), 0.6))
     assert large.summary() == "1 picture: saturation 0.00 -> 0.00, grid 16 px 0.00 -> 0.00, grid 8 px 0.00 -> 0.00"
     assert plain.notes[0].startswith("Diversity: mean distance") and "two seeds" in large.notes[0]
-    assert (plural(1, "prompt"), plural(3, "prompt")) == ("1 prompt", "3 prompts")
 
 
 # The sheet

@@ -16,7 +16,6 @@ from srpo_core.report.reward_table import (
     ask_for,
     find_saliency,
     heat,
-    number,
     pixel_gradient,
     score_table,
 )
@@ -220,7 +219,6 @@ def test_lines_tell_pictures_apart_in_any_unit():
     assert lines([0.25]) == ["0.2500"]
     assert lines([0.0]) == ["0.00"]
     assert lines([3e7]) == ["3e+07"]
-    assert number(0.25, 2, "+") == "+0.25"
 
 
 def test_no_pictures():

@@ -133,6 +133,15 @@ def test_the_registrys_name_and_pictures(project):
         assert address == project["project"]["urls"]["Repository"] and (ROOT / path).is_file()
 
 
+def test_the_version_is_the_same_wherever_it_stands(project):
+    from make_workflows import VERSION
+
+    version = project["project"]["version"]
+    assert version == VERSION
+    assert f"\nversion: {version}\n" in (ROOT / "CITATION.cff").read_text("utf-8")
+    assert f"\n## {version}" in (ROOT / "CHANGELOG.md").read_text("utf-8")
+
+
 def test_numbers_of_the_readme_are_in_the_results():
     """Seconds, minutes, and what fills a card: each was measured or counted, and `bench/RESULTS.md` says how."""
     readme = (ROOT / "README.md").read_text("utf-8")

@@ -5,6 +5,8 @@ import os
 import re
 
 import pytest
+from in_process import opens_at, opens_with
+from workflow import DYNAMIC
 
 UNKNOWN = ("cinematic", "", "Realism", "as typed ", "../../secret.pt", 3, None, ["realism"], float("nan"))
 OWN = {"SRPO_LoadReward": ("file", "backbone"), "SRPO_Prompts": ("file",), "SRPO_Photos": ("folder",)}  # names of files
@@ -20,24 +22,9 @@ def nodes(pack):
     return {node.define_schema().node_id: node for node in asyncio.run(extension.get_node_list())}
 
 
-def first_choice(combo, option=None):
-    """The value of a dynamic combo as the host hands it on: of its first option, or of this one."""
-    option = option or combo.options[0]
-    return {combo.id: option.key, **{each.id: usual(each) for each in option.inputs}}
-
-
-def usual(declared):
-    if declared.io_type.startswith("COMFY_DYNAMICCOMBO"):
-        return first_choice(declared)
-    if declared.io_type == "COMBO" and declared.options:
-        return declared.options[0]
-    default = getattr(declared, "default", None)
-    return "" if declared.io_type == "STRING" and default is None else default
-
-
 def known(node, **changes):
     """An option for each combo, the other inputs' defaults, and nothing for links: execute comes to choices first."""
-    return {each.id: usual(each) for each in node.define_schema().inputs} | changes
+    return {each.id: opens_with(each) for each in node.define_schema().inputs} | changes
 
 
 def places(node, io_type):
@@ -45,8 +32,8 @@ def places(node, io_type):
     for each in node.define_schema().inputs:
         if each.io_type == io_type:
             yield each, lambda value, name=each.id: {name: value}
-        for option in each.options if each.io_type.startswith("COMFY_DYNAMICCOMBO") else ():
-            chosen = first_choice(each, option)
+        for option in each.options if each.io_type == DYNAMIC else ():
+            chosen = opens_at(each, option)
             for inner in option.inputs:
                 if inner.io_type == io_type:
                     yield inner, lambda value, name=inner.id, at=each.id, of=chosen: {at: of | {name: value}}
