@@ -150,3 +150,25 @@ def test_texts_that_are_none(nodes, value):
                 node.execute(**known(node, **placed(value)))
             tried += 1
     assert tried >= 8
+
+
+def test_an_error_of_the_pack_has_a_built_in_type_before_its_sentence(nodes, pack):
+    """The host shows the full name of the type, which would begin with the path of the pack."""
+    misfit = pack("srpo_core.run.opening").Misfit("mine", "rank 4, not 8")
+    gone = pack("srpo_core.run.folder").FolderGone("It is gone.")
+    checked = pack("nodes.checked")
+
+    for error, kind in ((misfit, ValueError), (gone, RuntimeError)):
+
+        @checked.host_checked
+        def execute(error=error):
+            raise error
+
+        with pytest.raises(kind, match=re.escape(str(error))) as raised:
+            execute()
+        assert type(raised.value) is kind
+
+
+def test_every_node_raises_errors_so(nodes):
+    bare = [name for name, node in nodes.items() if not hasattr(node.execute, "__wrapped__")]
+    assert bare == []
