@@ -61,7 +61,7 @@ def check_conditioning(patcher: ModelPatcher, cond: list):
     if not pooled and any(getattr(network, part, None) is not None for part in READS_POOLED):
         raise ValueError(
             f"The conditioning has no pooled output, which this {name} needs: encode the prompt with the text encoders "
-            "that belong to it (for FLUX.1 DualCLIPLoader, type flux)."
+            "that belong to it (for FLUX.1 Load CLIP (Dual), type flux)."
         )
     if patcher.is_dynamic() and cond_has_hooks(cond):
         raise ValueError(
