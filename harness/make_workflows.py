@@ -30,6 +30,7 @@ BADGE = 40  # beneath them, with Nodes 2.0
 ADVANCED = 32  # its button that shows the rest
 TEXT = 90  # of a text of several lines
 ZOOM = 0.8
+TWIN = 500  # between the ids of a workflow and those of its Chinese twin
 BLUE = "#3f789e"
 GREEN = "#8A8"
 OCHRE = "#b58b2a"
@@ -66,12 +67,17 @@ class Group:
 
 @dataclass
 class Workflow:
-    """A workflow: a note to read first, and beside it the groups from left to right."""
+    """A workflow: a note to read first, and beside it the groups from left to right.
+
+    first: the note's id, the nodes have the next. The front end shows progress by the id alone, on whatever workflow is
+    open, so no two share any.
+    """
 
     note: str
     groups: list[Group]
     note_size: tuple[int, int] = (420, 620)
     note_title: str = "Read me"
+    first: int = 1
 
 
 def in_both_languages(workflows: dict[str, Workflow]) -> dict[str, Workflow]:
@@ -89,13 +95,19 @@ def _in_chinese(name: str, workflow: Workflow, chinese: dict) -> Workflow:
         )
         for group in workflow.groups
     ]
-    return replace(workflow, note=chinese["notes"][name], note_title=titles[workflow.note_title], groups=groups)
+    return replace(
+        workflow,
+        note=chinese["notes"][name],
+        note_title=titles[workflow.note_title],
+        groups=groups,
+        first=workflow.first + TWIN,
+    )
 
 
 def lay_out(workflow: Workflow, schemas: dict) -> dict:
     """The workflow as the front end saves it. schemas: the host's object_info."""
-    ids = {node.key: number for number, node in enumerate(_nodes(workflow), 2)}
-    entries = {1: _note(workflow)}
+    ids = {node.key: number for number, node in enumerate(_nodes(workflow), workflow.first + 1)}
+    entries = {workflow.first: _note(workflow)}
     groups = []
     left = workflow.note_size[0] + BETWEEN
     right = left
@@ -118,7 +130,7 @@ def lay_out(workflow: Workflow, schemas: dict) -> dict:
     return {
         "id": str(uuid.uuid5(uuid.NAMESPACE_URL, workflow.note)),
         "revision": 0,
-        "last_node_id": len(entries),
+        "last_node_id": max(entries),
         "last_link_id": len(links),
         "nodes": list(entries.values()),
         "links": links,
@@ -135,7 +147,7 @@ def _nodes(workflow: Workflow) -> Iterator[Node]:
 
 def _note(workflow: Workflow) -> dict:
     return {
-        "id": 1,
+        "id": workflow.first,
         "type": "MarkdownNote",
         "pos": [0, HEADER],
         "size": list(workflow.note_size),
@@ -171,7 +183,7 @@ def _entry(node: Node, ids: dict[str, int], schema: dict) -> dict:
         "pos": [],
         "size": [0, max(node.height, rows + foot)],
         "flags": {},
-        "order": ids[node.key] - 1,
+        "order": list(ids).index(node.key) + 1,
         "mode": 0,
         "inputs": sockets + places,
         "outputs": outputs,

@@ -1,5 +1,7 @@
 """The workflows that ship: what `make_workflows.py` lays out."""
 
+from dataclasses import replace
+
 from make_workflows import BLUE, GREEN, OCHRE, PURPLE, Group, Node, Workflow
 from shipped_notes import FLUX_PROMPTS, LOOK_NOTE, PHOTOS_NOTE, PROMPTS_NOTE
 from shipped_toy import SAYS, STEP, TOY, TRAIN_HEIGHT
@@ -154,10 +156,11 @@ LOOK = Workflow(
     ],
 )
 
-WORKFLOWS = {
+LAID_OUT = {
     "1 Toy FLUX in one minute": TOY,
     "2 FLUX.1-dev LoRA (online)": flux(PROMPTS_NOTE, "my-flux", PROMPTS),
     "3 FLUX.1-dev LoRA from your photos (offline)": flux(PHOTOS_NOTE, "my-photos", PHOTOS),
     "4 One SRPO step, node by node": STEP,
     "5 Look before you train": LOOK,
 }
+WORKFLOWS = {name: replace(each, first=100 * int(name[0]) + 1) for name, each in LAID_OUT.items()}
