@@ -21,9 +21,10 @@ OURS = "srpo"
 VERSION = re.search('^version = "(.+)"$', (ROOT / "pyproject.toml").read_text("utf-8"), re.MULTILINE)[1]
 NOTE = ("#432", "#653")  # colour of its title and of its body
 HEADER = 30
+TOP = 68  # of a group, to its first node below its header
 MARGIN = 20
-GAP = 50  # between nodes, with the header of the lower one
-BETWEEN = 30  # groups; what opens at less than a zoom of 0.6 has no text on the canvas, so all is close together
+GAP = 44  # between nodes, with the header of the lower one
+BETWEEN = 30  # groups; the canvas has no text below a zoom of 0.572, so all is close together
 SOCKET = 20  # pixels of height
 WIDGET = 30
 BADGE = 40  # beneath them, with Nodes 2.0
@@ -75,7 +76,7 @@ class Workflow:
 
     note: str
     groups: list[Group]
-    note_size: tuple[int, int] = (420, 620)
+    note_size: tuple[int, int] = (330, 720)
     note_title: str = "Read me"
     first: int = 1
 
@@ -115,7 +116,7 @@ def lay_out(workflow: Workflow, schemas: dict) -> dict:
     for number, group in enumerate(workflow.groups, 1):
         left = left if group.under else right
         first = bottom + BETWEEN if group.under else 0
-        top = first + 90
+        top = first + TOP
         for node in group.nodes:
             entry = _entry(node, ids, schemas[node.kind])
             entry["pos"] = [left + MARGIN, top]

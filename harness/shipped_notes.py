@@ -27,15 +27,15 @@ a blue star on wood
 a purple circle on snow"""
 
 TOY_NOTE = """\
-# Toy FLUX in one minute
+# Toy FLUX: a minute to begin, four to train
 
-**Press Run.** Nothing to download, no files to put anywhere: the models in this graph come with the pack. Two CPU cores are enough. One minute to begin; the 42 updates take three to four (210 s of one CPU thread, measured).
+**Press Run.** Nothing to download, no files to put anywhere: the models in this graph come with the pack. Two CPU cores are enough. The 42 updates take three to four minutes (210 s of one CPU thread, measured).
 
 A tiny FLUX paints 64x64 pictures of simple scenes. It was trained to make glossy *renders*; about one picture in ten looks like a *photo*. SRPO teaches it to take photos, from words alone.
 
 **What you will see**
 - On *SRPO Train*, while it runs: pictures of fixed seeds, before beside now, and the curves.
-- At the right, when it is done: the same pictures, first all before, then all after, and the loss.
+- At the right, when it is done: the same pictures, all before above, all after below, and the loss.
 - In `output/loras/srpo/toy/`: a LoRA.
 
 **What to try then**
@@ -122,20 +122,19 @@ PROMPTS_NOTE = """\
 
 Teaches your FLUX to make pictures that look like photographs, from words alone: *Natural-lighting*, *Detail* against *Painting*, *Concept art*. It makes its own pictures of the prompts, a reward model judges them, a LoRA comes out. No pictures of yours are needed.
 
-**Five choices, then Run**
+**Five files, then Run**
 1. Load Diffusion Model: your `flux1-dev.safetensors`.
 2. Load CLIP (Dual): your CLIP-L and T5.
 3. Load VAE: your `ae.safetensors`.
 4. Load SRPO Reward: HPS v2.1, or tick *download if missing*.
-5. SRPO Trainer: a name for the run.
 
-| file | size | folder of models/ | from |
-|---|---|---|---|
-| flux1-dev.safetensors | 23.8 GB | diffusion_models | black-forest-labs/FLUX.1-dev |
-| clip_l.safetensors | 0.25 GB | text_encoders | comfyanonymous/flux_text_encoders |
-| t5xxl_fp16.safetensors | 9.8 GB | text_encoders | comfyanonymous/flux_text_encoders |
-| ae.safetensors | 0.34 GB | vae | black-forest-labs/FLUX.1-schnell |
-| HPS_v2.1_compressed.pt | 2 GB | rewards | xswu/HPSv2 |
+The run is called *my-flux*; to begin another, give it a new name in *SRPO Trainer*.
+
+Where each goes in `models/`, and where it is on Hugging Face:
+- `diffusion_models`: flux1-dev.safetensors, 23.8\N{NO-BREAK SPACE}GB, from black-forest-labs/FLUX.1-dev
+- `text_encoders`: clip_l.safetensors, 0.25\N{NO-BREAK SPACE}GB, and t5xxl_fp16.safetensors, 9.8\N{NO-BREAK SPACE}GB, both from comfyanonymous/flux_text_encoders
+- `vae`: ae.safetensors, 0.34\N{NO-BREAK SPACE}GB, from black-forest-labs/FLUX.1-schnell
+- `rewards`: HPS_v2.1_compressed.pt, 2\N{NO-BREAK SPACE}GB, from xswu/HPSv2
 
 **What to expect**, at 720x720 with one picture at a time
 - Memory: 14.7 GB in fp8 (counted, without a GPU), 26.4 GB in bf16 (measured on an H200). So *weight_dtype* is fp8 here, for 24 GB. Where it does not fit, ComfyUI keeps weights in RAM: slower, 2.6 to 2.9 times when 8.7 GB were used (measured on the H200).
@@ -154,7 +153,7 @@ Steps begin from your photos in place of the model's own pictures. So nothing is
 
 **Before**: put photos into a folder of ComfyUI's `input`, such as `input/photos`, press R, and choose it in *SRPO Photos*. A caption is in the `.txt` beside its picture, else the file's name is. 50 or more of what you want to see, in all their variety, are a beginning.
 
-**Five choices, then Run**: the files of FLUX, its text encoders and VAE, the reward, and the folder. Which files and from where: in the note of *2 FLUX.1-dev LoRA (online)*.
+**Five files and a folder, then Run**: FLUX, its two text encoders, its VAE, the reward, and the photos. Which files and from where: in the note of *2 FLUX.1-dev LoRA (online)*.
 
 **What to expect**, at 720x720 with one picture at a time
 - Memory: as online. 14.7 GB in fp8 (counted, without a GPU), 26.4 GB in bf16 (measured on an H200).
@@ -169,7 +168,7 @@ LOOK_NOTE = """\
 
 Nothing is trained here. One picture is made by your model, and you see what SRPO would see of it: whether your words tell anything apart, and at which noise levels.
 
-**Choose four, then Run**: your FLUX, its text encoders, its VAE, and the reward. Which files, and from where: the note of *2 FLUX.1-dev LoRA (online)*.
+**Five files, then Run**: your FLUX, its two text encoders, its VAE, and the reward. Which files, and from where: the note of *2 FLUX.1-dev LoRA (online)*.
 
 **SRPO Recovery Sweep**, from almost pure noise at the left to little of it at the right
 - *First row*: what the model is given.

@@ -3,8 +3,8 @@
 from make_workflows import BLUE, BROWN, GREEN, OCHRE, PURPLE, Group, Node, Workflow
 from shipped_notes import STEP_NOTE, TOY_NOTE, TOY_PROMPTS
 
-TRAIN_HEIGHT = 1240  # what it grows to with its card in Nodes 2.0
-SAYS = Node("says", "PreviewAny", {"source": ("train", 4)}, title="What became of it", height=140)
+TRAIN_HEIGHT = 1020  # with its card and its text in Nodes 2.0
+SAYS = Node("says", "PreviewAny", {"source": ("train", 4)}, title="What became of it", height=180)
 
 TOY = Workflow(
     note=TOY_NOTE,
@@ -12,7 +12,7 @@ TOY = Workflow(
         Group(
             "1. Models, run and rollouts",
             BLUE,
-            300,
+            260,
             [
                 Node("toy", "SRPO_ToyModels"),
                 Node("trainer", "SRPO_Trainer", {"model": ("toy", 0), "run_name": "toy", "learning_rate": 1.6e-4}),
@@ -22,9 +22,9 @@ TOY = Workflow(
         Group(
             "2. What to teach",
             GREEN,
-            380,
+            320,
             [
-                Node("prompts", "SRPO_Prompts", {"clip": ("toy", 1), "text": TOY_PROMPTS}, height=240),
+                Node("prompts", "SRPO_Prompts", {"clip": ("toy", 1), "text": TOY_PROMPTS}, height=340),
                 Node(
                     "objective",
                     "SRPO_Objective",
@@ -40,7 +40,7 @@ TOY = Workflow(
         Group(
             "3. Train",
             OCHRE,
-            460,
+            500,
             [
                 Node(
                     "train",
@@ -66,7 +66,7 @@ TOY = Workflow(
         Group(
             "4. Look",
             PURPLE,
-            400,
+            380,
             [
                 SAYS,
                 Node(
@@ -79,10 +79,10 @@ TOY = Workflow(
                     "look",
                     "PreviewImage",
                     {"images": ("enlarge", 0)},
-                    title="First all before, then all after",
-                    height=420,
+                    title="Before above, after below",
+                    height=260,  # at this width four stand in a row
                 ),
-                Node("loss", "LossGraphNode", {"loss": ("train", 2)}, title="The loss", height=360),
+                Node("loss", "LossGraphNode", {"loss": ("train", 2)}, title="The loss", height=310),
             ],
         ),
     ],

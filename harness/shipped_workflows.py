@@ -57,11 +57,11 @@ def flux(note: str, run: str, dataset: Node) -> Workflow:
     trainer = Node("trainer", "SRPO_Trainer", {"model": ("unet", 0), "run_name": run})
     return Workflow(
         note=note,
-        note_size=(400, 1160),
+        note_size=(400, 1000),
         groups=[
             Group("1. Your files, and the run", BLUE, 300, [*FLUX_FILES, trainer]),
             Group("2. What to teach", GREEN, 360, [dataset, Node("objective", "SRPO_Objective")]),
-            Group("3. Train", OCHRE, 460, [Node("train", "SRPO_Train", train, height=TRAIN_HEIGHT)]),
+            Group("3. Train", OCHRE, 600, [Node("train", "SRPO_Train", train, height=TRAIN_HEIGHT)]),
             Group(
                 "4. Before and after",
                 PURPLE,
@@ -69,14 +69,14 @@ def flux(note: str, run: str, dataset: Node) -> Workflow:
                 [
                     SAYS,
                     Node("lora", "LoraModelLoader", {"model": ("unet", 0), "lora": ("train", 1)}),
-                    Node("compare", "SRPO_Compare", compare, height=820),
+                    Node("compare", "SRPO_Compare", compare, height=760),
                 ],
             ),
         ],
     )
 
 
-PROMPTS = Node("prompts", "SRPO_Prompts", {"clip": ("clip", 0), "text": FLUX_PROMPTS}, height=300)
+PROMPTS = Node("prompts", "SRPO_Prompts", {"clip": ("clip", 0), "text": FLUX_PROMPTS}, height=400)
 PHOTOS = Node("photos", "SRPO_Photos", {"clip": ("clip", 0), "vae": ("vae", 0), "folder": "photos"})
 
 LOOK_PROMPT = "a portrait of a woman in a cafe by the window"
@@ -129,7 +129,7 @@ LOOK = Workflow(
                         "reward": ("reward", 0),
                         "objective": ("objective", 0),
                     },
-                    height=760,
+                    height=670,
                 ),
             ],
         ),

@@ -30,6 +30,7 @@ MODES = {
     "Nodes 2.0": {"Comfy.VueNodes.Enabled": True, "Comfy.Locale": "en"},
     "Chinese": {"Comfy.VueNodes.Enabled": True, "Comfy.Locale": "zh"},
 }
+TEXT_ZOOM = 8 / 14  # the canvas draws no smaller text: LiteGraph.Canvas.MinFontSizeForLOD over the size of its text
 READY = "() => window.app?.graph && window.LiteGraph && document.querySelector('[data-testid=queue-button]')"
 EVENTS = """() => { window.ended = null; window.progress = 0
     app.api.addEventListener('progress', () => window.progress += 1)
@@ -256,6 +257,9 @@ def test_the_front_end_opens_each_workflow(site, mode, file):
     assert {node["type"] for node in workflow["nodes"]} & set(NOTES)
     assert bool(page.locator("[data-node-id]").count()) == (mode == "Nodes 2.0")
     assert misplaced(page) == []
+    heights = dict(page.evaluate("() => app.graph.nodes.map(node => [node.id, node.size[1]])"))
+    saved = {str(node["id"]): node["size"][1] for node in workflow["nodes"]}
+    assert {str(id_): height for id_, height in heights.items()} == saved
     assert page.complaints <= page.baseline
 
 
@@ -276,6 +280,9 @@ def test_the_templates_have_thumbnails(site):
     page.get_by_test_id(f"template-workflow-{WORKFLOW_1.stem}").click()
     page.get_by_role("dialog").wait_for(state="detached")
     page.wait_for_function("() => app.graph.nodes.some(n => n.type === 'SRPO_Train')")
+    page.wait_for_timeout(700)
+    site.keep(page, "workflow 1 from its template")
+    assert page.evaluate("app.canvas.ds.scale") > TEXT_ZOOM
     assert page.complaints <= page.baseline
 
 

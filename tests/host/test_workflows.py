@@ -97,6 +97,12 @@ def test_is_laid_out_to_be_read(file):
         assert not [pair for pair in combinations(rectangles, 2) if overlap(*pair)]
 
 
+def test_no_two_workflows_share_an_id():
+    """The front end shows the progress of one that runs on the nodes of these ids, whatever is open."""
+    ids = [node["id"] for file in FILES for node in load(file)["nodes"]]
+    assert len(set(ids)) == len(ids)
+
+
 @each_workflow
 def test_the_host_lists_it_with_its_thumbnail(host, file):
     (listed,) = host.get("/workflow_templates").values()
