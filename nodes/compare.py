@@ -9,7 +9,7 @@ import comfy.model_management
 from comfy_api.latest import io
 
 from ..srpo_core.algorithm.objective import Objective
-from ..srpo_core.algorithm.protocols import Dataset
+from ..srpo_core.algorithm.protocols import Dataset, Shape
 from ..srpo_core.pictures import to_tensor
 from ..srpo_core.report.compare import Comparison, plural, score_pictures
 from ..srpo_core.report.compare_picture import draw_comparison
@@ -46,7 +46,7 @@ def check_models(before: ModelPatcher, after: ModelPatcher, vae: VAE):
 
 
 def fixed_samples(
-    dataset: Dataset, prompts: int, seeds: list[int], *, sampling: Sampling, shape: tuple[int, int, int], at_once: int
+    dataset: Dataset, prompts: int, seeds: list[int], *, sampling: Sampling, shape: Shape, at_once: int
 ) -> FixedSamples:
     """The pictures of each model: of every prompt one with each of the seeds; their conditionings are there then.
 

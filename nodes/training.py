@@ -8,9 +8,8 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from ..srpo_core.algorithm.objective import Objective
-from ..srpo_core.algorithm.protocols import Dataset, PhotoDataset
+from ..srpo_core.algorithm.protocols import Dataset, PhotoDataset, Shape
 from ..srpo_core.algorithm.terms import Term, combine
-from ..srpo_core.data.photo_latents import Shape
 from ..srpo_core.rewards import Reward
 from ..srpo_core.run.draws import Batching
 from ..srpo_core.run.loop import prepare_data
@@ -55,8 +54,8 @@ class TrainInputs:
     more_rewards: list[Term]
     gradient_vae: VAE | None
 
-    def latent_shape(self, model: ModelPatcher, own: Rollouts | PreviewSettings) -> tuple[int, int, int]:
-        """(C, H, W) of rollouts or previews, which may have a size of their own. Raises ValueError, saying whose."""
+    def latent_shape(self, model: ModelPatcher, own: Rollouts | PreviewSettings) -> Shape:
+        """That of rollouts or previews, which may have a size of their own. Raises ValueError, saying whose."""
         from .host.flow_model import latent_shape
 
         try:

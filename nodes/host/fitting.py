@@ -5,14 +5,15 @@ import re
 from collections.abc import Iterator
 
 import torch
-from comfy.model_base import ModelType
+from comfy.model_base import model_sampling
 from comfy.model_patcher import ModelPatcher
-from comfy.model_sampling import CONST, IMG_TO_IMG_FLOW
 from comfy.sampler_helpers import cond_has_hooks
-from torch import Tensor
+from torch import Tensor, nn
 
-FLOWS = (ModelType.FLOW, ModelType.FLUX, ModelType.FLOW_AV)
-FITTING = "one that predicts a velocity on latents of pictures (FLUX.1, FLUX.2, SD3.5, Z-Image, ...)"
+from ...srpo_core.algorithm.process import Process, process_of
+
+FITTING = "one that makes pictures out of noise (FLUX.1, FLUX.2, Z-Image, Qwen-Image, SD3.5, SDXL, ...)"
+DIMENSIONS = (2, 3)  # of latents, beside batch and channels: pictures, and videos, of which one frame is a picture
 READS_POOLED = ("vector_in", "y_embedder")  # layers of FLUX and SD3
 WIDTHS = re.compile(
     r"shapes cannot be multiplied \(\d+x(?P<given>\d+) and (?P<taken>\d+)x"
@@ -20,24 +21,42 @@ WIDTHS = re.compile(
 )
 
 
-def check_model(patcher: ModelPatcher):
-    """Raises ValueError for a model that predicts no flow's velocity, and for one whose latents are no pictures."""
+def check_model(patcher: ModelPatcher) -> Process:
+    """The model's noising process. Raises ValueError for a model that has none, and for latents that are no pictures.
+
+    It is what the host's sampling of the model mixes, so that nodes which set another shift or range are heard.
+    """
     name = type(patcher.model).__name__
     sampling = patcher.get_model_object("model_sampling")
-    if not isinstance(sampling, CONST) or isinstance(sampling, IMG_TO_IMG_FLOW):
-        if patcher.model.model_type in FLOWS:
-            kind = next(k.__name__ for k in type(sampling).__mro__ if "calculate_denoised" in vars(k))
-            raise ValueError(
-                f"Another node set the sampling of this {name} to {kind}, with which it is not a flow-matching model "
-                "any more, as Direct-Align needs: take that node (ModelSampling...) off the MODEL."
-            )
-        raise ValueError(f"{name} is not a flow-matching model, which Direct-Align needs: load {FITTING}.")
-    dimensions = patcher.get_model_object("latent_format").latent_dimensions
-    if dimensions != 2:
+    process = _process(name, sampling)
+    own = _process(name, model_sampling(patcher.model.model_config, patcher.model.model_type))
+    if (process.decay, process.gain) != (own.decay, own.gain):
+        kind = next(k.__name__ for k in type(sampling).__mro__ if "calculate_denoised" in vars(k))
         raise ValueError(
-            f"{name} has latents of {dimensions + 2} dimensions (videos have 5, sound has 3), and only those of "
-            f"pictures, with 4, can be trained on: load {FITTING}."
+            f"Another node set the sampling of this {name} to {kind}, which mixes pictures and noise in another way "
+            "than the model has learned, as Direct-Align needs it: take that node (ModelSampling...) off the MODEL."
         )
+    dimensions = patcher.get_model_object("latent_format").latent_dimensions
+    if dimensions not in DIMENSIONS:
+        raise ValueError(
+            f"{name} has latents of {dimensions + 2} dimensions, as sound and shapes have, and only those of pictures "
+            f"(4) and videos (5) can be trained on: load {FITTING}."
+        )
+    return process
+
+
+def _process(name: str, sampling: nn.Module) -> Process:
+    try:
+        return process_of(sampling.noise_scaling, float(sampling.sigma_max))
+    except ValueError as error:
+        raise ValueError(f"Direct-Align can't train {name}: load {FITTING}. {error}") from error
+
+
+def token_side(patcher: ModelPatcher) -> int:
+    """How many places of a latent, in each direction, are one token; 2, the most usual, where it is not said."""
+    sizes = getattr(patcher.get_model_object("diffusion_model"), "patch_size", 2)
+    sizes = tuple(sizes)[-2:] if isinstance(sizes, (tuple, list)) else (sizes,)
+    return max(sizes) if all(isinstance(size, int) for size in sizes) else 2
 
 
 def check_latent(patcher: ModelPatcher, latent: Tensor):
@@ -46,10 +65,12 @@ def check_latent(patcher: ModelPatcher, latent: Tensor):
     latent_format = patcher.get_model_object("latent_format")
     channels = latent_format.latent_channels
     ratio = latent_format.spacial_downscale_ratio
-    if latent.ndim != 4 or latent.shape[1] != channels:
+    frames = [1] * (latent_format.latent_dimensions - 2)
+    if latent.ndim != 4 + len(frames) or latent.shape[1] != channels or list(latent.shape[2:-2]) != frames:
+        expected = ", ".join(map(str, ["batch", channels, *frames, f"height / {ratio}", f"width / {ratio}"]))
         raise ValueError(
-            f"The latent has the shape {tuple(latent.shape)}, but {type(patcher.model).__name__} takes (batch, "
-            f"{channels}, height / {ratio}, width / {ratio}): use the empty latent and the VAE that belong to it."
+            f"The latent has the shape {tuple(latent.shape)}, but {type(patcher.model).__name__} takes ({expected}): "
+            f"use the empty latent{', of one frame,' if frames else ''} and the VAE that belong to it."
         )
 
 

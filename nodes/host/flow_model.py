@@ -10,14 +10,14 @@ import comfy.samplers
 import node_helpers
 import torch
 from comfy.model_patcher import ModelPatcher
-from torch import Tensor, nn
+from torch import Tensor
 from torch._dynamo.exc import TorchDynamoException
 
 from ...srpo_core.algorithm import scaling as scaled
 from ...srpo_core.algorithm.direct_align import at_least_fp32
 from ...srpo_core.algorithm.protocols import Pullback
 from .adapters.readable import adapter_of, without_adapter
-from .fitting import check_conditioning, check_latent, check_model, names_other_text_encoders
+from .fitting import check_conditioning, check_latent, check_model, names_other_text_encoders, token_side
 from .gradients.attention import quickest
 from .gradients.compiled import is_compiled, or_uncompiled
 from .gradients.differentiable import USUAL_BLOCKS, BlockSettings, Differentiable, in_training
@@ -29,7 +29,7 @@ from .patcher.carried import as_carried, latent_in, signature, structure_of
 from .patcher.loading import load, own
 from .sampling import Sampling
 
-LEAST_SIGMA = 1e-3  # at which a model is asked: at 0, where a window may end, a velocity would be 0 / 0
+LEAST_SHARE = 1e-3  # of noise, at which a model is asked: at 0, where a window may end, a velocity would be 0 / 0
 
 
 class HostFlow:
@@ -51,7 +51,7 @@ class HostFlow:
         blocks: BlockSettings = USUAL_BLOCKS,
         working: int | None = None,
     ):
-        check_model(patcher)
+        self.process = check_model(patcher)
         self.patcher = patcher
         self.sampling = sampling
         self.guidance = guidance
@@ -222,9 +222,13 @@ class HostFlow:
     def ask(
         self, sampler: OneStep, x: Tensor, sigma: Tensor, cond: list, *, patcher: ModelPatcher | None = None
     ) -> Tensor:
-        """The velocity (B, C, H, W) by this sampler, of the MODEL or of another `patcher` of its model."""
+        """The velocity (B, C, ...) by this sampler, of the MODEL or of another `patcher` of its model.
+
+        The core speaks of flows: of x at a share of noise.
+        """
         patcher = patcher or self.patcher
-        sampler.sigma = sigma.float().clamp(min=LEAST_SIGMA)
+        sampler.share = sigma.float().clamp(min=LEAST_SHARE)
+        sampler.process = self.process
         ends = torch.stack([sampler.sigma.max(), sampler.sigma.new_zeros(())])
         with torch.inference_mode(), self._attention(), names_other_text_encoders(patcher, cond):  # see loading.py
             _guider(patcher, with_guidance(cond, self.guidance)).sample(x, torch.zeros_like(x), sampler, ends)
@@ -245,23 +249,20 @@ def with_guidance(cond: list, guidance: float | None) -> list:
     return cond if guidance is None else node_helpers.conditioning_set_values(cond, {"guidance": guidance})
 
 
-def latent_shape(patcher: ModelPatcher, width: int, height: int) -> tuple[int, int, int]:
-    """(C, H, W) of the model's latents of a picture of this size. Raises ValueError for a size that doesn't fit."""
+def latent_shape(patcher: ModelPatcher, width: int, height: int) -> tuple[int, ...]:
+    """(C, H, W) of the model's latents of a picture of this size, (C, 1, H, W) of those of one frame of a video.
+
+    Raises ValueError for a size that doesn't fit.
+    """
     check_model(patcher)
     latent_format = patcher.get_model_object("latent_format")
     ratio = latent_format.spacial_downscale_ratio
-    multiple = ratio * _patch_size(patcher.get_model_object("diffusion_model"))
+    multiple = ratio * token_side(patcher)
     if width % multiple or height % multiple:
         fitting = [max(multiple, round(side / multiple) * multiple) for side in (width, height)]
         raise ValueError(
             f"The size is {width}x{height}, and {type(patcher.model).__name__} takes multiples of {multiple}: choose "
             f"{fitting[0]}x{fitting[1]}."
         )
-    return latent_format.latent_channels, height // ratio, width // ratio
-
-
-def _patch_size(network: nn.Module) -> int:
-    """How many places of a latent, in each direction, are one token; 2, the most usual, where it is not said."""
-    sizes = getattr(network, "patch_size", 2)
-    sizes = tuple(sizes)[-2:] if isinstance(sizes, (tuple, list)) else (sizes,)
-    return max(sizes) if all(isinstance(size, int) for size in sizes) else 2
+    frames = (1,) * (latent_format.latent_dimensions - 2)
+    return latent_format.latent_channels, *frames, height // ratio, width // ratio

@@ -20,7 +20,7 @@ from comfy.sd import VAE
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from ...srpo_core.algorithm.protocols import Dataset
+from ...srpo_core.algorithm.protocols import Dataset, Shape
 from ...srpo_core.rewards.protocol import Reward, TowerReward, reads_text
 from ...srpo_core.run.memory import (
     BlockBytes,
@@ -52,7 +52,7 @@ class Workload:
     vae: VAE
     rewards: Sequence[Reward]
     dataset: Dataset
-    shape: tuple[int, int, int]
+    shape: Shape
     batch: int = 1
 
 
@@ -82,7 +82,7 @@ def estimate(workload: Workload, at_once: int, settings: BlockSettings = USUAL_B
         "branch": StageBytes(patcher.model_size(), own + branch),
     }
     if vae.device == device:
-        image = 3 * x[:, 0].nbytes * vae.upscale_ratio**2  # the last one, of which saturation is taken
+        image = 3 * x[:, 0].nbytes * vae.spacial_compression_decode() ** 2  # the last one, of which saturation is taken
         decode, picture = HostDecoder(vae, patcher).memory(x.shape)
         needs["decode"] = StageBytes(vae.patcher.model_size(), own + graph + decode)
     needs["optimizer"] = StageBytes(0, own + image + max(step, image * 4 // 3))
@@ -91,7 +91,7 @@ def estimate(workload: Workload, at_once: int, settings: BlockSettings = USUAL_B
         for reward in workload.rewards
         if isinstance(reward, TowerReward) and device_of(reward.image_tower) == device
     ]
-    towers = (_reward(reward, x, vae.upscale_ratio) for reward in here)
+    towers = (_reward(reward, x, vae.spacial_compression_decode()) for reward in here)
     if scored := [StageBytes(weights, own + graph + picture + scoring) for weights, scoring in towers]:
         needs["reward"] = max(scored, key=lambda need: need.peak)
     return needs
@@ -206,7 +206,7 @@ def _reward(reward: TowerReward, x: Tensor, ratio: int) -> tuple[int, int]:
     dtype = next(tower.parameters()).dtype
     pictures = len(x) * (1 if reads_text(reward) else 2)
     with without_content(x.device, tower), torch.enable_grad(), LiveBytes(x.device.type) as count:
-        image = torch.empty(pictures, 3, ratio * x.shape[2], ratio * x.shape[3], device=x.device, requires_grad=True)
+        image = torch.empty(pictures, 3, ratio * x.shape[-2], ratio * x.shape[-1], device=x.device, requires_grad=True)
         features = tower(reward.pixels(image).to(dtype))
         torch.autograd.grad(features, image, torch.ones_like(features))
     return comfy.model_management.module_size(tower), count.peak

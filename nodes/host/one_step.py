@@ -11,6 +11,8 @@ from comfy.samplers import CFGGuider
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from ...srpo_core.algorithm.direct_align import per_sample
+from ...srpo_core.algorithm.process import Process
 from .gradients.attention import with_backward
 from .gradients.differentiable import Differentiable
 from .gradients.guests import Guests, make_constant
@@ -19,13 +21,19 @@ from .patcher.training_mode import training_mode
 
 
 class OneStep(comfy.samplers.Sampler):
-    """Leaves the model's velocity for the noise that it is given, at `sigma`, in `velocity`.
+    """Leaves the velocity of the flow that the model is, at the `noise` it is given as a state of it, in `velocity`.
 
     Raises ValueError where the host does not ask the model, and where it would ask for one picture of a batch alone.
     """
 
-    sigma: Tensor  # (B,)
+    share: Tensor  # (B,), of noise
+    process: Process
     velocity: Tensor
+
+    @property
+    def sigma(self) -> Tensor:
+        """(B,): where the host's model is at this share of noise."""
+        return self.process.sigma(self.share)
 
     def sample(
         self,
@@ -50,11 +58,12 @@ class OneStep(comfy.samplers.Sampler):
         return noise
 
     def ask_model(self, guider: CFGGuider, noise: Tensor, options: dict, seed: int) -> Tensor:
-        sigma = own(self.sigma).to(noise)
-        denoised = guider(noise, sigma, model_options=options, seed=seed)
+        share = own(self.share).to(noise)
+        sigma = self.process.sigma(share)
+        denoised = guider(self.process.state(noise, sigma), sigma, model_options=options, seed=seed)
         if not denoised.detach().flatten(1).any(1).all():
             raise ValueError(_why_not_asked(guider.conds["positive"], sigma))
-        return (noise - denoised) / sigma.view(-1, *[1] * (noise.ndim - 1))
+        return (noise - denoised) / per_sample(share, noise)
 
 
 class AsSampled(OneStep):
