@@ -20,6 +20,8 @@ from comfy.quant_ops import QuantizedTensor
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from ..patcher.loading import own
+
 CONVOLUTIONS = {
     nn.Conv1d: torch.nn.grad.conv1d_input,
     nn.Conv2d: torch.nn.grad.conv2d_input,
@@ -215,7 +217,7 @@ class Recomputed:
 
 
 def _recomputed(module: nn.Module, forward: Callable, *args: Any, **kwargs: Any) -> Tensor:
-    """The forward of a leaf, with gradients for whichever of its inputs want one."""
+    """The forward of a leaf, which gives one tensor or several, with gradients for whichever inputs want one."""
     values = (*args, *kwargs.values())
     if not any(map(needs_gradient, values)):
         return forward(*args, **kwargs)
@@ -238,16 +240,20 @@ class _ThroughRecomputed(torch.autograd.Function):
         ctx.others = [
             keeps(value) if torch.is_tensor(value) else value for value, wanted in zip(values, ctx.wanted) if not wanted
         ]
-        return forward(*values).clone()
+        output = forward(*values)
+        return output.clone() if torch.is_tensor(output) else tuple(map(own, output))
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor):
+    def backward(ctx: Any, *gradients: Tensor):
         with torch.enable_grad(), own_parameters([ctx.module]):
             leaves = [saved.detach().requires_grad_() for saved in ctx.saved_tensors]
             inputs = _merged(ctx.wanted, leaves, ctx.others)
             try:
-                gradients = torch.autograd.grad(ctx.forward(*inputs), leaves, gradient)
+                output = ctx.forward(*inputs)
+                outputs = (output,) if torch.is_tensor(output) else output
+                ways = [(part, gradient) for part, gradient in zip(outputs, gradients) if gradient is not None]
+                gradients = torch.autograd.grad([part for part, _ in ways], leaves, [gradient for _, gradient in ways])
             except torch.OutOfMemoryError:
                 raise
             except RuntimeError as error:
