@@ -45,7 +45,9 @@ class TrainInputs:
     height: int
     batch: int
     seed: int
-    guidance: float
+    guidance: float | None
+    cfg: float
+    negative: list | None
     memory: Mapping[str, Any]
     rollouts: Rollouts
     levels: NoiseLevels
@@ -98,6 +100,7 @@ def training_of(opened: OpenRun, inputs: TrainInputs, node: str) -> tuple[Traini
         dataset=dataset,
         shape=largest_shape(batching.shape, dataset, photos),
         batch=batching.batch,
+        asked_twice=inputs.cfg != 1,
     )
     plan = plan_memory(node, inputs.memory, workload)
     training = Training(
@@ -106,7 +109,7 @@ def training_of(opened: OpenRun, inputs: TrainInputs, node: str) -> tuple[Traini
         terms=terms,
         dataset=dataset,
         batching=replace(batching, at_once=plan.use.at_once, sampled_at_once=plan.use.sampled_at_once),
-        window=inputs.levels.window,
+        window=inputs.levels.window_of(model),
         photos=photos,
         guard=inputs.watch.guard,
     )
@@ -135,11 +138,23 @@ def parts_of(dataset: Dataset, model: ModelPatcher) -> tuple[Dataset, PhotoDatas
 def flow_of(model: ModelPatcher, inputs: TrainInputs, plan: MemoryPlan) -> HostFlow:
     """The model as it is sampled and trained, in the memory that is planned for it."""
     from .host.flow_model import BlockSettings, HostFlow
+    from .host.presets import preset_of
 
     use = plan.use
     compiled = inputs.memory.get("compile_blocks", False)
     blocks = BlockSettings(kept_blocks=use.kept_blocks, offload=use.offload, compiled=compiled)
-    return HostFlow(model, inputs.rollouts.sampling, inputs.guidance, blocks=blocks, working=plan.working)
+    sampling = inputs.rollouts.sampling
+    if sampling.guidance is None:
+        sampling = replace(sampling, guidance=preset_of(model).rollout_guidance)
+    return HostFlow(
+        model,
+        sampling,
+        inputs.guidance,
+        cfg=inputs.cfg,
+        negative=inputs.negative,
+        blocks=blocks,
+        working=plan.working,
+    )
 
 
 def samples_of(inputs: TrainInputs, training: Training, model: ModelPatcher) -> FixedSamples:
@@ -150,7 +165,8 @@ def samples_of(inputs: TrainInputs, training: Training, model: ModelPatcher) -> 
     dataset = previews.dataset or training.dataset
     return FixedSamples(
         dataset=dataset,
-        sampling=previews.sampled_with(inputs.guidance),
+        sampling=replace(previews.sampling, guidance=inputs.guidance, cfg=inputs.cfg),
+        negative=inputs.negative,
         shape=inputs.latent_shape(model, previews),
         indices=previewed(dataset, previews.count),
         seeds=seeds_of(previews.seeds, previews.count),

@@ -35,11 +35,12 @@ LEAST_SHARE = 1e-3  # of noise, at which a model is asked: at 0, where a window 
 class HostFlow:
     """A MODEL of the host; its adapter, if SRPO Trainer gave it one, is what gradients reach.
 
-    guidance: of the differentiated step; None leaves it to the conditioning.
+    guidance, cfg: of the differentiated step; see Sampling.
+    negative: the conditioning that classifier-free guidance leads away from.
     blocks: how the model's blocks run in it.
     working: bytes of the device that the host leaves free of weights for that step; None: as for a sampler's.
     on_step: called after each step of a sampler, and each trained step, with its number of pictures.
-    Raises ValueError for a model that `check_model` refuses.
+    Raises ValueError for a model that `check_model` refuses, and for a cfg without a negative conditioning.
     """
 
     def __init__(
@@ -48,13 +49,19 @@ class HostFlow:
         sampling: Sampling | None = None,
         guidance: float | None = None,
         *,
+        cfg: float = 1.0,
+        negative: list | None = None,
         blocks: BlockSettings = USUAL_BLOCKS,
         working: int | None = None,
     ):
+        for asked in (cfg, sampling.cfg if sampling else 1.0):
+            check_negative(asked, negative)
         self.process = check_model(patcher)
         self.patcher = patcher
         self.sampling = sampling
         self.guidance = guidance
+        self.cfg = cfg
+        self.negative = negative
         self.working = working
         self.on_step: Callable[[int], None] = lambda pictures: None
         adapter = adapter_of(patcher)
@@ -67,7 +74,7 @@ class HostFlow:
 
     def velocity(self, x: Tensor, sigma: Tensor, cond: list) -> Pullback:
         self._check(x, cond)
-        guests = has_guests(self.patcher, cond, KEY)
+        guests = has_guests(self.patcher, [*cond, *(self.negative or [])], KEY)
         value = self._velocity(x, sigma, cond, guests=guests)
         if self.parameters and not value.requires_grad:
             raise ValueError(
@@ -155,7 +162,8 @@ class HostFlow:
         return types == {torch.float32} and all(map(is_stored_plainly, model.modules()))
 
     def signature(self, cond: list) -> Hashable:
-        return signature(self.patcher, ignore=KEY), structure_of(cond), self.differentiable.settings
+        conds = structure_of(cond), structure_of(self.negative), self.cfg
+        return signature(self.patcher, ignore=KEY), conds, self.differentiable.settings
 
     def frozen_velocity(self, x: Tensor, sigma: Tensor, cond: list) -> Tensor:
         return or_uncompiled(
@@ -168,7 +176,6 @@ class HostFlow:
         model_sampling = self.patcher.get_model_object("model_sampling")
         sigmas = comfy.samplers.calculate_sigmas(model_sampling, sampling.scheduler, sampling.steps)
         sampler = comfy.samplers.sampler_object(sampling.sampler_name)
-        cond = with_guidance(cond, sampling.guidance)
 
         def told(*_: Any):
             self.on_step(len(noise))
@@ -176,7 +183,7 @@ class HostFlow:
         @torch.inference_mode()  # see loading.py
         def sample() -> Tensor:
             latent = torch.zeros_like(noise)
-            guider = _guider(self.patcher, cond)
+            guider = self._guider(self.patcher, cond, sampling.guidance, sampling.cfg)
             if self.differentiable.settings.compiled:  # if all is loaded, which the sampler would do later
                 load(self.patcher, self.patcher.memory_required(noise.shape))
             plain = self.differentiable.plain(self.patcher)
@@ -231,18 +238,32 @@ class HostFlow:
         sampler.process = self.process
         ends = torch.stack([sampler.sigma.max(), sampler.sigma.new_zeros(())])
         with torch.inference_mode(), self._attention(), names_other_text_encoders(patcher, cond):  # see loading.py
-            _guider(patcher, with_guidance(cond, self.guidance)).sample(x, torch.zeros_like(x), sampler, ends)
+            guider = self._guider(patcher, cond, self.guidance, self.cfg)
+            guider.sample(x, torch.zeros_like(x), sampler, ends)
         return sampler.velocity
+
+    def _guider(
+        self, patcher: ModelPatcher, positive: list, guidance: float | None, cfg: float
+    ) -> comfy.samplers.CFGGuider:
+        guider = comfy.samplers.CFGGuider(patcher)
+        conds = {"positive": positive} | ({} if cfg == 1 else {"negative": self.negative})
+        guider.inner_set_conds({name: with_guidance(cond, guidance) for name, cond in conds.items()})
+        guider.set_cfg(cfg)
+        return guider
 
     def _check(self, x: Tensor, cond: list):
         check_latent(self.patcher, x)
-        check_conditioning(self.patcher, cond)
+        for each in (cond, *filter(None, [self.negative])):
+            check_conditioning(self.patcher, each)
 
 
-def _guider(patcher: ModelPatcher, positive: list) -> comfy.samplers.CFGGuider:
-    guider = comfy.samplers.CFGGuider(patcher)
-    guider.inner_set_conds({"positive": positive})
-    return guider
+def check_negative(cfg: float, negative: list | None):
+    """Raises ValueError for classifier-free guidance with nothing to guide away from."""
+    if cfg != 1 and negative is None:
+        raise ValueError(
+            f"cfg is {cfg:g}, and there is no conditioning to guide away from: connect negative (CLIP Text Encode, of "
+            "an empty prompt or of what you don't want), or set cfg to 1."
+        )
 
 
 def with_guidance(cond: list, guidance: float | None) -> list:

@@ -45,7 +45,8 @@ class Workload:
     """What an update of a run computes with.
 
     model: the MODEL of SRPO Trainer. vae: the VAE whose gradient is taken. rewards: their image towers count.
-    dataset: its first prompt stands for all. shape: (C, H, W) of latents. batch: pictures of an update.
+    dataset: its first prompt stands for all. shape: of latents. batch: pictures of an update.
+    asked_twice: classifier-free guidance asks the MODEL for the negative conditioning, too, in the same forward.
     """
 
     model: ModelPatcher
@@ -54,6 +55,7 @@ class Workload:
     dataset: Dataset
     shape: Shape
     batch: int = 1
+    asked_twice: bool = False
 
 
 @torch.inference_mode(False)
@@ -76,7 +78,8 @@ def estimate(workload: Workload, at_once: int, settings: BlockSettings = USUAL_B
     step = copied + (2 * max(sizes) if on_cpu else 0)
     image = 0
     picture = 0
-    rollout, branch, graph = _flow(patcher, x, workload.dataset.cond([0]), settings)
+    asked = torch.cat([x, x]) if workload.asked_twice else x
+    rollout, branch, graph = _flow(patcher, asked, workload.dataset.cond([0]), settings)
     needs = {
         "rollout": StageBytes(patcher.model_size(), resting + rollout),
         "branch": StageBytes(patcher.model_size(), own + branch),

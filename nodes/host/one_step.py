@@ -51,9 +51,10 @@ class OneStep(comfy.samplers.Sampler):
         options["transformer_options"] = with_backward(options["transformer_options"], model)
         # As the differentiable step is asked, with the kernels that have a backward, so that the two compare.
         with training_mode(), torch.inference_mode(False), torch.no_grad():
-            _begin_keyframes(guider.conds["positive"])
-            _check_levels(guider.conds["positive"], self.sigma)
-            make_constant(guider.conds["positive"])
+            conds = all_conds(guider)
+            _begin_keyframes(conds)
+            _check_levels(conds, self.sigma)
+            make_constant(conds)
             self.velocity = self.ask_model(guider, own(noise), options, extra_args["seed"])
         return noise
 
@@ -79,7 +80,7 @@ class AsSampled(OneStep):
         *_: Any,
         **__: Any,
     ):
-        _begin_keyframes(guider.conds["positive"])
+        _begin_keyframes(all_conds(guider))
         self.velocity = self.ask_model(guider, noise, extra_args["model_options"], extra_args["seed"])
         return noise
 
@@ -156,6 +157,11 @@ class _UnderHooks(torch.autograd.Function):
         if output.requires_grad:
             torch.autograd.backward(output, gradient)
         return None, None, None
+
+
+def all_conds(guider: CFGGuider) -> list[dict]:
+    """The positive ones, and those of classifier-free guidance."""
+    return [cond for conds in guider.conds.values() for cond in conds]
 
 
 def _begin_keyframes(conds: list[dict]):
