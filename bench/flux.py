@@ -122,7 +122,7 @@ def estimated(world: World, shape: tuple[int, int, int], options: argparse.Names
         model=model,
         vae=world.vae,
         rewards=[world.term.reward],
-        dataset=world.prompts,
+        cond=world.prompts.cond([0]),
         shape=shape,
         batch=options.batch,
     )

@@ -12,9 +12,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from in_process import load_pack, new_adapter, pack_module
+from in_process import load_pack, new_adapter, opens_at, opens_with, pack_module
 from PIL import Image
 from safetensors.torch import save_file
+from workflow import DYNAMIC
 
 from .fuzz_attempt import Attempt, Found, finite
 from .fuzz_files import damage_bytes, damage_place, odd_tensor
@@ -39,7 +40,6 @@ SMALL = {  # what makes a node quick, where its defaults don't
     "folder": "photos",
 }
 QUICK = ("SRPO_ROLLOUTS", "SRPO_PREVIEWS")  # optional links that are made, since training takes long without
-DYNAMIC = "COMFY_DYNAMICCOMBO_V3"
 REWARD = "small.safetensors"
 FLOATS = (float("nan"), float("inf"), float("-inf"), -1.0, 0.0, 1e30, -1e30, 1e-30)
 TEXTS = (
@@ -114,7 +114,7 @@ class World:
             elif each.io_type not in ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO", DYNAMIC):
                 found |= {} if each.optional else {each.id: None}
             elif each.id != "texts":
-                found[each.id] = usual(each)
+                found[each.id] = opens_with(each, SMALL)
         return found | ({"file": REWARD} if name == "SRPO_LoadReward" else {})
 
     def call(self, node_id: str, changes: dict | None = None):
@@ -160,20 +160,6 @@ class World:
             raise Found(f"saved with numbers that are not finite: {spoilt}")
 
 
-def usual(each: Any) -> Any:
-    """What an input of the node itself is set to."""
-    if each.io_type == DYNAMIC:
-        return of_option(each, each.options[0])
-    first = next(iter(each.options), None) if each.io_type == "COMBO" else None
-    default = first if each.default is None else each.default
-    return default if each.id == "seeds" and each.io_type == "STRING" else SMALL.get(each.id, default)
-
-
-def of_option(each: Any, option: Any) -> dict:
-    """The value of a dynamic combo that is set to this option."""
-    return {each.id: option.key, **{inner.id: usual(inner) for inner in option.inputs}}
-
-
 # Values of inputs
 
 
@@ -217,7 +203,7 @@ def hostile(draw: random.Random, each: Any):
         option = draw.choice(each.options)
         changes = {inner.id: hostile(draw, inner) for inner in option.inputs if hostile(draw, inner) is not None}
         changed = draw.sample(sorted(changes), min(len(changes), 1)) or [each.id]
-        return of_option(each, option) | {name: changes.get(name, draw.choice(TEXTS)) for name in changed}
+        return opens_at(each, option, SMALL) | {name: changes.get(name, draw.choice(TEXTS)) for name in changed}
     return None
 
 

@@ -2,9 +2,11 @@
 
 import importlib.util
 import sys
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from find_host import ROOT, find_host
+from workflow import DYNAMIC
 
 if TYPE_CHECKING:
     from comfy.model_patcher import ModelPatcher
@@ -48,3 +50,23 @@ def block_settings(**settings: Any):
 def new_flow(patcher: "ModelPatcher", sampling: Any = None, guidance: float | None = None, **blocks: Any):
     """A HostFlow of the MODEL, its blocks by these BlockSettings."""
     return pack_module("nodes.host.flow_model").HostFlow(patcher, sampling, guidance, blocks=block_settings(**blocks))
+
+
+def opens_with(declared: Any, instead: Mapping[str, Any] | None = None) -> Any:
+    """The value that an input opens with on its node, as the host hands it on; None for a socket.
+
+    instead: other values by the inputs' ids, each for inputs of its type alone.
+    """
+    if declared.io_type == DYNAMIC:
+        return opens_at(declared, declared.options[0], instead)
+    value = getattr(declared, "default", None)
+    if value is None:
+        value = next(iter(declared.options or ()), "") if declared.io_type == "COMBO" else value
+        value = "" if declared.io_type == "STRING" else value
+    other = (instead or {}).get(declared.id)
+    return other if other is not None and isinstance(other, type(value)) else value
+
+
+def opens_at(combo: Any, option: Any, instead: Mapping[str, Any] | None = None) -> dict:
+    """The value of a dynamic combo that is set to this option, as the host hands it on."""
+    return {combo.id: option.key, **{inner.id: opens_with(inner, instead) for inner in option.inputs}}

@@ -6,6 +6,7 @@ Values that are not named there are the schemas' defaults, so a changed node can
 """
 
 import json
+import re
 import shutil
 import uuid
 from collections.abc import Iterator
@@ -17,7 +18,7 @@ from workflow import AFTER_GENERATE, DYNAMIC, WIDGETS, WORKFLOW_1, option_inputs
 
 CHINESE = Path(__file__).with_name("notes_zh.json")  # what sources in cp1252 can't hold
 OURS = "srpo"
-VERSION = "0.1.0"
+VERSION = re.search('^version = "(.+)"$', (ROOT / "pyproject.toml").read_text("utf-8"), re.MULTILINE)[1]
 NOTE = ("#432", "#653")  # colour of its title and of its body
 HEADER = 30
 MARGIN = 20

@@ -13,7 +13,7 @@ LISTS = (".gitignore", ".comfyignore")
 def shipped(root: Path = ROOT) -> Iterator[str]:
     """The paths of the files in the archive, from the pack's folder: all but what its ignore files name."""
     lines = [line for name in LISTS for line in (root / name).read_text("utf-8").splitlines()]
-    ignored = GitIgnoreSpec.from_lines([".git", *LISTS, *lines])
+    ignored = GitIgnoreSpec.from_lines([".git", *lines])
     for folder, folders, files in os.walk(root):
         here = Path(folder).relative_to(root)
         folders[:] = [name for name in folders if not ignored.match_file(f"{(here / name).as_posix()}/")]

@@ -3,6 +3,7 @@
 from blueprints import Blueprint, Open
 from make_workflows import BLUE, BROWN, GREEN, OCHRE, PURPLE, Group, Node, Workflow
 from shipped_notes import FLUX_PROMPTS, STEP_BLUEPRINT_NOTE, TRAIN_BLUEPRINT_NOTE
+from shipped_toy import TRAIN_HEIGHT
 
 
 def same(name: str, key: str, input: str | int = "") -> Open:
@@ -48,6 +49,8 @@ STEP = Blueprint(
         same("loss", "step", 1),
         same("words gap", "reward", 1),
         same("image", "reward", 2),
+        same("model", "step", 2),
+        same("summary", "step", 3),
     ],
 )
 
@@ -76,7 +79,7 @@ TRAIN = Blueprint(
                         "train",
                         "SRPO_Train",
                         {"trainer": ("trainer", 0), "dataset": ("prompts", 0), "objective": ("objective", 0)},
-                        height=960,
+                        height=TRAIN_HEIGHT,
                     )
                 ],
             ),
@@ -103,6 +106,7 @@ TRAIN = Blueprint(
         same("lora", "train", 1),
         same("loss map", "train", 2),
         same("samples", "train", 3),
+        same("summary", "train", 4),
     ],
 )
 

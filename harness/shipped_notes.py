@@ -29,7 +29,7 @@ a purple circle on snow"""
 TOY_NOTE = """\
 # Toy FLUX in one minute
 
-**Press Run.** Nothing to download, no files to put anywhere: the models in this graph come with the pack. Two CPU cores are enough. One minute to begin; the 42 updates take about three (185 s measured, in one CPU thread).
+**Press Run.** Nothing to download, no files to put anywhere: the models in this graph come with the pack. Two CPU cores are enough. One minute to begin; the 42 updates take three to four (210 s of one CPU thread, measured).
 
 A tiny FLUX paints 64x64 pictures of simple scenes. It was trained to make glossy *renders*; about one picture in ten looks like a *photo*. SRPO teaches it to take photos, from words alone.
 
@@ -71,30 +71,50 @@ STEP_NOTE = """\
 """
 
 FLUX_PROMPTS = """\
+# The first are what SRPO Train and SRPO Compare show. {a|b} stands for both: 160 prompts in all.
 a portrait of a woman in a cafe by the window
 an old fisherman mending a net in a harbour
 a street in the rain at night, people with umbrellas
-a young man with freckles laughing in a kitchen
-two friends on a park bench in autumn
-a girl reading on a train, evening light
-a market stall with fruit, a seller weighing apples
-a cyclist waiting at a traffic light
-a chef plating a dish in a small restaurant
 a black cat on a windowsill, curtains
-a dog running through shallow water at a beach
-an empty swimming pool at dawn
-a mountain hut in fog, a footpath
-a family at a breakfast table, crumbs and cups
-a bride adjusting her shoe on stone steps
-a mechanic under a car, greasy hands
-a bookshop with narrow aisles, a ladder
-a boy blowing out birthday candles
-a farmer in a wheat field before a storm
-a subway platform, a blurred train
-an elderly couple dancing in a living room
-a glass of water on a wooden table, hard light
-a nurse in a corridor at the end of a shift
-a football match on a gravel pitch
+a portrait of {a man with freckles|an old woman} {in a kitchen|at a bus stop}
+two {friends|brothers} on a {park bench in autumn|pier at dusk}
+a girl {reading|sleeping} on a {train, evening light|sofa, morning light}
+a market stall with {fruit|fish}, a seller {weighing apples|counting coins}
+a {cyclist|courier} waiting at a {traffic light|railway crossing}
+a {chef|young cook} plating a dish in {a small restaurant|a hotel kitchen}
+a {brown dog|grey horse} running {through shallow water at a beach|over a snowy field}
+an empty {swimming pool|parking lot} {at dawn|in heavy rain}
+a {mountain hut|chapel} {in fog, a footpath|under stars}
+a {family|couple} at a {breakfast table, crumbs and cups|picnic, long grass}
+a bride {adjusting her shoe|laughing with her sister} {on stone steps|in a doorway}
+a {mechanic|student} under a {car, greasy hands|motorbike, a work lamp}
+a {bookshop|record shop} with {narrow aisles, a ladder|dusty shelves}
+a {boy|grandfather} blowing out birthday candles {in a dark room|in a garden}
+a farmer {in a wheat field|beside a tractor} {before a storm|at noon}
+a subway platform, {a blurred train|a sleeping man}, {blue light|yellow tiles}
+an elderly couple {dancing|playing cards} in a {living room|hospital ward}
+a glass of {water|red wine} on a {wooden table, hard light|marble counter, soft light}
+a {nurse|cleaner} in a corridor {at the end of a shift|early in the morning}
+a {football match|kite festival} on a {gravel pitch|wet meadow}
+a {lighthouse|fishing boat} in {a winter storm|still water, haze}
+a {bowl of soup|plate of dumplings} on {a street table, steam|a windowsill, snow outside}
+a close-up of {an eye, long lashes|wrinkled hands holding bread}, {window light|sunlight through leaves}
+a {tram|delivery van} on a {steep street|bridge} in fog
+a violinist {tuning her instrument|asleep in a chair} {backstage|in an empty hall}
+a {carpenter|potter} in a {workshop, dust in the air|shed, bare bulb}
+children {jumping into a lake|building a snowman}, {seen from far away|seen from close by}
+a {forest path|field of poppies} {in low sun|after rain}
+a {teenager|businessman} alone in a {laundromat|fast food restaurant} at night
+a {vase of tulips|basket of eggs} on a {kitchen table|church step}
+a {climber|shepherd} resting on a {rock ledge, valley below|stone wall, sheep}
+a {skyscraper|concrete housing block} from below, {overcast|blue hour}
+a {bedroom|hotel room}, {an unmade bed|an open suitcase}, late afternoon
+a {goat|rooster} on a {village road|rusty car}
+a {swimmer|surfer} {drying her hair|carrying a board} on a grey beach
+an {orchestra|assembly line} seen {from a balcony|between two workers}
+a {desert road|frozen river} with {a lone petrol station|a wooden bridge}
+a {barista|florist} {behind the counter|closing the shop}, reflections in the glass
+a {newborn|puppy} asleep on {a man's chest|a knitted blanket}
 """
 
 PROMPTS_NOTE = """\
@@ -122,7 +142,9 @@ Teaches your FLUX to make pictures that look like photographs, from words alone:
 - Time: on an H200 in bf16 1.65 s of training a prompt (measured) and 2.6 s of sampling (25 forwards of 0.105 s, as measured); 20 updates of 8 prompts are 11 minutes there, without pictures and loading (computed from these). No other card was tried.
 - With the weights of the real FLUX.1-dev and HPS it has not been run yet.
 
-**Then**: the LoRA is in `output/loras/srpo/<run name>/`. Run again to go on; 10 to 20 updates were enough in the paper, at its batch of 32. Look at the pictures, not at the reward.
+**The prompts** are 160, as many as 20 updates of 8 draw: a line with {a|b} stands for each of its choices. Put yours in their place, or choose a .txt file in *SRPO Prompts*.
+
+**Then**: the LoRA is in `output/loras/srpo/<run name>/`. Run again to go on; 10 to 20 updates were enough in the paper, at its batch of 32. Look at the pictures, not at the reward. *SRPO Compare* shows two prompts from two seeds each: if its *diversity* falls, all seeds lead to one picture.
 """
 
 PHOTOS_NOTE = """\

@@ -97,6 +97,12 @@ def looked_at(name: str, latent: tuple[str, int], title: str) -> list[Node]:
     ]
 
 
+def sampled(name: str, guider: str) -> Node:
+    """What samples the one picture of `STEP` from its noise, by this guider."""
+    inputs = {"noise": "noise", "guider": guider, "sampler": "sampler", "sigmas": "sigmas", "latent_image": "empty"}
+    return Node(name, "SamplerCustomAdvanced", {to: (key, 0) for to, key in inputs.items()})
+
+
 STEP = Workflow(
     note=STEP_NOTE,
     note_size=(380, 860),
@@ -133,17 +139,7 @@ STEP = Workflow(
                 Node("guider", "BasicGuider", {"model": ("trainer", 1), "conditioning": ("guidance", 0)}),
                 Node("sampler", "KSamplerSelect", {"sampler_name": "euler"}),
                 Node("sigmas", "BasicScheduler", {"model": ("trainer", 1), "scheduler": "simple", "steps": 25}),
-                Node(
-                    "sample",
-                    "SamplerCustomAdvanced",
-                    {
-                        "noise": ("noise", 0),
-                        "guider": ("guider", 0),
-                        "sampler": ("sampler", 0),
-                        "sigmas": ("sigmas", 0),
-                        "latent_image": ("empty", 0),
-                    },
-                ),
+                sampled("sample", "guider"),
                 *looked_at("sampled", ("sample", 0), "Sampled"),
             ],
         ),
@@ -166,17 +162,7 @@ STEP = Workflow(
             240,
             [
                 Node("guider after", "BasicGuider", {"model": ("step", 2), "conditioning": ("guidance", 0)}),
-                Node(
-                    "sample after",
-                    "SamplerCustomAdvanced",
-                    {
-                        "noise": ("noise", 0),
-                        "guider": ("guider after", 0),
-                        "sampler": ("sampler", 0),
-                        "sigmas": ("sigmas", 0),
-                        "latent_image": ("empty", 0),
-                    },
-                ),
+                sampled("sample after", "guider after"),
                 *looked_at("after", ("sample after", 0), "After the update"),
             ],
             under=True,

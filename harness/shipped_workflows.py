@@ -27,6 +27,8 @@ FLUX_FILES = [
         {"vae_name": "ae.safetensors"},
         files=(("vae", f"{HUB}/black-forest-labs/FLUX.1-schnell/resolve/main/ae.safetensors"),),
     ),
+    # Without an address: the front end offers it only for what a menu lacks, and ours lists what is published. Where
+    # the file is missing, Run says on the node which one, its size, from where, into which folder, or to tick download.
     Node("reward", "SRPO_LoadReward", {"file": "HPS_v2.1_compressed.pt"}),
 ]
 
@@ -47,12 +49,13 @@ def flux(note: str, run: str, dataset: Node) -> Workflow:
         "vae": ("vae", 0),
         "reward": ("reward", 0),
         "objective": ("objective", 0),
-        "seeds": 1,
+        "prompts": 2,  # from two seeds each: as many pictures as of four, and their diversity
+        "seeds": 2,
     }
     trainer = Node("trainer", "SRPO_Trainer", {"model": ("unet", 0), "run_name": run})
     return Workflow(
         note=note,
-        note_size=(400, 1000),
+        note_size=(400, 1160),
         groups=[
             Group("1. Your files, and the run", BLUE, 300, [*FLUX_FILES, trainer]),
             Group("2. What to teach", GREEN, 360, [dataset, Node("objective", "SRPO_Objective")]),

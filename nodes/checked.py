@@ -20,14 +20,24 @@ def checked(execute: Callable) -> Callable:
 
     That is a number that is none or not in its range (the host takes NaN for one), and a value that is no option of
     its combo, and a text that is none. Numbers of other libraries become Python's own. Optional inputs that are not
-    given come as the schema's default, which is None for links.
+    given come as the schema's default, which is None for links. What the host lacks is said as by `host_checked`.
     """
+    execute = host_checked(execute)
 
     @functools.wraps(execute)
     def execute_checked(cls: type[io.ComfyNode], **inputs: Any) -> io.NodeOutput:
-        values = _checked_values(cls.define_schema().inputs, inputs)
+        return execute(cls, **_checked_values(cls.define_schema().inputs, inputs))
+
+    return execute_checked
+
+
+def host_checked(execute: Callable) -> Callable:
+    """For the `execute` of a node that checks its values itself: what this ComfyUI lacks is said in a sentence."""
+
+    @functools.wraps(execute)
+    def execute_here(*values: Any, **inputs: Any) -> io.NodeOutput:
         try:
-            return execute(cls, **values)
+            return execute(*values, **inputs)
         except (ImportError, AttributeError) as error:
             if missing := _missing_in_host(error):
                 raise RuntimeError(
@@ -36,7 +46,7 @@ def checked(execute: Callable) -> Callable:
                 ) from error
             raise
 
-    return execute_checked
+    return execute_here
 
 
 def _missing_in_host(error: ImportError | AttributeError) -> str:

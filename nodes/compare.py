@@ -10,8 +10,9 @@ from comfy_api.latest import io
 
 from ..srpo_core.algorithm.objective import Objective
 from ..srpo_core.algorithm.protocols import Dataset
+from ..srpo_core.language import plural
 from ..srpo_core.pictures import to_tensor
-from ..srpo_core.report.compare import Comparison, plural, score_pictures
+from ..srpo_core.report.compare import Comparison, score_pictures
 from ..srpo_core.report.compare_picture import draw_comparison
 from ..srpo_core.rewards import Reward
 from .checked import checked

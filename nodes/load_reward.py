@@ -15,7 +15,7 @@ from comfy_api.latest import io
 
 from ..srpo_core.rewards.activation import ACTIVATIONS
 from ..srpo_core.rewards.mps import CONDITIONS
-from .checked import answer_of, check_choice
+from .checked import answer_of, check_choice, host_checked
 from .folders import cache_folder
 from .sockets import CATEGORY, RewardModelType
 
@@ -192,6 +192,7 @@ class LoadReward(io.ComfyNode):
         return next(filter(None, (problem(name, download) for name in wanted)), True)
 
     @classmethod
+    @host_checked
     def execute(
         cls,
         file: str,

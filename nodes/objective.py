@@ -39,6 +39,7 @@ class ObjectiveNode(io.ComfyNode):
                     "positive",
                     multiline=True,
                     default=labelled("positive words: what pictures shall become", DEFAULT.positive),
+                    placeholder="Positive words, one per line",
                     tooltip="What pictures shall become: words for the reward, one per line, one after the other by "
                     "update. The model never sees them.",
                 ),
@@ -46,6 +47,7 @@ class ObjectiveNode(io.ComfyNode):
                     "negative",
                     multiline=True,
                     default=labelled("negative words: what they shall stop being", DEFAULT.negative),
+                    placeholder="Negative words, one per line",
                     tooltip='What pictures shall stop being, one per line. "Painting" is strong against an oily look.',
                 ),
                 strength_input(

@@ -6,6 +6,7 @@ import logging
 import re
 import uuid
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +15,7 @@ import comfy.utils
 import folder_paths
 
 from ..srpo_core.files import check_writable
-from ..srpo_core.run.folder import FolderLock, fork, newest_state, undo_fork
+from ..srpo_core.run.folder import FolderLock, fork, newest_state, remove_empty, undo_fork
 from ..srpo_core.run.opening import Misfit
 from ..srpo_core.run.run import Run
 from ..srpo_core.run.settings import Settings
@@ -64,7 +65,7 @@ class OpenRun:
             check_writable(self._folder)
             self.run = self._open(save_open)
         except BaseException:
-            self.lock.release()
+            self._let_go()
             raise
         self.take(base)
 
@@ -111,9 +112,15 @@ class OpenRun:
             self.run.save()
         else:
             log.warning('The run "%s" is closed as it was saved, at update %d.', self.name, self.run.saved)
-        self.lock.release()
+        self._let_go()
         self.run.optimizer.state.clear()  # for as long as there is RAM, ComfyUI's cache keeps this object
         self.run.ema.clear()
+
+    def _let_go(self):
+        """Release the lock; a run that has written nothing leaves no folders."""
+        with suppress(ValueError):  # it is a link that leads elsewhere
+            remove_empty(self._folder)
+        self.lock.discard()
 
     @property
     def _folder(self) -> Path:

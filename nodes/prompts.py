@@ -14,11 +14,11 @@ import torch
 from comfy_api.latest import io
 
 from ..srpo_core.checks import shown
-from ..srpo_core.data.photo_files import SUFFIXES
+from ..srpo_core.data.photo_files import captions_among
 from ..srpo_core.data.prompt_text import check_beginning, check_prompts, parse_prompts, read_prompts
 from ..srpo_core.data.wildcards import check_prompt
 from ..srpo_core.language import say, say_many
-from .checked import answer_of
+from .checked import answer_of, host_checked
 from .folders import cache_folder
 from .host.progress import show_text
 from .outputs import summary_output
@@ -144,17 +144,11 @@ def text_files() -> list[str]:
     found = []
     for place, folders, names in os.walk(root):
         folders[:] = [name for name in folders if not name.startswith(".")]
-        texts = [name for name in names if name.lower().endswith(".txt") and not name.startswith(".")]
-        if texts and Path(place) != root:
-            texts = _without_captions(texts, names)
-        found += [Path(place, name) for name in texts if _is_inside(Path(place, name))]
+        files = [Path(place, name) for name in names if not name.startswith(".")]
+        captions = captions_among(files) if Path(place) != root else set()
+        texts = [file for file in files if file.suffix.lower() == ".txt" and file not in captions]
+        found += filter(_is_inside, texts)
     return sorted(file.relative_to(root).as_posix() for file in found)
-
-
-def _without_captions(texts: list[str], names: list[str]) -> list[str]:
-    pictures = {name for name in names if name.lower().endswith(SUFFIXES)}
-    captioned = pictures | {name.rpartition(".")[0] for name in pictures}
-    return [name for name in texts if name.rpartition(".")[0] not in captioned]
 
 
 def _is_inside(file: Path) -> bool:
@@ -179,6 +173,7 @@ class PromptsNode(io.ComfyNode):
                     "text",
                     multiline=True,
                     default=EXAMPLES,
+                    placeholder="Prompts to train on, one per line",
                     tooltip="The prompts, one per line; the more and the more different, the better. Lines that begin "
                     "with # or // are left out. {a|b} stands for both.",
                 ),
@@ -217,6 +212,7 @@ class PromptsNode(io.ComfyNode):
         return None if file[0] == NO_FILE else os.path.getmtime(_input_file(file[0]))
 
     @classmethod
+    @host_checked
     def execute(
         cls, clip: list[CLIP], text: list[str], file: list[str], texts: list[str] | None = None
     ) -> io.NodeOutput:

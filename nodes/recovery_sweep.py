@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 
 import torch
 from comfy_api.latest import io
-from comfy_extras.nodes_custom_sampler import Noise_RandomNoise
 
 from ..srpo_core.algorithm.direct_align import at_least_fp32
 from ..srpo_core.algorithm.objective import Objective
@@ -35,6 +34,8 @@ def first_picture(model: ModelPatcher, latent: dict, seed: int) -> tuple[torch.T
 
     Raises ValueError for a latent that the model can't take, and for one with no picture in it.
     """
+    from comfy_extras.nodes_custom_sampler import Noise_RandomNoise
+
     from .host.flow_model import check_latent
     from .host.patcher.carried import latent_in
 
@@ -81,6 +82,7 @@ class RecoverySweep(io.ComfyNode):
                     "prompt",
                     multiline=True,
                     default="",
+                    placeholder="The prompt of the picture",
                     tooltip="What the reward reads after its words. May be empty: then it reads the words alone.",
                 ),
                 io.Int.Input(

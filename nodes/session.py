@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -13,14 +14,14 @@ import torch
 from PIL.Image import Image
 
 from ..srpo_core.language import say
-from ..srpo_core.report.card import draw_card, text_on_card, tiled
+from ..srpo_core.report.card import draw_card, text_on_card, tiled, with_text
 from ..srpo_core.report.measures import changed_numbers
 from ..srpo_core.run.loop import train
 from ..srpo_core.run.training import Training
 from ..srpo_core.run.watch import crossed
 from ..srpo_core.run.work import WorkPlan
 from .file_metadata import taught_by
-from .host.progress import Work, show_text
+from .host.progress import Work, show_picture, show_text
 from .messages import stopped, training_summary, update_line, warning
 from .open_run import OpenRun
 from .photos import replaced
@@ -70,6 +71,7 @@ class Session:
         self.node = node
         self.files = files
         self.measured: dict[str, float] = {}  # of the last samples
+        self.shown: Image | None = None
         self.work = Work(plan.until(plan.updates))
         self.started = 0.0
 
@@ -91,7 +93,7 @@ class Session:
             lora = self._save_lora()
             after = self.previews.now()
         except BaseException:
-            self._say(stopped(self.opened, self._save_lora()))
+            self._say_stopped(self._save_lora())
             raise
         self._measure(after)
         report = partial(self._report, time.monotonic() - self.started, lora)
@@ -99,7 +101,7 @@ class Session:
         before = [*filter(None, [left_out, self.advice])]
         summary = " ".join([*report(), *before])
         card = self._draw_card(after, text_on_card(report, before))
-        self._reach(self.work.total, self.work.total, card)  # else the node goes on to show the last preview
+        self.work.reach(self.work.total, self.work.total)
         self._say(summary)
         return Pictures(torch.cat([self.previews.before, after]), card, summary)
 
@@ -109,10 +111,11 @@ class Session:
 
     def _show_before(self):
         """The samples before training, at once: an update may take minutes."""
-        self._reach(0, self.plan.until(0))
+        self.work.reach(0, self.plan.until(0))
         before = self.previews.before
         self.files.write_samples("before", before, self.previews.about())
-        self._reach(self.plan.until(0), self.plan.until(1), tiled(before))
+        self.work.reach(self.plan.until(0), self.plan.until(1))
+        self._show_picture(tiled(before))
 
     def _on_update(self, metrics: dict[str, float]) -> bool:
         """Whether the training ends here."""
@@ -132,18 +135,19 @@ class Session:
         """How many of the updates are made, and new samples where they are due."""
         done = self.plan.until(made)
         if made == self.plan.updates:
-            self._reach(done - self.plan.samples, done)
+            self.work.reach(done - self.plan.samples, done)
         elif self.plan.is_due(made):
-            self._reach(done - self.plan.samples, done)
+            self.work.reach(done - self.plan.samples, done)
             now = self.previews.now()
             self._measure(now)
-            self._reach(done, self.plan.until(made + 1), self._draw_card(now))
+            self.work.reach(done, self.plan.until(made + 1))
+            self._show_picture(self._draw_card(now))
         else:
-            self._reach(done, self.plan.until(made + 1))
+            self.work.reach(done, self.plan.until(made + 1))
 
-    def _reach(self, done: int, following: int, picture: Image | None = None):
-        """See Work.reach. picture: what the node shows from now on."""
-        self.work.reach(done, following, ("JPEG", picture, None) if picture else None)
+    def _show_picture(self, picture: Image):
+        self.shown = picture
+        show_picture(picture, self.node)
 
     def _reached(self) -> str:
         """The sentence that says which limits the run has crossed; empty if none."""
@@ -175,6 +179,14 @@ class Session:
         self.files.write_card(card)
         self.files.write_samples(f"{run.updates:06d}", now, previews.about())
         return card
+
+    def _say_stopped(self, lora: Path | None):
+        """What is kept, also beneath the last picture: front ends from 1.54 on drop a node's text as a queue ends."""
+        report = partial(stopped, self.opened, lora)
+        self._say(report())
+        if self.shown:
+            with suppress(Exception):  # what stopped it is what is raised
+                show_picture(with_text(self.shown, text_on_card(lambda: [report()])), self.node)
 
     def _say(self, text: str):
         log.info("%s: %s", self.opened.name, text)

@@ -140,6 +140,7 @@ class OneStepRecover(io.ComfyNode):
         )
 
     @classmethod
+    @checked
     def execute(
         cls, model: ModelPatcher, positive: list, noised: Noised, cfg: float, negative: list | None
     ) -> io.NodeOutput:
@@ -274,6 +275,7 @@ class TrainStep(io.ComfyNode):
         )
 
     @classmethod
+    @checked
     def execute(cls, trainer: OpenRun, rewards: dict[str, Rewarded]) -> io.NodeOutput:
         scores = [score for rewarded in rewards.values() if not rewarded.normalised for score in rewarded.scores]
         scaled = [score for rewarded in rewards.values() if rewarded.normalised for score in rewarded.scores]

@@ -2,6 +2,7 @@
 
 from comfy_api.latest import io
 
+from .checked import checked
 from .sockets import CATEGORY, RewardModelType
 
 
@@ -24,6 +25,7 @@ class ToyModels(io.ComfyNode):
         )
 
     @classmethod
+    @checked
     def execute(cls) -> io.NodeOutput:
         from .host import toy
 

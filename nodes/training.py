@@ -11,7 +11,7 @@ from ..srpo_core.algorithm.objective import Objective
 from ..srpo_core.algorithm.protocols import Dataset, PhotoDataset, Shape
 from ..srpo_core.algorithm.terms import Term, combine
 from ..srpo_core.rewards import Reward
-from ..srpo_core.run.draws import Batching
+from ..srpo_core.run.draws import Batching, cond_of, draws_of
 from ..srpo_core.run.loop import prepare_data
 from ..srpo_core.run.training import Training
 from .memory import plan_memory
@@ -97,7 +97,7 @@ def training_of(opened: OpenRun, inputs: TrainInputs, node: str) -> tuple[Traini
         model=model,
         vae=decoder.vae,
         rewards=[term.reward for term in terms],
-        dataset=dataset,
+        cond=cond_of(draws_of(first, batching, dataset, photos)[:1]),  # which is encoded; another prompt may not be
         shape=largest_shape(batching.shape, dataset, photos),
         batch=batching.batch,
         asked_twice=inputs.cfg != 1,

@@ -1,6 +1,6 @@
 """What people read of a run, in their language. It is written in English where it is said, and looked up from there."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -37,3 +37,18 @@ def say(english: str, /, **values: Any) -> str:
 def say_many(count: int, one: str, more: str, /, **values: Any) -> str:
     """The sentence of the template `one` where `count` is 1, else of `more`; {count} in them is the number."""
     return say(one if count == 1 else more, count=count, **values)
+
+
+def names(*english: str) -> tuple[str, ...]:
+    """Names without fields that the languages have, too, for `called`."""
+    return english
+
+
+def called(name: str, known: Collection[str]) -> str:
+    """What this is called in the language that is in use, if it is one of these `names`; any other is left as it is."""
+    return say(name) if name in known else name
+
+
+def plural(count: int, noun: str) -> str:
+    """The count with its noun, in English alone, as what is drawn into pictures; for sentences there is `say_many`."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"

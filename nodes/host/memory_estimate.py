@@ -20,7 +20,7 @@ from comfy.sd import VAE
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from ...srpo_core.algorithm.protocols import Dataset, Shape
+from ...srpo_core.algorithm.protocols import Shape
 from ...srpo_core.rewards.protocol import Reward, TowerReward, reads_text
 from ...srpo_core.run.memory import (
     BlockBytes,
@@ -45,14 +45,14 @@ class Workload:
     """What an update of a run computes with.
 
     model: the MODEL of SRPO Trainer. vae: the VAE whose gradient is taken. rewards: their image towers count.
-    dataset: its first prompt stands for all. shape: of latents. batch: pictures of an update.
+    cond: the CONDITIONING of one prompt, which stands for all. shape: of latents. batch: pictures of an update.
     asked_twice: classifier-free guidance asks the MODEL for the negative conditioning, too, in the same forward.
     """
 
     model: ModelPatcher
     vae: VAE
     rewards: Sequence[Reward]
-    dataset: Dataset
+    cond: list
     shape: Shape
     batch: int = 1
     asked_twice: bool = False
@@ -79,7 +79,7 @@ def estimate(workload: Workload, at_once: int, settings: BlockSettings = USUAL_B
     image = 0
     picture = 0
     asked = torch.cat([x, x]) if workload.asked_twice else x
-    rollout, branch, graph = _flow(patcher, asked, workload.dataset.cond([0]), settings)
+    rollout, branch, graph = _flow(patcher, asked, workload.cond, settings)
     needs = {
         "rollout": StageBytes(patcher.model_size(), resting + rollout),
         "branch": StageBytes(patcher.model_size(), own + branch),

@@ -1,13 +1,36 @@
-"""What a node shows while it works: a bar, at which Cancel is heard, and a text."""
+"""What a node shows while it works: a bar, at which Cancel is heard, a text and a picture."""
+
+import logging
 
 import comfy.model_management
 import comfy.utils
+from comfy_api.latest import ui
+from PIL import Image
 from server import PromptServer
+
+from ...srpo_core.pictures import to_tensor
+
+log = logging.getLogger(__name__)
 
 
 def show_text(text: str, node: str):
     """Show a text on the node of this id."""
     PromptServer.instance.send_progress_text(text, node)
+
+
+def show_picture(picture: Image.Image, node: str):
+    """Show a picture on the node of this id, in the place of its output.
+
+    A preview of the bar would stay there beside the output in Nodes 2.0: nothing takes it back.
+    """
+    server = PromptServer.instance
+    try:
+        output = ui.PreviewImage(to_tensor(picture)).as_dict()
+    except OSError as error:
+        log.warning("A picture could not be shown: %s", error)
+        return
+    told = {"node": node, "display_node": node, "output": output, "prompt_id": server.last_prompt_id}
+    server.send_sync("executed", told, server.client_id)
 
 
 class Progress:
@@ -40,11 +63,11 @@ class Work:
         self.done = min(self.done + pictures, max(self.done, self.limit - 1))
         self.bar.update_absolute(self.done, self.total)
 
-    def reach(self, done: int, limit: int, preview: tuple | None = None):
-        """So much is done, and the next that is certain is `limit`. preview: a picture as the host's bar takes it."""
+    def reach(self, done: int, limit: int):
+        """So much is done, and the next that is certain is `limit`."""
         self.done = done
         self.limit = limit
-        self.bar.update_absolute(done, self.total, preview)
+        self.bar.update_absolute(done, self.total)
 
 
 class Steps:

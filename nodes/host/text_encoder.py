@@ -133,7 +133,7 @@ def identity(clip: CLIP) -> str:
     return digest(
         [
             FORMAT,
-            _kind(model),
+            _type_name(model),
             {name: _settings(part) for name, part in model.named_children()},
             _weights(patcher),
             {key: [_patch(*patch) for patch in patches] for key, patches in patcher.patches.items()},
@@ -143,16 +143,16 @@ def identity(clip: CLIP) -> str:
     )
 
 
-def _kind(thing: Any) -> str:
+def _type_name(thing: Any) -> str:
     return f"{type(thing).__module__}.{type(thing).__qualname__}"
 
 
 def _settings(part: nn.Module) -> list:
     """Class and plain attributes of one encoder: its default layer, masks, special tokens and the like."""
     if not hasattr(part, "reset_clip_options"):
-        return [_kind(part)]
+        return [_type_name(part)]
     plain = (bool, int, float, str, list, tuple, dict)
-    return [_kind(part), {k: v for k, v in vars(part).items() if isinstance(v, plain) and not k.startswith("_")}]
+    return [_type_name(part), {k: v for k, v in vars(part).items() if isinstance(v, plain) and not k.startswith("_")}]
 
 
 def _weights(patcher: ModelPatcher) -> dict[str, Tensor]:
@@ -166,5 +166,5 @@ def _weights(patcher: ModelPatcher) -> dict[str, Tensor]:
 
 def _patch(strength: float, what: Any, strength_model: float, offset: Any, function: Any) -> list:
     """One of a patcher's patches in values that have a digest."""
-    values = [_kind(what), what.weights] if isinstance(what, WeightAdapterBase) else what
+    values = [_type_name(what), what.weights] if isinstance(what, WeightAdapterBase) else what
     return [strength, values, strength_model, offset, function]

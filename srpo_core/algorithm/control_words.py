@@ -30,3 +30,9 @@ PRESETS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {  # positive, neg
         ("Detailed", "Realistic", "Shading", "3D render"),
     ),
 }
+
+
+def with_word(word: str, prompt: str) -> str:
+    """What the reward reads: `"<word>. <prompt>"`, or the word alone where the prompt is blank."""
+    prompt = prompt.strip()
+    return f"{word}. {prompt}" if prompt else word

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..checks import check_number
-from .control_words import PRESETS
+from .control_words import PRESETS, with_word
 from .noise_levels import GRID, Branch
 
 ORDERS = ("rotate", "random")
@@ -83,7 +83,9 @@ class Objective:
         seeds: those of the samples, for words that are drawn; without them all draw the same.
         """
         words = [self.words(update, seed) for seed in seeds or [0] * len(prompts)]
-        positive, negative = ([f"{pair[side]}. {p}" for pair, p in zip(words, prompts)] for side in (0, 1))
+        positive, negative = (
+            [with_word(pair[side], prompt) for pair, prompt in zip(words, prompts)] for side in (0, 1)
+        )
         return positive, negative
 
     def words(self, update: int, seed: int = 0) -> tuple[str, str]:

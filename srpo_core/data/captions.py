@@ -2,6 +2,7 @@
 
 import os
 import unicodedata
+from collections.abc import Sequence
 from pathlib import Path
 
 from .wildcards import check_prompt, parse
@@ -21,7 +22,7 @@ def means_more(caption: str) -> bool:
 class CaptionFiles:
     """The files of one folder that may hold captions, by their names."""
 
-    def __init__(self, files: list[Path]):
+    def __init__(self, files: Sequence[Path]):
         self.exact = {file.name: file for file in files if file.suffix.lower() in CAPTIONS}
         self.normalised = {normalised(name): file for name, file in self.exact.items()}
 

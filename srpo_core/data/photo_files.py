@@ -7,14 +7,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..language import say
+from ..language import called, names, say
 from .captions import CaptionFiles, caption_from_name, caption_in, means_more, readable
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif", ".heic", ".heif")
 OF_SYSTEMS = ("thumbs.db", "desktop.ini")  # nobody put them there
 REPEATS = re.compile(r"\d+_.*")  # names of folders as other trainers read them: how often, and what
-LINKS = "links"  # counted among suffixes, as is the next
-WITHOUT_SUFFIX = "without suffix"
+NO_SUFFIXES = names("links", "without suffix")  # counted among suffixes
+LINKS, WITHOUT_SUFFIX = NO_SUFFIXES
 
 
 @dataclass(frozen=True)
@@ -68,8 +68,7 @@ class FolderScan:
         return notes
 
     def _about_unread(self) -> str:
-        named = {LINKS: say("links"), WITHOUT_SUFFIX: say("without suffix")}
-        counts = ", ".join(f"{named.get(kind, kind)} {count}" for kind, count in self.unread.most_common())
+        counts = ", ".join(f"{called(kind, NO_SUFFIXES)} {count}" for kind, count in self.unread.most_common())
         return say("{count} files not read: {counts}.", count=sum(self.unread.values()), counts=counts)
 
 
@@ -115,6 +114,12 @@ def scan_folder(folder: Path, default_caption: str = "") -> FolderScan:
     )
 
 
+def captions_among(files: Sequence[Path]) -> set[Path]:
+    """Those of a folder's files that `scan_folder` would read captions of its pictures in."""
+    captions = CaptionFiles(files)
+    return {caption for file in files if is_picture(file.name) for caption in captions.of(file)}
+
+
 def first_caption(files: Sequence[Path], wrong: list[str]) -> str:
     """The first caption in these files, or empty; what can't be read on the way is said in `wrong`."""
     caption = ""
@@ -127,8 +132,13 @@ def first_caption(files: Sequence[Path], wrong: list[str]) -> str:
 
 
 def holds_a_picture(folder: Path) -> bool:
-    """Whether there is one, so far as names tell."""
-    return any(place.pictures for place in walk(folder))
+    """Whether there is one, so far as names tell: no file is asked for, as a menu of all folders is made of this."""
+    return any(is_picture(name) for _, _, inside in _folders(folder) for name in inside)
+
+
+def is_picture(name: str) -> bool:
+    """Whether a file of this name is read as a photo; hidden ones are not."""
+    return name.lower().endswith(SUFFIXES) and not name.startswith(".")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,24 +157,31 @@ class FolderFiles:
 def walk(folder: Path) -> Iterator[FolderFiles]:
     """The folder and those inside it that are not hidden; links to folders are not followed."""
     root = folder.resolve()
-    for name, folders, names in os.walk(folder):
-        place = Path(name)
+    for place, folders, inside in _folders(folder):
         pictures = {}
         files = []
-        if not place.resolve().is_relative_to(root):  # Windows has links that os.walk follows
-            folders.clear()
-            continue
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
         links = sum((place / name).is_symlink() for name in folders)
-        for file in (place / name for name in sorted(names) if not name.startswith(".")):
+        for file in (place / name for name in sorted(inside) if not name.startswith(".")):
             leads = where_it_leads(file, root)
-            if file.suffix.lower() in SUFFIXES:
+            if is_picture(file.name):
                 pictures[file] = leads
             elif leads:
                 links += 1
             else:
                 files.append(file)
         yield FolderFiles(folder=place, pictures=pictures, files=files, links=links)
+
+
+def _folders(folder: Path) -> Iterator[tuple[Path, list[str], list[str]]]:
+    """Each folder that `walk` goes into, with the names of those in it that are not hidden, and of all its files."""
+    root = folder.resolve()
+    for name, folders, inside in os.walk(folder):
+        place = Path(name)
+        if not place.resolve().is_relative_to(root):  # Windows has links that os.walk follows
+            folders.clear()
+            continue
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        yield place, folders, inside
 
 
 def where_it_leads(file: Path, root: Path) -> str:

@@ -13,7 +13,7 @@ from ..checks import shorten
 from ..language import in_english
 from ..pictures import to_picture
 from .measures import shown_numbers
-from .sheet import can_draw, fonts, letters_in, printable
+from .sheet import Sheet, can_draw, fonts, letters_in, printable
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -30,6 +30,8 @@ COLOURS = ("#3b7dd8", "#d8703b", "#3f9b57", "#8a5fc7", "#b59a2c", "#777777")  # 
 WIDTH = 10.0  # inches
 DPI = 96
 LETTERS = 150  # in a line across the card
+LARGE = 90  # the same of what shall be read on a node, where a card is half as large
+LINE = 26  # pixels from one of these to the next
 LONGEST_LABEL = 24  # letters of a reward's name in a legend
 
 
@@ -90,6 +92,19 @@ def draw_card(
     canvas = FigureCanvasAgg(figure)
     canvas.draw()  # as savefig does, without its second pass and the detour through a PNG
     return Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
+
+
+def with_text(picture: Image.Image, text: str) -> Image.Image:
+    """The picture as wide as a card, with sentences beneath it."""
+    width = round(WIDTH * DPI)
+    how = Image.Resampling.LANCZOS if picture.width > width else Image.Resampling.NEAREST
+    picture = picture.resize((width, round(picture.height * width / picture.width)), how)
+    lines = textwrap.wrap(text, letters_in(LARGE, text))
+    sheet = Sheet(width, picture.height + LINE * (len(lines) + 1))
+    sheet.paste(0, 0, np.asarray(picture))
+    for row, line in enumerate(lines, 1):
+        sheet.text(LINE / 2, picture.height + LINE * row, line, 13)
+    return sheet.render()
 
 
 def text_on_card(sentences: Callable[[], list[str]], before: Sequence[str] = ()) -> str:

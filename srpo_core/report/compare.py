@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 
 from ..algorithm.objective import Objective
-from ..language import say_many
+from ..language import called, plural, say_many
 from ..rewards import PreparedReward, Reward, name_of
-from .measures import ABOUT_GRID, about_diversity, called, measure_pictures
-from .reward_table import ask_for, digits_for, number, score_table
+from .measures import ABOUT_GRID, MEASURES, about_diversity, measure_pictures
+from .numbers import digits_for, number
+from .reward_table import ask_for, score_table
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ class Comparison:
 
     def summary(self) -> str:
         """What became of the pictures, in one sentence without an end."""
-        means = ", ".join(f"{called(name)} {before} -> {after}" for name, before, after in self.means)
+        means = ", ".join(f"{called(name, MEASURES)} {before} -> {after}" for name, before, after in self.means)
         return say_many(len(self.before), "{count} picture: {means}", "{count} pictures: {means}", means=means)
 
 
@@ -112,7 +113,3 @@ def score_pictures(
         negative = plural(len(objective.negative), "negative word")
         return PictureScores("words-gap", values, f"Words-gap of {name}: mean over {positive} - mean over {negative}.")
     return PictureScores(name, values)
-
-
-def plural(many: int, what: str) -> str:
-    return f"{many} {what}{'s' * (many != 1)}"

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..algorithm.metrics import saturation
-from ..language import say
+from ..language import called, names
 from ..rewards import EmbeddingReward, Reward, name_of
 from ..rewards.pixels import as_rgb
 
@@ -21,6 +21,7 @@ ABOUT_GRID = (
     "Grid: how much more energy the edges have at every 16 and 8 pixels than at the distances beside; 0 as in photos."
 )
 AT_ONCE = 8  # pictures that are embedded together
+MEASURES = names("words-gap", "saturation", "diversity") + names("grid 16 px", "grid 8 px")
 
 
 @torch.no_grad()
@@ -113,11 +114,4 @@ def shown_numbers(numbers: Mapping[str, float]) -> str:
 def changed_numbers(before: Mapping[str, float], after: Mapping[str, float]) -> str:
     """How the numbers went from before to after, in a line."""
     both = {name: (value, after[name]) for name, value in before.items() if name in after}
-    return ", ".join(f"{called(name)} {was:.2f} -> {now:.2f}" for name, (was, now) in both.items())
-
-
-def called(name: str) -> str:
-    """What a number is called in a sentence; what is a reward's is called as that is."""
-    measures = {"saturation": say("saturation"), "diversity": say("diversity"), "words-gap": say("words-gap")}
-    measures |= {f"grid {period} px": say("grid {period} px", period=period) for period in PERIODS}
-    return measures.get(name, name)
+    return ", ".join(f"{called(name, MEASURES)} {was:.2f} -> {now:.2f}" for name, (was, now) in both.items())

@@ -9,8 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..algorithm.control_words import with_word
 from ..rewards import PreparedReward, Reward, name_of, reads_text, score_all
 from ..rewards.pixels import as_rgb
+from .numbers import digits_for, number
 
 MOST_COLUMNS = 100
 PICTURES_AT_ONCE = 16
@@ -43,7 +45,7 @@ def ask_for(reward: Reward, prompt: str, words: Sequence[str] = (), negative: Se
     check_table_words(words, negative)
     columns = [Column("prompt", prompt)] if prompt else []
     for side, listed in (("positive", words), ("negative", negative)):
-        columns += [Column(word, f"{word}. {prompt}" if prompt else word, side) for word in listed]
+        columns += [Column(word, with_word(word, prompt), side) for word in listed]
     if not columns:
         raise ValueError(
             f"{name_of(reward)} compares pictures with text, and there is neither a prompt nor a word: "
@@ -117,21 +119,6 @@ class Table:
             f"{rank}. picture {i + 1}: {number(self.merit[i].item(), digits, sign)} ({self.merit_name})"
             for rank, i in enumerate(self.ranking, 1)
         ]
-
-
-def digits_for(values: Tensor) -> int:
-    """Decimals that tell these values apart: three digits of their spread, or of the value where all are one."""
-    finite = values[values.isfinite()].double()
-    if not len(finite):
-        return 0
-    scale = (finite.max() - finite.min()).item() or finite[0].abs().item() / 10 or 1.0
-    return min(max(2 - math.floor(math.log10(scale)), 0), 6)
-
-
-def number(value: float, digits: int, sign: str = "") -> str:
-    if not math.isfinite(value):
-        return "NaN" if math.isnan(value) else f"{value:+}"
-    return f"{value:{sign}.{digits}f}" if abs(value) < 1e5 else f"{value:{sign}.4g}"
 
 
 @torch.inference_mode(False)

@@ -1,4 +1,4 @@
-"""A white sheet that text, boxes and pictures are drawn on; what the reward table and the comparison share."""
+"""A white sheet that text, boxes, lines and pictures are drawn on, with pictures and text made to fit, and fonts."""
 
 import io
 import textwrap

@@ -22,7 +22,7 @@ from ..algorithm.sweep import (
 )
 from ..language import say
 from ..rewards import name_of, reads_text
-from .reward_table import digits_for, number
+from .numbers import digits_for, number
 
 
 @dataclass(frozen=True, kw_only=True)

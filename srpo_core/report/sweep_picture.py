@@ -4,11 +4,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from PIL import Image
 from torch import Tensor
 
 from ..algorithm.sweep import View
-from .reward_table import digits_for, number
+from .numbers import Scale, number
 from .sheet import FAINT, INK, MARGIN, SIDES, Sheet, thumbnail, thumbnail_size, wrap
 from .sweep import Sweep
 
@@ -50,10 +51,10 @@ class Chart:
         return SPACE + CHART + LINE * len(self.curves) + 12
 
     @property
-    def values(self) -> list[float]:
-        """All that is to be seen in it: the finite ones."""
-        values = [value for curve in self.curves for value in curve.values[curve.values.isfinite()].tolist()]
-        return values + ([] if self.level is None else [self.level])
+    def values(self) -> Tensor:
+        """All that is to be seen in it, and what is not finite."""
+        levels = [] if self.level is None else [torch.tensor([self.level])]
+        return torch.cat([*(curve.values for curve in self.curves), *levels])
 
 
 def draw_sweep(sweep: Sweep, title: str) -> Image.Image:
@@ -154,13 +155,13 @@ class _Layout:
         scale = Scale(chart.values)
         right = self._left(len(self.sweep.levels)) - GAP
         if chart.level is not None:
-            height = top + CHART * scale.down(chart.level)
+            height = top + _down(scale, chart.level)
             self.sheet.line([(self._left(0), height), (right, height)], colour=INK, dashed=True)
             text = f"{chart.level_name} {number(chart.level, scale.digits, chart.sign)} (dashed)"
             self.sheet.text(MARGIN, top + 14, text, 9, colour=INK)
         for i, curve in enumerate(chart.curves):
             values = curve.values.tolist()
-            points = [(self._middle(c), top + CHART * scale.down(value)) for c, value in enumerate(values)]
+            points = [(self._middle(c), top + _down(scale, value)) for c, value in enumerate(values)]
             self.sheet.line(points, colour=curve.colour, marker="o")
             line = top + CHART + 16 + LINE * i
             self.sheet.text(MARGIN, line, curve.name, 10, colour=curve.colour, weight="bold")
@@ -169,19 +170,9 @@ class _Layout:
                 self.sheet.text(self._middle(c), line, shown, 10, colour=curve.colour, ha="center")
 
 
-class Scale:
-    """From the lowest to the highest of these finite values."""
-
-    def __init__(self, values: Sequence[float]):
-        self.low = min(values, default=0.0)
-        self.high = max(values, default=0.0)
-        self.digits = digits_for(Tensor(values))
-
-    def down(self, value: float) -> float:
-        """How far below the highest a value is, 0 to 1; NaN for what is not finite."""
-        if value - value != 0:
-            return float("nan")
-        return (self.high - value) / (self.high - self.low) if self.high > self.low else 0.5
+def _down(scale: Scale, value: float) -> float:
+    """How many pixels below a chart's top a value is; NaN for what is not finite."""
+    return CHART * (1 - scale.place(value, alone=0.5))
 
 
 def _size(sweep: Sweep) -> tuple[int, int]:

@@ -1,13 +1,13 @@
 """The picture of a reward table: one row for each picture, best first, one column for each word."""
 
-from dataclasses import dataclass
-
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
-from .reward_table import MAPPED, Column, Table, digits_for, number
+from ..language import plural
+from .numbers import Scale, digits_for, number
+from .reward_table import MAPPED, Column, Table
 from .sheet import FAINT, INK, MARGIN, SIDES, TRACK, Sheet, thumbnail, thumbnail_size, wrap
 
 ROWS = 16  # more pictures than these are left to the ranking
@@ -65,8 +65,7 @@ def overlay(picture: np.ndarray, saliency: Tensor) -> np.ndarray:
 
 
 def _heading(table: Table, *, prompt: str, reward: str, width: int) -> tuple[list[str], list[str]]:
-    pictures = f"{len(table.values)} picture" + "s" * (len(table.values) > 1)
-    kind = f"Scores of {reward}. {pictures}, ranked by {table.merit_name}."
+    kind = f"Scores of {reward}. {plural(len(table.values), 'picture')}, ranked by {table.merit_name}."
     title = wrap(" ".join(prompt.split()) or "Reward table", width // 10, 2)
     return title, wrap(kind, width // 7, 2)
 
@@ -153,7 +152,12 @@ def _draw_score(sheet: Sheet, x: int, *, y: int, table: Table, i: int, c: int):
     column = table.columns[c]
     _draw_number(sheet, x, y, number(value, scale.digits), best=i == best_of(table.values[:, c], column))
     sheet.box(x, y + 22, LARGE, 7, colour=TRACK)
-    sheet.box(x, y + 22, LARGE * scale.share(value), 7, colour=SIDES[column.side])
+    sheet.box(x, y + 22, LARGE * _bar(scale, value), 7, colour=SIDES[column.side])
+
+
+def _bar(scale: Scale, value: float) -> float:
+    """Length of the bar, in [0, 1]: a sliver for the lowest, so that it is seen; none for what is no number."""
+    return 0.02 + 0.98 * scale.place(value, alone=1.0) if np.isfinite(value) else 0.0
 
 
 def _draw_gap(sheet: Sheet, x: int, *, y: int, table: Table, i: int):
@@ -184,22 +188,3 @@ def best_of(values: Tensor, column: Column) -> int | None:
         return None
     sign = -1 if column.side == "negative" else 1
     return int(torch.where(finite, sign * values, -torch.inf).argmax())
-
-
-@dataclass
-class Scale:
-    """From the lowest to the highest finite value."""
-
-    values: Tensor
-
-    def __post_init__(self):
-        finite = self.values[self.values.isfinite()]
-        self.low = finite.min().item() if len(finite) else 0.0
-        self.high = finite.max().item() if len(finite) else 0.0
-        self.digits = digits_for(self.values)
-
-    def share(self, value: float) -> float:
-        """Length of the bar, in [0, 1]: a sliver for the lowest, so that it is seen; none for what is no number."""
-        if not np.isfinite(value):
-            return 0.0
-        return 0.02 + 0.98 * (value - self.low) / (self.high - self.low) if self.high > self.low else 1.0

@@ -3,6 +3,7 @@
 import os
 import re
 import shutil
+from contextlib import suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -123,28 +124,54 @@ class FolderLock:
         with writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
             self._lock = FileLock(self._file, thread_local=False)
-            try:
+            self._identity = self._acquire()
+
+    def _acquire(self) -> tuple[int, int]:
+        """Lock the file, and give its identity: that of the one which has the name before and after.
+
+        Between opening and locking another may `discard` the file, and a third lock the next one of its name.
+        """
+        with self._file.open("ab") as before:  # for so long no other file gets its identity
+            with suppress(Timeout):
                 self._lock.acquire(timeout=0)
-            except Timeout:
-                raise ValueError(
-                    f'The run "{folder.name}" is open in another ComfyUI: close that one, or choose another run name.'
-                ) from None
-            try:
-                self._identity = self._seen()
-            except BaseException:
-                self.release()
-                raise
+            identity = _identity(os.fstat(before.fileno()))
+        if self._lock.is_locked and self._is_named(identity):
+            return identity
+        self.release()
+        raise ValueError(
+            f'The run "{self.folder.name}" is open in another ComfyUI: close that one, or choose another run name.'
+        )
 
-    def _seen(self) -> tuple[int, int]:
-        found = os.stat(self._file)
-        return found.st_dev, found.st_ino
-
-    def holds(self) -> bool:
-        """Whether the folder is still the one that was locked, and not deleted, moved or made anew by another."""
+    def _is_named(self, identity: tuple[int, int]) -> bool:
+        """Whether the file of this identity has the lock's name."""
         try:
-            return self._seen() == self._identity
+            return _identity(os.stat(self._file)) == identity
         except OSError:
             return False
 
+    def holds(self) -> bool:
+        """Whether the folder is still the one that was locked, and not deleted, moved or made anew by another."""
+        return self._is_named(self._identity)
+
     def release(self):
         self._lock.release()
+
+    def discard(self):
+        """Release it, and take the folder away where nothing else is in it: of a run that never began."""
+        alone = self.holds() and os.listdir(self.folder) == [LOCK]
+        if alone:
+            with suppress(OSError):  # Windows deletes what is open when it is closed, if at all
+                self._file.unlink()
+        self.release()
+        if alone:
+            remove_empty(self.folder)
+
+
+def remove_empty(folder: Path):
+    """Remove the folder if it is there and empty."""
+    with suppress(OSError):
+        folder.rmdir()
+
+
+def _identity(found: os.stat_result) -> tuple[int, int]:
+    return found.st_dev, found.st_ino

@@ -11,9 +11,10 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from ..language import say
+from ..language import called, names, say
 
 GB = 1e9
+STAGES = names("rollout", "branch", "decode") + names("optimizer", "reward")
 BY_HAND = "by hand"  # a run uses memory as is set
 AUTO = "auto"  # as is fastest in what is free
 CARDS = {  # as is fastest on a card of this size
@@ -175,7 +176,7 @@ def advice(
         return slow(needs, free)
     text = say(
         "This can't fit: the stage {stage} needs {missing:.1f} GB more than the {free:.1f} GB there are.",
-        stage=called(stage),
+        stage=called(stage, STAGES),
         missing=missing / GB,
         free=free / GB,
     )
@@ -192,12 +193,6 @@ def advice(
     else:
         useless = say("No setting here is enough.")
     return f"{text} {useless}"
-
-
-def called(stage: str) -> str:
-    """What a stage is called in a sentence."""
-    stages = {"rollout": say("rollout"), "branch": say("branch"), "decode": say("decode")}
-    return {**stages, "optimizer": say("optimizer"), "reward": say("reward")}.get(stage, stage)
 
 
 def most_missing(needs: Mapping[str, StageBytes], free: int) -> tuple[str, int]:
@@ -217,6 +212,6 @@ def slow(needs: Mapping[str, StageBytes], free: int) -> str:
         "fit.",
         rest=rest / GB,
         weights=needs[stage].weights / GB,
-        stage=called(stage),
+        stage=called(stage, STAGES),
         free=free / GB,
     )

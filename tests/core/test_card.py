@@ -7,8 +7,9 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
-from srpo_core.report.card import draw_card
+from srpo_core.report.card import draw_card, with_text
 from srpo_core.report.compare import Comparison, PictureScores
 from srpo_core.report.compare_picture import draw_comparison
 from srpo_core.report.reward_table import Column, Table
@@ -83,3 +84,13 @@ def test_a_name_that_begins_with_an_underscore_is_in_the_legend():
     """Matplotlib leaves such labels out."""
     with_name, without = (np.asarray(card(name)) for name in ("_aesthetics", "_"))
     assert (with_name != without).any()
+
+
+def test_sentences_stand_beneath_the_whole_picture():
+    picture = Image.fromarray(np.full((40, 80, 3), 99, np.uint8))
+    short, long = (np.asarray(with_text(picture, "It was stopped. " * count)) for count in (1, 20))
+    assert short.shape[1] == long.shape[1] == 960 and len(long) > len(short) > 480
+    assert (short[:480] == 99).all() and (long[:480] == 99).all()
+    for card in (short, long):
+        inked = (card[480:] < 128).all(-1)
+        assert inked.any() and not inked[:, -5:].any() and not inked[-5:].any()

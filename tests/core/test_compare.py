@@ -1,14 +1,16 @@
 """Comparing two models' pictures: the scores against asking one by one, and where each picture stands on the sheet."""
 
+import json
 import math
 
 import numpy as np
 import pytest
 import torch
+from find_host import ROOT
 from tiny_world import TinyReward
 
 from srpo_core.algorithm.objective import Objective
-from srpo_core.report.compare import Comparison, PictureScores, plural, score_pictures
+from srpo_core.report.compare import Comparison, PictureScores, score_pictures
 from srpo_core.report.compare_picture import LEAST_WIDTH, MOST, draw_comparison
 
 PROMPTS = ["a red circle", "a blue square", "a green star"]
@@ -112,7 +114,6 @@ def test_one_sentence_says_what_changed():
     large = Comparison(["a"], [0], torch.full((1, 64, 64, 3), 0.5), torch.full((1, 64, 64, 3), 0.6))
     assert large.summary() == "1 picture: saturation 0.00 -> 0.00, grid 16 px 0.00 -> 0.00, grid 8 px 0.00 -> 0.00"
     assert plain.notes[0].startswith("Diversity: mean distance") and "two seeds" in large.notes[0]
-    assert (plural(1, "prompt"), plural(3, "prompt")) == ("1 prompt", "3 prompts")
 
 
 # The sheet
@@ -193,3 +194,14 @@ def test_the_sheet_is_no_wider_than_a_screen_and_never_tiny():
     for columns in (1, 2, 4):
         wide = draw_comparison(compared(["a"], list(range(columns)), height=512, width=512)).width
         assert 1000 < wide < 1900
+
+
+@pytest.mark.parametrize("number", [2, 3])
+def test_the_workflows_of_flux_compare_two_seeds_of_a_prompt(number):
+    """Without two there is no diversity to see."""
+    (file,) = (ROOT / "workflows").glob(f"{number} *line).json")
+    nodes = json.loads(file.read_text("utf-8"))["nodes"]
+    (compare,) = (node for node in nodes if node["type"] == "SRPO_Compare")
+    names = [each["name"] for each in compare["inputs"] if "widget" in each]
+    values = dict(zip(names, compare["widgets_values"], strict=True))
+    assert values["seeds"] == 2 and values["prompts"] == 2

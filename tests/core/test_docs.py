@@ -42,6 +42,13 @@ def key_of(name: str) -> str:
 
 
 INPUTS = {node: input_names(shape["inputs"]) for node, shape in SHAPES.items()}
+
+
+def slots(node: str) -> list[str]:
+    """The sockets that an input grows, by which newer front ends name them: `rewards.reward0`."""
+    return [f"{each['id']}.{slot}" for each in SHAPES[node]["inputs"] for slot in each.get("slots", ())]
+
+
 OUTPUTS = {node: [output["name"] for output in shape["outputs"]] for node, shape in SHAPES.items()}
 PAGES = [(node, language) for node in SHAPES for language in INPUT_HEADINGS]
 
@@ -121,7 +128,7 @@ def test_the_translation_is_of_these_nodes():
 def test_the_translation_is_whole(node):
     translation = TRANSLATION[node]
     inputs = translation.get("inputs", {})
-    assert inputs.keys() == set(map(key_of, INPUTS[node]))
+    assert inputs.keys() == set(map(key_of, [*INPUTS[node], *slots(node)]))
     assert list(translation["outputs"]) == [str(i) for i in range(len(OUTPUTS[node]))]
     texts = [translation["display_name"], translation["description"]]
     texts += [each[field] for each in inputs.values() for field in ("name", "tooltip")]

@@ -1,8 +1,6 @@
 """What a failure leaves of a run: in memory and on disk it is as if nothing had been tried, and it goes on the same."""
 
-import copy
 import errno
-import math
 import os
 import shutil
 import sys
@@ -11,13 +9,25 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from tiny_run import HPS, SETTINGS, TWO, go, opened, same, state, world
-from tiny_world import SHAPE, TinyReward
-from torch.nn import Parameter
+from faults import (
+    AT_THE_STEP,
+    BEFORE_THE_STEP,
+    FAILURES,
+    OTHER_OPTIMIZERS,
+    Fault,
+    check_it_goes_on,
+    everything,
+    failing,
+    on_disk,
+    opened_with,
+    put_in,
+    settings,
+)
+from filelock import FileLock
+from tiny_run import SETTINGS, TWO, go, opened, same, state, world
+from tiny_world import SHAPE
 
 from srpo_core import files
-from srpo_core.algorithm.protocols import Pullback
-from srpo_core.algorithm.terms import Term
 from srpo_core.run import undo
 from srpo_core.run.draws import Batching
 from srpo_core.run.folder import FolderGone, FolderLock, snapshots_in, whole_snapshots
@@ -27,129 +37,7 @@ from srpo_core.run.saving import MAX_FAILED_SAVES
 from srpo_core.run.settings import Settings
 from srpo_core.run.state_file import updates_in
 from srpo_core.run.training import Training
-from srpo_core.run.update import MAX_SKIPPED, make_update, sample_scores
-
-
-class Cancelled(BaseException):
-    """The host's InterruptProcessingException is one, too."""
-
-
-FAILURES = {
-    "cancel": Cancelled(),
-    "out of memory": torch.OutOfMemoryError("CUDA out of memory"),
-    "full disk": OSError(errno.ENOSPC, "No space left on device"),
-}
-OTHER_OPTIMIZERS = ("schedule-free AdamW", "Prodigy")  # with state of their own kinds
-SAID = ("lr", "d_denom", "d_hat")  # of an optimiser's groups: what each step sets and none reads
-EACH = dict(save_every=1, snapshot_every=2, ema=0.9)
-
-
-def settings(optimizer="AdamW") -> Settings:
-    return Settings(learning_rate=1.0 if optimizer == "Prodigy" else 1e-2, optimizer=optimizer, **EACH)
-
-
-def failing(error: BaseException):
-    def fail(_):
-        raise error
-
-    return fail
-
-
-def not_a_number(done):
-    return Pullback(done.value * math.nan, done.pull) if isinstance(done, Pullback) else done * math.nan
-
-
-class Fault:
-    """`spoil` is given what a function has done, when it is called for the `call`th time since this was armed."""
-
-    def __init__(self, spoil):
-        self.spoil = spoil
-        self.calls = count()
-        self.at = None
-
-    def arm(self, call: int):
-        self.calls = count(1)
-        self.at = call
-
-    def after(self, function):
-        def called(*args, **kwargs):
-            done = function(*args, **kwargs)
-            return self.spoil(done) if next(self.calls) == self.at else done
-
-        return called
-
-    def after_pull(self, function):
-        def called(*args, **kwargs):
-            done = function(*args, **kwargs)
-            return Pullback(done.value, self.after(done.pull))
-
-        return called
-
-
-def put_in(fault: Fault, stage: str, run: Run, parts: dict):
-    """Let one stage of the updates of `run` fail; `parts` are those that make its world."""
-    place, name, wrap = {
-        "conditioning": (parts["dataset"], "cond", fault.after),
-        "rollout": (parts["flow"], "rollout", fault.after),
-        "velocity": (parts["flow"], "velocity", fault.after),
-        "decode": (parts["decoder"], "decode", fault.after),
-        "reward": (parts["terms"][0].reward, "score_many", fault.after),
-        "pull through the decoder": (parts["decoder"], "decode", fault.after_pull),
-        "pull through the model": (parts["flow"], "velocity", fault.after_pull),
-        "optimiser step": (run.optimizer, "step", fault.after),
-        "moving average": (run, "average", fault.after),
-        "spreads": (run, "remember", fault.after),
-    }[stage]
-    setattr(place, name, wrap(getattr(place, name)))
-
-
-BEFORE_THE_STEP = (
-    "conditioning",
-    "rollout",
-    "velocity",
-    "decode",
-    "reward",
-    "pull through the decoder",
-    "pull through the model",
-)
-AT_THE_STEP = ("optimiser step", "moving average", "spreads")  # once in an update
-
-
-def everything(run: Run) -> dict:
-    """What a run is, in memory: comparable, and not changed by what the run does next."""
-    optimizer = run.optimizer.state_dict()
-    held = {"parameters": dict(run.parameters), "ema": run.ema, "slots": optimizer["state"], "rollouts": run.rollouts}
-    numbers = {key: getattr(run, key) for key in ("updates", "skipped", "skipped_in_a_row", "history", "spreads")}
-    groups = [{key: value for key, value in group.items() if key not in SAID} for group in optimizer["param_groups"]]
-    return copy.deepcopy(plain(held) | numbers | {"groups": plain(groups)})
-
-
-def plain(value):
-    if isinstance(value, torch.Tensor):
-        return value.dtype, value.tolist()
-    if isinstance(value, (list, tuple)):
-        return [plain(held) for held in value]
-    return {key: plain(held) for key, held in value.items()} if isinstance(value, dict) else value
-
-
-def on_disk(folder) -> dict:
-    """All files but TensorBoard's, and their bytes."""
-    kept = (file for file in folder.rglob("*") if file.is_file() and "events" not in file.parts)
-    return {file.relative_to(folder).as_posix(): file.read_bytes() for file in kept}
-
-
-def check_it_goes_on(run: Run, parts: dict, straight: Run, tmp_path, batching=TWO):
-    """The run in memory, and its folder opened by another process, come to what `straight` came to."""
-    shutil.copytree(run.folder, tmp_path / "after a restart")
-    fresh = world()
-    reopened = Run(tmp_path / "after a restart", fresh["flow"].parameters, run.settings)
-    for goes_on, world_of_it in ((run, parts), (reopened, fresh)):
-        train(goes_on, Training(batching=batching, **world_of_it), straight.updates - goes_on.updates)
-        assert everything(goes_on) == everything(straight)
-        files_of = on_disk(goes_on.folder)
-        assert files_of["metrics.jsonl"] == (straight.folder / "metrics.jsonl").read_bytes()
-        assert set(files_of) == set(on_disk(straight.folder))
-
+from srpo_core.run.update import make_update, sample_scores
 
 CASES = [
     *((stage, kind, "AdamW") for stage in BEFORE_THE_STEP + AT_THE_STEP for kind in FAILURES),
@@ -380,10 +268,6 @@ def test_a_failure_while_events_are_written_keeps_the_update(tmp_path, monkeypat
     check_it_goes_on(run, parts, go(tmp_path / "straight", 3, settings=settings()), tmp_path)
 
 
-def opened_with(run: Run) -> Run:
-    return Run(run.folder, world()["flow"].parameters, run.settings)
-
-
 @pytest.mark.skipif(sys.platform != "linux", reason="limits the size of files there")
 def test_a_file_that_the_disk_has_no_room_for(tmp_path, monkeypatch):
     """Truly so: nothing here stands in for the library that writes the state, or for the file system."""
@@ -422,166 +306,6 @@ def test_a_folder_that_cannot_be_written_is_refused_before_the_first_update(tmp_
     monkeypatch.undo()
     train(run, Training(batching=TWO, **parts), 1)
     assert run.updates == 1
-
-
-# Not a number
-
-
-class SpoiltReward(TinyReward):
-    """Not a number, or without a finite gradient, in the calls whose numbers are given."""
-
-    def __init__(self, calls, spoil):
-        super().__init__()
-        self.calls = calls
-        self.spoil = spoil
-
-    def score_many(self, images, *texts):
-        score = super().score_many(images, *texts)
-        return self.spoil(score) if len(self.asked) in self.calls else score
-
-
-class InfiniteGradient(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, value):
-        return value.clone()
-
-    @staticmethod
-    def backward(ctx, gradient):
-        return gradient * float("inf")
-
-
-SPOILS = {
-    "both": lambda score: score * float("nan"),
-    "loss": lambda score: score + float("nan"),  # the hinge's gradient at nan is 0: only the loss tells
-    "gradient": InfiniteGradient.apply,
-}
-
-
-@pytest.mark.parametrize("spoil", SPOILS.values(), ids=SPOILS)
-def test_an_update_without_finite_gradient_is_skipped_and_counted(tmp_path, spoil):
-    go(tmp_path, 1)
-    before = state(opened(tmp_path))
-    run = go(tmp_path, 1, reward=SpoiltReward([2], spoil))  # one of four scores is enough
-    assert same(state(run), before)
-    assert (run.updates, run.skipped, run.skipped_in_a_row) == (2, 1, 1)
-    assert all(parameter.grad is None for parameter in run.parameters.values())
-    run = go(tmp_path, 1)
-    assert not same(state(run), before)
-    assert (run.updates, run.skipped, run.skipped_in_a_row) == (3, 1, 0)
-
-
-def test_the_run_stops_after_ten_skipped_in_a_row(tmp_path):
-    good = go(tmp_path, 2)
-    before = state(good)
-    always = SpoiltReward(range(1000), SPOILS["loss"])
-    go(tmp_path, MAX_SKIPPED - 1, reward=always)
-    with pytest.raises(RuntimeError, match="10 updates in a row had no finite loss or gradient.*at update 12") as error:
-        go(tmp_path, 5, reward=SpoiltReward(range(1000), SPOILS["loss"]))
-    assert "Lower the learning rate (0.01)" in str(error.value)
-    stopped = opened(tmp_path)
-    assert same(state(stopped), before) and (stopped.updates, stopped.skipped) == (12, 10)
-
-
-def test_a_finite_update_between_starts_the_count_again(tmp_path):
-    calls = [call for call in range(1, 100) if (call - 1) // 4 % 10 != 9]  # four scores an update, each tenth is good
-    run = go(tmp_path, 20, reward=SpoiltReward(calls, SPOILS["loss"]))
-    assert (run.skipped, run.skipped_in_a_row) == (18, 0)
-
-
-@pytest.mark.parametrize("stage", ["rollout", "velocity", "decode", "pull through the decoder"])
-def test_what_is_not_a_number_anywhere_skips_the_update(tmp_path, stage):
-    parts = world()
-    fault = Fault(not_a_number)
-    run = Run(tmp_path, parts["flow"].parameters, settings("schedule-free AdamW"))
-    put_in(fault, stage, run, parts)
-    train(run, Training(batching=TWO, **parts), 2)
-    before = everything(run)
-    fault.arm(2)
-    train(run, Training(batching=TWO, **parts), 1)
-    after = everything(run)
-    assert (run.updates, run.skipped) == (3, 1)
-    assert all(after[key] == before[key] for key in ("parameters", "ema", "slots", "groups", "spreads"))
-
-
-def test_a_failure_in_the_first_update_leaves_no_run_behind(tmp_path):
-    """So that the same name can be tried again with a smaller adapter."""
-
-    def out_of_memory(score):
-        raise torch.OutOfMemoryError("CUDA out of memory")
-
-    with pytest.raises(torch.OutOfMemoryError):
-        go(tmp_path / "run", 1, reward=SpoiltReward([1], out_of_memory))
-    Run(tmp_path / "run", {"smaller": Parameter(torch.zeros(1, 2))})
-
-
-# A state that is not finite
-
-
-def poisoned(run: Run, place: str, value: float):
-    """One number of the state after a step."""
-    slots = run.optimizer.state_dict()["state"][0]
-    tensors = {"parameter": run.parameters["mix"].data, "average": run.ema["bias"]}
-    tensors |= {slot: tensor for slot, tensor in slots.items() if isinstance(tensor, torch.Tensor) and tensor.ndim}
-    if place == "spread":
-        run.spreads[""].mean = value
-    elif place == "rollout":
-        next(iter(run.rollouts.values())).view(-1)[-1] = value
-    else:
-        name = place if place in tensors else next(reversed(tensors))
-        tensors[name].view(-1)[-1] = value
-
-
-@pytest.mark.parametrize("optimizer, value", [("AdamW", math.nan), ("Prodigy", math.inf), ("AdamW", -math.inf)])
-@pytest.mark.parametrize("place", ["parameter", "average", "a slot", "rollout", "spread"])
-def test_a_step_that_leaves_what_is_not_finite_is_undone_and_counts_as_skipped(
-    tmp_path, caplog, optimizer, place, value
-):
-    chosen = settings(optimizer)
-    parts = world()
-    batching = Batching(shape=SHAPE, batch=2, reuse=2)
-    run = Run(tmp_path / "run", parts["flow"].parameters, chosen)
-    train(run, Training(batching=batching, **parts), 3)
-    before = everything(run)
-    remember = run.remember
-
-    def spoil(seen):
-        remember(seen)
-        poisoned(run, place, value)
-
-    run.remember = spoil
-    train(run, Training(batching=batching, **parts), 1)
-    del run.remember
-    after = everything(run)
-    assert all(after[key] == before[key] for key in ("parameters", "ema", "slots", "groups", "spreads", "rollouts"))
-    assert (run.updates, run.skipped, run.saved) == (4, 1, 4) and "Update 4 skipped: " in caplog.text
-    assert everything(opened_with(run)) == after
-    train(run, Training(batching=batching, **parts), 1)
-    assert (run.updates, run.skipped, run.skipped_in_a_row) == (5, 1, 0)
-
-
-def test_a_step_of_a_large_state_that_leaves_what_is_not_finite_goes_back_and_stops(tmp_path, monkeypatch):
-    monkeypatch.setattr(undo, "MOST_COPIED", 0)
-    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
-    parts = world()
-    run = Run(tmp_path / "run", parts["flow"].parameters, settings())
-    train(run, Training(batching=TWO, **parts), 2)
-    before = everything(run)
-    remember = run.remember
-    run.remember = lambda seen: (remember(seen), poisoned(run, "parameter", math.nan))
-    with pytest.raises(RuntimeError, match="Update 3 left numbers that are not finite in adapter.mix.* at update 2"):
-        train(run, Training(batching=TWO, **parts), 1)
-    del run.remember
-    assert everything(run) == before == everything(opened_with(run))
-
-
-def test_a_watching_reward_that_says_no_number_spoils_nothing(tmp_path):
-    parts = world()
-    spoilt = SpoiltReward(range(5, 9), SPOILS["loss"])
-    parts["terms"] = [*parts["terms"], Term(reward=spoilt, objective=HPS, weight=0.0, name="watching")]
-    run = Run(tmp_path, parts["flow"].parameters, settings())
-    train(run, Training(batching=TWO, **parts), 3)
-    assert run.skipped == 0 and math.isfinite(run.spreads["watching"].std)
-    assert run.spreads["watching"].count < run.spreads[""].count
 
 
 # Whose folder it is
@@ -641,3 +365,36 @@ def test_a_folder_has_one_run_at_a_time(tmp_path):
         FolderLock(tmp_path / "mine")
     first.release()
     FolderLock(tmp_path / "mine").release()
+
+
+def test_a_folder_in_which_nothing_began_is_taken_away_again(tmp_path):
+    FolderLock(tmp_path / "mine").discard()
+    assert not (tmp_path / "mine").exists()
+    lock = FolderLock(tmp_path / "mine")
+    (tmp_path / "mine/run.json").touch()
+    lock.discard()
+    assert {file.name for file in (tmp_path / "mine").iterdir()} <= {"lock", "run.json"}
+    FolderLock(tmp_path / "mine").release()
+    assert (tmp_path / "mine/run.json").exists()
+
+
+def test_a_folder_that_another_has_made_anew_is_not_taken_away(tmp_path):
+    first = FolderLock(tmp_path / "mine")
+    (tmp_path / "mine").rename(tmp_path / "moved")
+    second = FolderLock(tmp_path / "mine")
+    first.discard()
+    assert second.holds()
+
+
+def test_a_lock_on_a_file_that_has_lost_its_name_is_none(tmp_path, monkeypatch):
+    """Between opening and locking it another discarded it, and a third has made the next."""
+
+    class Late(FileLock):
+        def acquire(self, *args, **options):
+            super().acquire(*args, **options)
+            os.replace(tmp_path / "of a third", self.lock_file)
+
+    (tmp_path / "of a third").touch()
+    monkeypatch.setattr("srpo_core.run.folder.FileLock", Late)
+    with pytest.raises(ValueError, match='"mine" is open in another ComfyUI'):
+        FolderLock(tmp_path / "mine")

@@ -24,6 +24,10 @@ FOR_NODES = {
     "comfy.utils",
     "folder_paths",
 }
+# What is imported as ComfyUI starts: every host has it. What one may lack is imported where a node needs it, so that a
+# node says so and the others work.
+AT_START = ("comfy_api.latest", "comfy_execution.utils", "comfy.cli_args", "comfy.model_management", "comfy.samplers")
+AT_START += ("comfy.utils", "folder_paths", "server.PromptServer")
 OF_THE_HOST = ("comfy", "comfy_api", "comfy_execution", "comfy_extras", "folder_paths", "node_helpers", "server")
 MOST_POSITIONAL = 4
 # Of a sheet that is drawn on: places, sizes and colours in the order of every drawing library.
@@ -156,6 +160,41 @@ def test_the_hosts_internals_are_known_in_one_place():
         for path, names in inside.items()
     }
     assert {path: names for path, names in found.items() if names} == {}
+
+
+def at_start() -> dict[str, set[str]]:
+    """What the modules import that ComfyUI loads with the pack, but for what functions and types import."""
+    statements = {
+        path: [n for n in tree.body if isinstance(n, (ast.Import, ast.ImportFrom))]
+        for path, tree in trees(*SHIPPED).items()
+    }
+    names = {module_of(path): imported(path, ast.Module(body, [])) for path, body in statements.items()}
+    loaded = {"nodes"}
+    while more := {name for name in names if name not in loaded and any(is_in(name, names[by]) for by in loaded)}:
+        loaded |= more
+    return {module: names[module] for module in loaded}
+
+
+def is_in(module: str, names: set[str]) -> bool:
+    """Whether one of these names is this module, or something in it."""
+    return any(name == module or name.rpartition(".")[0] == module for name in names)
+
+
+def test_what_a_host_may_lack_is_imported_where_it_is_used():
+    assert len(at_start()) > 40
+    found = {
+        module: {name for name in of_the_host(names) if not f"{name}.".startswith(tuple(f"{m}." for m in AT_START))}
+        for module, names in at_start().items()
+    }
+    assert {module: names for module, names in found.items() if names} == {}
+
+
+def test_every_node_says_what_its_host_lacks():
+    """By one of these two around its `execute`."""
+    executes = {name: f for name, f in functions("nodes").items() if f.name == "execute"}
+    decorated = {name: {ast.unparse(by) for by in f.decorator_list} for name, f in executes.items()}
+    assert len(decorated) == sum(f.name == "define_schema" for f in functions("nodes").values())
+    assert [name for name, by in decorated.items() if not by & {"checked", "host_checked"}] == []
 
 
 def functions(*folders: str) -> dict[str, ast.FunctionDef]:

@@ -8,13 +8,13 @@ from string import Formatter
 import pytest
 from find_host import ROOT
 
-from srpo_core.language import in_english, say, say_many, use
+from srpo_core.language import called, in_english, names, plural, say, say_many, use
 from srpo_core.report.card import text_on_card
 from srpo_core.report.sheet import can_draw, letters_of
 
 FILES = {file.parent.name: file for file in (ROOT / "locales").glob("*/summaries.json")}
 TRANSLATIONS = {language: json.loads(file.read_text("utf-8")) for language, file in FILES.items()}
-TEMPLATES = {"say": slice(0, 1), "say_many": slice(1, 3)}  # which arguments are templates
+TEMPLATES = {"say": slice(0, 1), "say_many": slice(1, 3), "names": slice(None)}  # which arguments are templates
 
 
 @pytest.fixture(autouse=True)
@@ -90,6 +90,20 @@ def test_english_is_said_until_another_language_is_in_use():
 @pytest.mark.parametrize("count, sentence", [(0, "0 prompts."), (1, "1 prompt."), (2, "2 prompts."), (1e4, "10,000")])
 def test_one_is_said_as_one(count, sentence):
     assert say_many(int(count), "{count} prompt.", "{count:,} prompts.").startswith(sentence)
+
+
+def test_a_count_in_english_has_its_noun():
+    use(lambda: TRANSLATIONS["zh"])
+    assert [plural(count, "prompt") for count in (0, 1, 2)] == ["0 prompts", "1 prompt", "2 prompts"]
+
+
+def test_names_are_looked_up_when_they_are_said():
+    """A reward may be called as it likes: what is none of them stays as it is, also with braces in it."""
+    known = names("saturation", "diversity")
+    assert called("saturation", known) == "saturation"
+    use(lambda: TRANSLATIONS["zh"])
+    assert called("saturation", known) == TRANSLATIONS["zh"]["saturation"]
+    assert [called(name, known) for name in ("reward", "my {reward}")] == ["reward", "my {reward}"]
 
 
 def test_a_card_has_no_letters_that_its_fonts_have_not(monkeypatch):

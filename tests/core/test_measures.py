@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from srpo_core.report.measures import (
+    MEASURES,
     about_diversity,
     changed_numbers,
     diversity,
@@ -133,6 +134,7 @@ def test_without_features_it_is_the_root_mean_square_of_small_colours():
 def test_the_numbers_of_pictures_are_those_that_they_have():
     images = torch.rand(4, 64, 64, 3)
     assert list(measure_pictures(images, [0, 0, 1, 1])) == ["saturation", "diversity", "grid 16 px", "grid 8 px"]
+    assert set(measure_pictures(images, [0, 0, 1, 1])) < set(MEASURES)  # so that each has its name in any language
     assert list(measure_pictures(images[:, :40], [0, 1, 2, 3])) == ["saturation", "grid 8 px"]
     assert list(measure_pictures(images[:, :20], [0, 1, 2, 3])) == ["saturation"]
     before = {"saturation": 0.5, "grid 8 px": 0.01}

@@ -1,11 +1,13 @@
 """Prompts from text: comments, wildcards, files in this encoding and that; digests, and conditionings on disk."""
 
 import itertools
+import json
 import re
 import time
 
 import pytest
 import torch
+from find_host import ROOT
 from hypothesis import example, given
 from hypothesis import strategies as st
 
@@ -377,3 +379,14 @@ def test_a_broken_file_is_made_anew_and_one_that_has_gone_is_named(tmp_path):
     file.unlink()
     with pytest.raises(ValueError, match="a.safetensors.*restart ComfyUI"):
         known.get("a")
+
+
+def test_the_workflow_of_flux_has_a_prompt_for_each_draw():
+    """As many as docs/words.md advises: each of its updates draws new ones."""
+    shapes = json.loads((ROOT / "tests/support/node_shapes.json").read_text("utf-8"))
+    usual = {each["id"]: each.get("default") for each in shapes["SRPO_Train"]["inputs"]}
+    workflow = json.loads((ROOT / "workflows/2 FLUX.1-dev LoRA (online).json").read_text("utf-8"))
+    (text,) = (node["widgets_values"][0] for node in workflow["nodes"] if node["type"] == "SRPO_Prompts")
+    prompts = parse_prompts(text)
+    assert len(set(prompts)) == usual["updates"] * usual["batch"] == 160
+    assert len({prompt.split(maxsplit=4)[1] for prompt in prompts[:4]}) == 4  # those that are shown are unlike

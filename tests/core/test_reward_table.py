@@ -16,7 +16,6 @@ from srpo_core.report.reward_table import (
     ask_for,
     find_saliency,
     heat,
-    number,
     pixel_gradient,
     score_table,
 )
@@ -89,14 +88,18 @@ def texts_of(words):
 # What is asked
 
 
-def test_the_texts_are_those_of_the_objective():
+@pytest.mark.parametrize("prompt", [PROMPT, f" {PROMPT}\n", "", " \n"])
+def test_the_texts_are_those_of_the_objective(prompt):
+    """Of a blank prompt, too: the word alone, with nothing behind it."""
     objective = Objective(positive=WORDS, negative=NEGATIVE)
-    columns = ask_for(TinyReward(), f" {PROMPT}\n", WORDS, NEGATIVE)
+    columns = ask_for(TinyReward(), prompt, WORDS, NEGATIVE)
     asked = {side: {column.text for column in columns if column.side == side} for side in ("positive", "negative")}
-    texts = [objective.texts([PROMPT], update) for update in range(6)]
+    texts = [objective.texts([prompt], update) for update in range(6)]
     assert asked == {"positive": {p for (p,), _ in texts}, "negative": {n for _, (n,) in texts}}
-    assert columns[0] == Column("prompt", PROMPT, "plain")
-    assert [column.title for column in columns[1:]] == [*WORDS, *NEGATIVE]
+    assert all(text == text.strip() for text in set.union(*asked.values()))
+    plain = [Column("prompt", PROMPT, "plain")] if prompt.strip() else []
+    assert columns[: len(plain)] == plain
+    assert [column.title for column in columns[len(plain) :]] == [*WORDS, *NEGATIVE]
 
 
 def test_words_alone_and_a_prompt_alone():
@@ -216,7 +219,6 @@ def test_lines_tell_pictures_apart_in_any_unit():
     assert lines([0.25]) == ["0.2500"]
     assert lines([0.0]) == ["0.00"]
     assert lines([3e7]) == ["3e+07"]
-    assert number(0.25, 2, "+") == "+0.25"
 
 
 def test_no_pictures():

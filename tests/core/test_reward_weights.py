@@ -309,6 +309,13 @@ def test_a_download_that_differs_from_the_hub_or_does_not_fit_leaves_nothing(tol
     assert names(tmp_path) == []
 
 
+@pytest.mark.parametrize("etag, logged", [(None, 0), ("b" * 40, 2)])
+def test_where_the_hub_tells_no_sha256_the_log_says_what_was_checked(etag, logged, tmp_path, hub, caplog):
+    hub(**({"X-Linked-ETag": etag} if etag else {}))
+    fetch(MODEL, tmp_path, nothing)
+    assert caplog.text.count("the hub tells no SHA-256 of it, so its size alone was checked") == logged
+
+
 @pytest.mark.parametrize("status", [403, 404, 500])
 def test_a_hub_that_refuses(status, tmp_path, hub):
     hub().status = status

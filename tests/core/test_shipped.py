@@ -1,7 +1,11 @@
 """The Comfy Registry's archive: it has all that it needs, and says of itself what a scan of strings would ask."""
 
 import ast
+import os
 import re
+import shutil
+import subprocess
+from functools import partial
 from itertools import product
 from pathlib import PurePosixPath
 
@@ -82,6 +86,22 @@ def test_no_shipped_module_imports_one_that_is_not():
     assert {(path, each) for path in modules for each in imports(path) if each not in there} == set()
 
 
+def test_the_publisher_is_told_every_file_by_its_name(tmp_path):
+    """comfy-cli reads `git ls-files` line by line and leaves out what is not found."""
+    if not shutil.which("git"):
+        pytest.skip("git is not installed")
+    own = os.environ | {"GIT_CONFIG_GLOBAL": str(tmp_path / "config")}
+    git = partial(subprocess.run, cwd=tmp_path, env=own, check=True, capture_output=True)
+    workflow = (ROOT / ".github/workflows/publish.yml").read_text("utf-8")
+    for command in ("git init", *re.findall(r"- run: (git .+)", workflow)):
+        git(command.split())
+    for path in FILES:
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).touch()
+    git(["git", "add", "--", *FILES])
+    assert git(["git", "ls-files"]).stdout.decode("utf-8").splitlines() == sorted(FILES, key=str.encode)
+
+
 def test_links_of_shipped_pages_lead_to_what_is_shipped():
     broken = []
     for path, text in TEXTS.items():
@@ -111,3 +131,33 @@ def test_the_registrys_name_and_pictures(project):
     for key in ("Icon", "Banner"):
         address, _, path = project["tool"]["comfy"][key].partition("/raw/main/")
         assert address == project["project"]["urls"]["Repository"] and (ROOT / path).is_file()
+
+
+def test_the_version_is_the_same_wherever_it_stands(project):
+    from make_workflows import VERSION
+
+    version = project["project"]["version"]
+    assert version == VERSION
+    assert f"\nversion: {version}\n" in (ROOT / "CITATION.cff").read_text("utf-8")
+    assert f"\n## {version}" in (ROOT / "CHANGELOG.md").read_text("utf-8")
+
+
+def test_numbers_of_the_readme_are_in_the_results():
+    """Seconds, minutes, and what fills a card: each was measured or counted, and `bench/RESULTS.md` says how."""
+    readme = (ROOT / "README.md").read_text("utf-8")
+    found = (ROOT / "bench/RESULTS.md").read_text("utf-8")
+    rows = re.sub(r"^\| [\d, GB]+(?: and more)? \|", "|", readme, flags=re.MULTILINE)  # sizes of cards
+    told = re.findall(r"(\d+(?:\.\d+)?) (?:s|minutes|GB)\b", rows)
+    numbers = re.findall(r"\d+(?:\.\d+)?", found)
+    assert len(told) >= 12
+    assert [number for number in told if not any(_rounds_to(each, number) for each in numbers)] == []
+    table = re.findall(
+        r"^\| (?:realism|caption met|saturation|words-gap|judged a photo) \| (.+?) \| (.+?) \|$", readme, re.MULTILINE
+    )
+    assert len(table) == 5
+    rows = [row for row in found.splitlines() if row.startswith(("| (before)", "| full: "))]
+    assert [n for pair in table for n, row in zip(pair, rows, strict=True) if f" {n} |" not in row] == []
+
+
+def _rounds_to(exact: str, number: str) -> bool:
+    return f"{float(exact):.{len(number.partition('.')[2])}f}" == number

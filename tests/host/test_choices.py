@@ -5,6 +5,8 @@ import os
 import re
 
 import pytest
+from in_process import opens_at, opens_with
+from workflow import DYNAMIC
 
 UNKNOWN = ("cinematic", "", "Realism", "as typed ", "../../secret.pt", 3, None, ["realism"], float("nan"))
 OWN = {"SRPO_LoadReward": ("file", "backbone"), "SRPO_Prompts": ("file",), "SRPO_Photos": ("folder",)}  # names of files
@@ -20,24 +22,9 @@ def nodes(pack):
     return {node.define_schema().node_id: node for node in asyncio.run(extension.get_node_list())}
 
 
-def first_choice(combo, option=None):
-    """The value of a dynamic combo as the host hands it on: of its first option, or of this one."""
-    option = option or combo.options[0]
-    return {combo.id: option.key, **{each.id: usual(each) for each in option.inputs}}
-
-
-def usual(declared):
-    if declared.io_type.startswith("COMFY_DYNAMICCOMBO"):
-        return first_choice(declared)
-    if declared.io_type == "COMBO" and declared.options:
-        return declared.options[0]
-    default = getattr(declared, "default", None)
-    return "" if declared.io_type == "STRING" and default is None else default
-
-
 def known(node, **changes):
     """An option for each combo, the other inputs' defaults, and nothing for links: execute comes to choices first."""
-    return {each.id: usual(each) for each in node.define_schema().inputs} | changes
+    return {each.id: opens_with(each) for each in node.define_schema().inputs} | changes
 
 
 def places(node, io_type):
@@ -45,8 +32,8 @@ def places(node, io_type):
     for each in node.define_schema().inputs:
         if each.io_type == io_type:
             yield each, lambda value, name=each.id: {name: value}
-        for option in each.options if each.io_type.startswith("COMFY_DYNAMICCOMBO") else ():
-            chosen = first_choice(each, option)
+        for option in each.options if each.io_type == DYNAMIC else ():
+            chosen = opens_at(each, option)
             for inner in option.inputs:
                 if inner.io_type == io_type:
                     yield inner, lambda value, name=inner.id, at=each.id, of=chosen: {at: of | {name: value}}
@@ -136,6 +123,18 @@ def test_nothing_is_downloaded_without_the_tick(nodes, pack, monkeypatch):
     assert load.validate_inputs(file=None, download=False) is True
     with pytest.raises(ValueError, match="Or tick download"):
         load.execute(**known(load, file="HPS_v2.1_compressed.pt", download=False))
+
+
+def test_a_published_reward_that_is_not_there_is_listed_and_run_says_how_to_get_it(nodes, pack):
+    """The front end's own help for missing models is silent then: the menu has the file."""
+    load = nodes["SRPO_LoadReward"]
+    (menu,) = (each for each in load.define_schema().inputs if each.id == "file")
+    for each in pack("srpo_core.rewards.published").PUBLISHED:
+        assert each.local in menu.options
+        said = load.validate_inputs(file=each.local, download=False)
+        wanted = (each.name, f"{each.gigabytes:g} GB", each.file, f"huggingface.co/{each.repository}", each.folder)
+        assert [part for part in (*wanted, "Or tick download") if part not in said] == []
+        assert load.validate_inputs(file=each.local, download=True) is True
 
 
 def test_a_file_of_prompts_that_is_linked_is_not_asked_for_yet(nodes):

@@ -25,9 +25,8 @@ def reward(pack):
 
 
 def workload(pack, model, vae, rewards, shape, batch=1):
-    data = SimpleNamespace(cond=lambda indices: COND)
     made = pack("nodes.host.memory_estimate").Workload
-    return made(model=model, vae=vae, rewards=rewards, dataset=data, shape=shape, batch=batch)
+    return made(model=model, vae=vae, rewards=rewards, cond=COND, shape=shape, batch=batch)
 
 
 def estimate(pack, model, vae, rewards, shape, at_once, **settings):
@@ -319,3 +318,57 @@ def test_how_many_share_a_forward_is_chosen_where_the_model_is_on_a_gpu(
         assert "could not be estimated (RuntimeError: no such operation on tensors" in used.text
     else:
         assert used == memory_plan.MemoryPlan(memory_use(4, 57, False, 8), 123, "a warning")
+
+
+class Told:
+    """A dataset that gives what it was told to make ready, and nothing else."""
+
+    prompts = ["a cat", "a dog", "a fox", "a hen", "a pig", "a rat", "an elk", "an owl"]
+
+    def __init__(self):
+        self.ready = set()
+
+    def prepare(self, indices):
+        self.ready.update(indices)
+
+    def cond(self, indices):
+        assert self.ready.issuperset(indices), "text encoders are loaded again"
+        return COND
+
+
+def test_an_estimate_takes_no_prompt_that_is_not_drawn(pack, reward, monkeypatch):
+    """Where previews have prompts of their own, the first one that is trained on may not be encoded yet."""
+    training = pack("nodes.training")
+    model, _ = trainable(pack, 4)
+    planned = []
+
+    def plan(node, memory, work):
+        planned.append(work.cond)
+        return pack("nodes.host.memory_plan").MemoryPlan(memory_use())
+
+    monkeypatch.setattr(training, "plan_memory", plan)
+    dataset = Told()
+    inputs = training.TrainInputs(
+        dataset=dataset,
+        vae=host_vae(random_vae()),
+        reward=reward,
+        objective=pack("srpo_core.algorithm.objective").Objective(),
+        updates=1,
+        width=64,
+        height=64,
+        batch=1,
+        seed=0,
+        guidance=3.5,
+        memory={"memory": "auto"},
+        rollouts=pack("nodes.rollouts").Rollouts(),
+        levels=pack("nodes.noise_levels").NoiseLevels(),
+        watch=pack("nodes.watch").Watch(),
+        previews=pack("nodes.previews").PreviewSettings(dataset=Told()),
+        more_rewards=[],
+        gradient_vae=None,
+    )
+    for updates in range(len(Told.prompts)):
+        dataset.ready.clear()
+        training.training_of(SimpleNamespace(model=model, run=SimpleNamespace(updates=updates)), inputs, "7")
+        assert len(dataset.ready) == 1
+    assert planned == [COND] * len(Told.prompts)

@@ -132,7 +132,8 @@ def module():
     "ask, missing",
     [(name_of_a_module, "comfy.ops.gone"), (attribute_of_a_module, "comfy.ops.gone"), (module, "comfy.gone")],
 )
-def test_what_cannot_be_done_without_is_named(pack, ask, missing):
+@pytest.mark.parametrize("around", ["checked", "host_checked"])
+def test_what_cannot_be_done_without_is_named(pack, ask, missing, around):
     from comfy_api.latest import io
 
     class Node(io.ComfyNode):
@@ -141,12 +142,20 @@ def test_what_cannot_be_done_without_is_named(pack, ask, missing):
             return io.Schema(node_id="SRPO_Missing")
 
         @classmethod
-        @pack("nodes.checked").checked
+        @getattr(pack("nodes.checked"), around)
         def execute(cls):
             ask()
 
     with pytest.raises(RuntimeError, match=rf"This ComfyUI \(.*\) has no {missing}, which this node needs"):
         Node.execute()
+
+
+def test_the_recovery_sweep_says_that_its_host_has_no_such_noise(pack, base, monkeypatch):
+    monkeypatch.setitem(sys.modules, "comfy_extras.nodes_custom_sampler", None)
+    sweep = pack("nodes.recovery_sweep").RecoverySweep
+    given = {"model": base, "positive": COND, "latent": {"samples": X}, "vae": host_vae(random_vae())}
+    with pytest.raises(RuntimeError, match="has no comfy_extras.nodes_custom_sampler, which this node needs"):
+        sweep.execute(**given, prompt="", count=9, seed=0, gradient=False)
 
 
 def test_a_mistake_of_our_own_is_no_fault_of_the_host(pack):

@@ -81,7 +81,7 @@ def test_which_files_are_offered(host, pack, tmp_path):
     (inside / "folder.txt").mkdir()
     Image.new("RGB", (16, 16)).save(inside / "photo.png")
     (tmp_path / "secret.txt").write_text("secret")
-    for name in ("PROMPTS.TXT", "photo.txt", "a.csv", ".hidden/b.txt", "folder.txt/deep.txt"):
+    for name in ("PROMPTS.TXT", "Photo.TXT", "photo.png.txt", "a.csv", ".hidden/b.txt", "folder.txt/deep.txt"):
         (inside / name).write_text("a red circle")
     (inside / "link.txt").symlink_to(tmp_path / "secret.txt")
     (inside / "nowhere.txt").symlink_to("gone")

@@ -120,6 +120,11 @@ def test_a_run_begins_at_a_lora_file(host):
         with pytest.raises(HostError, match=sentence):
             host.run(prompts.train("third", 1, begun | wrong))
     host.run(prompts.train("third", 1, begun))  # nothing is left of what could not begin
+    (host.base / "output/loras" / file).unlink()
+    with pytest.raises(HostError, match="not in list"):
+        host.run(prompts.train("third", 1, begun))
+    host.run(prompts.train("third", 1, {**begun, "start_lora": None}))  # as the help says
+    assert (host.base / "output/loras/srpo/third/third_000002.safetensors").exists()
 
 
 def picture(name, model):
@@ -159,7 +164,9 @@ def test_outputs_of_a_run(host):
     entry = host.run(prompts.train("outputs", 2, previews_every=1, previews_count=2))
     (shown,) = entry["outputs"]["train"]["images"]
     assert host.picture(shown).width > 600
-    assert [kind for kind, _ in host.messages].count("preview") >= 1
+    shows = [data["output"] for kind, data in host.messages if kind == "executed" and data["node"] == "train"]
+    assert [host.picture(*each["images"]).width for each in shows[1:]] == [960, 960]  # the first has no card around it
+    assert len(shows) == 3 and shows[-1]["images"] == [shown]
     folder = host.base / "output/srpo/outputs"
     assert {f.name for f in folder.iterdir()} >= {"state.safetensors", "run.json", "metrics.jsonl", "samples"}
     cards = ["000001.png", "000002.png"]

@@ -46,6 +46,8 @@ def input_shape(node: str, declared) -> dict:
             shape[key] = getattr(declared, key)
     if declared.io_type == "COMBO":
         shape["options"] = HOST if (node, declared.id) in VARYING else declared.options
+    if declared.io_type == "COMFY_AUTOGROW_V3":
+        shape["slots"] = declared.template.names
     if declared.io_type == "COMFY_DYNAMICCOMBO_V3":
         shape["options"] = [
             {"choice": option.key, "inputs": [input_shape(node, each) for each in option.inputs]}
@@ -105,6 +107,22 @@ def test_tooltips_are_sentences_that_begin_with_what_they_are_about(schemas):
         for node, all_of in tips.items()
         if (wrong := [t for t in all_of if not sentence.fullmatch(t or "")])
     } == {}
+
+
+def texts(inputs: list) -> list:
+    """The boxes of several lines, also in choices of dynamic combos."""
+    found = [each for each in inputs if getattr(each, "multiline", False)]
+    options = [
+        option for each in inputs for option in getattr(each, "options", None) or () if hasattr(option, "inputs")
+    ]
+    return found + [each for option in options for each in texts(option.inputs)]
+
+
+def test_a_box_of_several_lines_says_what_it_is_for(schemas):
+    """The canvas shows no name beside one."""
+    boxes = [(schema.node_id, box) for schema in schemas for box in texts(schema.inputs)]
+    assert len(boxes) >= 8
+    assert [(node, box.id) for node, box in boxes if not box.placeholder] == []
 
 
 def test_a_tooltip_names_no_node_that_does_not_exist(schemas):

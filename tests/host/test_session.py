@@ -21,7 +21,12 @@ def nodes(pack, tmp_path, monkeypatch):
     nodes = {node.define_schema().node_id: node for node in asyncio.run(extension.get_node_list())}
     for node in nodes.values():
         monkeypatch.setattr(node, "hidden", SimpleNamespace(unique_id="1", prompt=None, extra_pnginfo=None))
-    nobody = SimpleNamespace(send_progress_text=lambda text, node: None)
+    nobody = SimpleNamespace(
+        send_progress_text=lambda text, node: None,
+        send_sync=lambda event, data, client: None,
+        client_id=None,
+        last_prompt_id=None,
+    )
     monkeypatch.setattr(server.PromptServer, "instance", nobody, raising=False)
     with torch.inference_mode(), CurrentNodeContext("a queued prompt", "1"):
         yield nodes

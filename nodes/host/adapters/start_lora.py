@@ -154,7 +154,7 @@ def _check_layers(layers: dict[str, list[tuple]], adapter: Adapter):
             "has them, or another file."
         )
     kind = adapter.settings.kind
-    if found := {_kind(patch) for parts in layers.values() for _, patch in parts} - {kind}:
+    if found := {_adapter_kind(patch) for parts in layers.values() for _, patch in parts} - {kind}:
         raise ValueError(f"it holds {' and '.join(sorted(found))}, at which the adapter {kind} can't begin.")
     if kind == "LoRA":
         for name, parts in layers.items():
@@ -165,7 +165,7 @@ def _check_layers(layers: dict[str, list[tuple]], adapter: Adapter):
             raise ValueError(f"it needs rank {needed}, and the rank is {rank}.")
 
 
-def _kind(patch: WeightAdapterBase) -> str:
+def _adapter_kind(patch: WeightAdapterBase) -> str:
     """The adapter that such a file is of; for what no adapter can begin at, the host's word for it."""
     if not isinstance(patch, WeightAdapterBase):
         return FULL if patch[0] == "diff" else f'"{patch[0]}" values'
@@ -239,7 +239,7 @@ def _take_same(name: str, module: nn.Module, parts: list[tuple]) -> dict[str, Te
     for rows, patch in parts:
         if rows is not None:
             raise ValueError(f"it holds {name} in parts, which only a LoRA can begin at.")
-        if _kind(patch) == FULL:
+        if _adapter_kind(patch) == FULL:
             theirs["diff" if patch[1][0].ndim > 1 else "diff_b"] = patch[1][0]
         else:
             theirs |= _tensors(name, module, patch)

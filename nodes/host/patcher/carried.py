@@ -74,13 +74,13 @@ def signature(patcher: ModelPatcher, ignore: str = "") -> tuple:
 
 def structure_of(cond: list) -> tuple:
     """What kinds of things a CONDITIONING holds: its entries' names and types, and their hooks and control models."""
-    return tuple(tuple((name, _kind(value)) for name, value in sorted(extra.items())) for _, extra in cond)
+    return tuple(tuple((name, _types_in(value)) for name, value in sorted(extra.items())) for _, extra in cond)
 
 
-def _kind(value: Any) -> tuple:
-    hooks = tuple(_kind(hook) for hook in getattr(value, "hooks", ()))
+def _types_in(value: Any) -> tuple:
+    hooks = tuple(_types_in(hook) for hook in getattr(value, "hooks", ()))
     before = getattr(value, "previous_controlnet", None)
-    return type(value).__qualname__, hooks, None if before is None else _kind(before)
+    return type(value).__qualname__, hooks, None if before is None else _types_in(before)
 
 
 def _value(thing: Any, inside: frozenset):
