@@ -53,7 +53,7 @@ def patcher(family: Family, seed: int = 0, dtype: torch.dtype = torch.float32):
         chosen.set_inference_dtype(dtype, None)
         with smaller(family.parts):
             model = chosen.get_model(family.state(), "", device="cpu")
-        draw_weights(model.diffusion_model, seed, family.size)
+        draw_weights(model.diffusion_model, seed, dtype, family.size)
         return comfy.model_patcher.ModelPatcher(model, torch.device("cpu"), torch.device("cpu"))
 
 
@@ -73,8 +73,11 @@ def smaller(parts: dict[str, dict]) -> Iterator[None]:
             setattr(module, name, whole)
 
 
-def draw_weights(network: torch.nn.Module, seed: int, size: float = 1.0):
-    """Fill all that a file would, none of it zero: matrices keep the size of what goes through, norms are about 1."""
+def draw_weights(network: torch.nn.Module, seed: int, dtype: torch.dtype, size: float = 1.0):
+    """Fill all that a file would, none of it zero: matrices keep the size of what goes through, norms are about 1.
+
+    dtype: what a model always keeps in fp32 is of this type, too, where it is wider.
+    """
     generator = torch.Generator().manual_seed(seed)
     stored = network.state_dict(keep_vars=True)
     for name, tensor in stored.items():
@@ -83,7 +86,8 @@ def draw_weights(network: torch.nn.Module, seed: int, size: float = 1.0):
         noise = torch.randn(tensor.shape, generator=generator, dtype=torch.float64)
         is_norm = tensor.ndim == 1 and "norm" in name and name.endswith(("weight", "scale"))
         fan = math.prod(tensor.shape[1:]) if tensor.ndim > 1 and name.endswith("weight") else 10
-        tensor.data.copy_(1 + 0.1 * noise if is_norm else size * noise / math.sqrt(fan))
+        wider = torch.promote_types(tensor.dtype, dtype)
+        tensor.data = (1 + 0.1 * noise if is_norm else size * noise / math.sqrt(fan)).to(wider)
 
 
 def _is_loaded(name: str) -> bool:
@@ -312,7 +316,7 @@ _RADIANCE = _CHROMA | {
     "nerf_max_freqs": 4,
     "nerf_tile_size": 512,
     "nerf_final_head_type": "conv",
-    "nerf_embedder_dtype": torch.float32,
+    "nerf_embedder_dtype": None,
     "use_x0": True,
     "use_sequential_txt_ids": False,
 }
