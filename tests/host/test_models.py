@@ -76,8 +76,9 @@ def table():
     found = {}
     yield found
     if TABLE:
-        families = {f.name: {"kind": f.kind, "latent": f.latent, "found": found[f.name]} for f in FAMILIES}
-        Path(TABLE).write_text(json.dumps({"families": families, "left out": LEFT_OUT}), "utf-8")
+        rows = [{"name": f.name, "kind": f.kind, "latent": f.latent, "found": found[f.name]} for f in FAMILIES]
+        whole = [row["name"] for row in rows if all(right(*of) for of in row["found"].items())]
+        Path(TABLE).write_text(json.dumps({"families": rows, "whole": whole, "left out": LEFT_OUT}), "utf-8")
 
 
 @pytest.mark.parametrize("family", [f for f in FAMILIES if TABLE or f.name in DOSE], ids=lambda family: family.name)

@@ -68,9 +68,9 @@ class Checked:
 
         base = families.patcher(self.family)
         model, adapter = adapted(base)
-        with warnings_of_the_host() as said, torch.inference_mode():
+        with warnings_of_the_host() as heard, torch.inference_mode():
             loaded, _ = comfy.sd.load_lora_for_models(base, None, adapter.state_dict(), 1.0, 0)
-        assert not said, said[0]
+        assert not heard, heard[0]
         ours = velocity(model, self.x, self.cond)
         assert relative(ours, velocity(base, self.x, self.cond)) > 1e-3, "the adapter changes nothing"
         return relative(velocity(loaded, self.x, self.cond), ours)
@@ -255,11 +255,11 @@ def in_double() -> Iterator[None]:
 @contextlib.contextmanager
 def warnings_of_the_host() -> Iterator[list[str]]:
     """What is logged inside as a warning, or worse."""
-    said: list[str] = []
+    heard: list[str] = []
     handler = logging.Handler(logging.WARNING)
-    handler.emit = lambda record: said.append(record.getMessage())
+    handler.emit = lambda record: heard.append(record.getMessage())
     logging.getLogger().addHandler(handler)
     try:
-        yield said
+        yield heard
     finally:
         logging.getLogger().removeHandler(handler)
