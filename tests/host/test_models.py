@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 from families import FAMILIES, LEFT_OUT
-from model_checks import CHECKS, Checked
+from model_checks import CHECKS, Checked, decoded
+from vaes import VAES
 
 LARGEST = {"gradient": 1e-5, "value": 1e-5, "round trip": 1e-5, "update": 0.0}
 TABLE = os.environ.get("MODELS_TABLE")  # where what is found of all families is written, for bench.models
@@ -90,6 +91,17 @@ def test_a_family(pack, table, family, tmp_path):
         assert re.search(REFUSED[family.name], str(found[name])), f"{family.name}, {name}: {found[name]}"
     off = {n: found[n] for n in {*CHECKS} - refused - ({"value"} if refused else set()) if not right(n, found[n])}
     assert not off, f"{family.name}: {off}"
+
+
+@pytest.mark.parametrize("name", VAES)
+def test_pictures_and_gradients_of_a_vae(pack, name):
+    family = next(family for family in FAMILIES if family.vae == name)
+    if len(family.latent) == 4:
+        with pytest.raises(ValueError, match=FRAMES):
+            decoded(family)
+    else:
+        off, gradient_off = decoded(family)
+        assert off < 1e-6 and gradient_off < 1e-6
 
 
 def outcome(check, checked: Checked) -> float | str:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import families
 import torch
+import vaes
 from families import Family
 from in_process import new_adapter, new_flow, pack_module
 from tiny_world import TinyReward, numbers
@@ -99,6 +100,33 @@ class Checked:
         )
 
 
+def decoded(family: Family) -> tuple[float, float]:
+    """How far a decoder's pictures, and the gradient pulled through it, are off the host's VAE, relatively, in fp64.
+
+    Of pictures it is how far the visible ones are off the host's own.
+    """
+    with in_double():
+        vae = vaes.vae(family.vae, torch.float64)
+        latent_format = families.patcher(family).get_model_object("latent_format")
+        x = families.latent(family).double()
+        decoded = pack_module("nodes.host.decoder").HostDecoder(vae, families.patcher(family)).decode(x)
+        weights = torch.cos(9 * torch.arange(decoded.value.numel()).double()).view(decoded.value.shape)
+        along = numbers(5, *x.shape)
+
+        @torch.inference_mode()
+        def ask(steps: int) -> float:
+            pictures = vae.first_stage_model.decode(latent_format.process_out(x + STEP * steps * along))
+            pictures = pictures[:, :, 0] if pictures.ndim == 5 else pictures
+            return (pictures / 2 * weights).sum().item()
+
+        with torch.inference_mode():
+            pictures = vae.decode(latent_format.process_out(x)).double()
+        pictures = (pictures[:, 0] if pictures.ndim == 5 else pictures).movedim(-1, 1)
+        theirs = central(ask, STEP)
+        ours = (decoded.pull(weights) * along).sum().item()
+    return relative(decoded.value.clamp(0, 1), pictures), abs(ours - theirs) / abs(theirs)
+
+
 CHECKS = {
     "gradient": Checked.gradient,
     "value": Checked.value,
@@ -169,9 +197,14 @@ def slope(adapter, along: dict[str, Tensor], ask: Callable[[], float]) -> float:
             parameter.data.copy_(before[name] + steps * step * along[name])
         return ask()
 
-    found = (8 * (at(1) - at(-1)) - (at(2) - at(-2))) / (12 * step)
+    found = central(at, step)
     at(0)
     return found
+
+
+def central(at: Callable[[int], float], step: float) -> float:
+    """The slope in the middle of five points, these steps apart."""
+    return (8 * (at(1) - at(-1)) - (at(2) - at(-2))) / (12 * step)
 
 
 def velocity(model, x: Tensor, cond: list) -> Tensor:
