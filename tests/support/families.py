@@ -23,8 +23,7 @@ class Family:
 
     latent: the shape of one picture's latent, without the batch. text: tokens and width of the prompt's embedding;
     pooled: the width of its pooled one, if there is any. extras: what else a conditioning holds. state: what the
-    host's class reads off the file's tensors beside shapes. vae: the name of its VAE in `tests/support/vaes.py`.
-    size: of random weights, beside the usual. cfg: what it is sampled with, where a negative prompt is usual.
+    host's class reads off the file's tensors beside shapes. vae: its VAE in `tests/support/vaes.py`, if one is there.
     parts: classes of the host, by their dotted names, whose sizes no configuration sets, with smaller ones.
     """
 
@@ -37,8 +36,6 @@ class Family:
     extras: Callable[[Draw], dict] = lambda draw: {}
     state: Callable[[], dict] = dict
     vae: str | None = None
-    cfg: float = 1.0
-    size: float = 1.0
     parts: dict[str, dict] = field(default_factory=dict)
 
 
@@ -53,7 +50,7 @@ def patcher(family: Family, seed: int = 0, dtype: torch.dtype = torch.float32):
         chosen.set_inference_dtype(dtype, None)
         with smaller(family.parts):
             model = chosen.get_model(family.state(), "", device="cpu")
-        draw_weights(model.diffusion_model, seed, family.size)
+        draw_weights(model.diffusion_model, seed, dtype)
         return comfy.model_patcher.ModelPatcher(model, torch.device("cpu"), torch.device("cpu"))
 
 
@@ -73,8 +70,11 @@ def smaller(parts: dict[str, dict]) -> Iterator[None]:
             setattr(module, name, whole)
 
 
-def draw_weights(network: torch.nn.Module, seed: int, size: float = 1.0):
-    """Fill all that a file would, none of it zero: matrices keep the size of what goes through, norms are about 1."""
+def draw_weights(network: torch.nn.Module, seed: int, dtype: torch.dtype):
+    """Fill all that a file would, none of it zero: matrices keep the size of what goes through, norms are about 1.
+
+    dtype: what a model always keeps in fp32 is of this type, too, where it is wider.
+    """
     generator = torch.Generator().manual_seed(seed)
     stored = network.state_dict(keep_vars=True)
     for name, tensor in stored.items():
@@ -83,7 +83,8 @@ def draw_weights(network: torch.nn.Module, seed: int, size: float = 1.0):
         noise = torch.randn(tensor.shape, generator=generator, dtype=torch.float64)
         is_norm = tensor.ndim == 1 and "norm" in name and name.endswith(("weight", "scale"))
         fan = math.prod(tensor.shape[1:]) if tensor.ndim > 1 and name.endswith("weight") else 10
-        tensor.data.copy_(1 + 0.1 * noise if is_norm else size * noise / math.sqrt(fan))
+        wider = torch.promote_types(tensor.dtype, dtype)
+        tensor.data = (1 + 0.1 * noise if is_norm else noise / math.sqrt(fan)).to(wider)
 
 
 def _is_loaded(name: str) -> bool:
@@ -312,7 +313,7 @@ _RADIANCE = _CHROMA | {
     "nerf_max_freqs": 4,
     "nerf_tile_size": 512,
     "nerf_final_head_type": "conv",
-    "nerf_embedder_dtype": torch.float32,
+    "nerf_embedder_dtype": None,
     "use_x0": True,
     "use_sequential_txt_ids": False,
 }
@@ -508,12 +509,13 @@ def _tokens(draw: Draw) -> dict:
 
 
 FAMILIES = [
-    Family(name="FLUX.1 dev", kind="Flux", config=_FLUX, latent=FLUX_LATENT, pooled=24),
+    Family(name="FLUX.1 dev", kind="Flux", config=_FLUX, latent=FLUX_LATENT, vae="FLUX", pooled=24),
     Family(
         name="FLUX.1 schnell",
         kind="FluxSchnell",
         config=_FLUX | {"guidance_embed": False},
         latent=FLUX_LATENT,
+        vae="FLUX",
         pooled=24,
     ),
     Family(
@@ -521,78 +523,125 @@ FAMILIES = [
         kind="Flux",
         config=_FLUX,
         latent=FLUX_LATENT,
+        vae="FLUX",
         pooled=24,
         extras=_references(16, 4, 8),
     ),
-    Family(name="FLUX.1 Fill", kind="FluxInpaint", config=_FLUX | {"in_channels": 96}, latent=FLUX_LATENT, pooled=24),
-    Family(name="FLUX.1 Canny", kind="Flux", config=_FLUX | {"in_channels": 32}, latent=FLUX_LATENT, pooled=24),
-    Family(name="FLUX.2 dev", kind="Flux2", config=_FLUX2, latent=FLUX2_LATENT),
+    Family(
+        name="FLUX.1 Fill",
+        kind="FluxInpaint",
+        config=_FLUX | {"in_channels": 96},
+        latent=FLUX_LATENT,
+        vae="FLUX",
+        pooled=24,
+    ),
+    Family(
+        name="FLUX.1 Canny", kind="Flux", config=_FLUX | {"in_channels": 32}, latent=FLUX_LATENT, vae="FLUX", pooled=24
+    ),
+    Family(
+        name="FLUX.2 dev",
+        kind="Flux2",
+        config=_FLUX2,
+        latent=FLUX2_LATENT,
+        vae="FLUX.2",
+    ),
     Family(
         name="FLUX.2 dev, reference",
         kind="Flux2",
         config=_FLUX2,
         latent=FLUX2_LATENT,
+        vae="FLUX.2",
         extras=_references(*FLUX2_LATENT),
     ),
-    Family(name="FLUX.2 klein", kind="Flux2", config=_FLUX2 | {"guidance_embed": False}, latent=FLUX2_LATENT),
-    Family(name="SD3", kind="SD3", config=_SD3, latent=FLUX_LATENT, pooled=24, cfg=5.0),
+    Family(
+        name="FLUX.2 klein",
+        kind="Flux2",
+        config=_FLUX2 | {"guidance_embed": False},
+        latent=FLUX2_LATENT,
+        vae="FLUX.2",
+    ),
+    Family(name="SD3", kind="SD3", config=_SD3, latent=FLUX_LATENT, vae="FLUX", pooled=24),
     Family(
         name="SD3.5",
         kind="SD3",
         config=_SD3 | {"qk_norm": "rms", "x_block_self_attn_layers": [0]},
         latent=FLUX_LATENT,
+        vae="FLUX",
         pooled=24,
-        cfg=4.0,
     ),
-    Family(name="Lumina 2", kind="Lumina2", config=_LUMINA, latent=FLUX_LATENT, cfg=4.0),
-    Family(name="Z-Image", kind="ZImage", config=_Z_IMAGE, latent=FLUX_LATENT),
-    Family(name="AuraFlow", kind="AuraFlow", config=_AURA, latent=(4, 8, 8), cfg=3.5),
-    Family(name="Qwen-Image", kind="QwenImage", config=_QWEN, latent=FRAME, cfg=4.0),
+    Family(name="Lumina 2", kind="Lumina2", config=_LUMINA, latent=FLUX_LATENT, vae="FLUX"),
+    Family(
+        name="Z-Image",
+        kind="ZImage",
+        config=_Z_IMAGE,
+        latent=FLUX_LATENT,
+        vae="FLUX",
+    ),
+    Family(name="AuraFlow", kind="AuraFlow", config=_AURA, latent=(4, 8, 8), vae="SD"),
+    Family(name="Qwen-Image", kind="QwenImage", config=_QWEN, latent=FRAME, vae="Wan 2.1"),
     Family(
         name="Qwen-Image-Edit",
         kind="QwenImage",
         config=_QWEN,
         latent=FRAME,
+        vae="Wan 2.1",
         extras=_references(*FRAME),
-        cfg=4.0,
     ),
-    Family(name="Chroma", kind="Chroma", config=_CHROMA, latent=FLUX_LATENT, cfg=4.0),
-    Family(name="Wan 2.1", kind="WAN21_T2V", config=_WAN, latent=FRAME, cfg=5.0),
-    Family(name="Wan 2.1 I2V", kind="WAN21_I2V", config=_WAN_I2V, latent=FRAME, cfg=5.0),
+    Family(name="Chroma", kind="Chroma", config=_CHROMA, latent=FLUX_LATENT, vae="FLUX"),
+    Family(name="Wan 2.1", kind="WAN21_T2V", config=_WAN, latent=FRAME, vae="Wan 2.1"),
+    Family(name="Wan 2.1 I2V", kind="WAN21_I2V", config=_WAN_I2V, latent=FRAME, vae="Wan 2.1"),
     Family(
         name="Wan 2.2 5B",
         kind="WAN22_T2V",
         config=_WAN | {"in_dim": 48, "out_dim": 48},
         latent=(48, 1, 4, 4),
-        cfg=5.0,
+        vae="Wan 2.2",
     ),
-    Family(name="Wan 2.2 I2V", kind="WAN21_T2V", config=_WAN | {"in_dim": 36}, latent=FRAME, cfg=3.5),
-    Family(name="Wan 2.1 Fun Control", kind="WAN21_FunControl2V", config=_WAN_I2V | {"in_dim": 48}, latent=FRAME),
+    Family(name="Wan 2.2 I2V", kind="WAN21_T2V", config=_WAN | {"in_dim": 36}, latent=FRAME, vae="Wan 2.1"),
+    Family(
+        name="Wan 2.1 Fun Control",
+        kind="WAN21_FunControl2V",
+        config=_WAN_I2V | {"in_dim": 48},
+        latent=FRAME,
+        vae="Wan 2.1",
+    ),
     Family(
         name="Wan 2.1 VACE",
         kind="WAN21_Vace",
         config=_WAN | {"model_type": "vace", "vace_layers": 1, "vace_in_dim": 96},
         latent=FRAME,
+        vae="Wan 2.1",
     ),
     Family(
         name="Wan 2.1 Camera",
         kind="WAN21_Camera",
         config=_WAN | {"model_type": "camera", "in_dim": 32},
         latent=FRAME,
+        vae="Wan 2.1",
     ),
     Family(
         name="Wan 2.2 Camera",
         kind="WAN22_Camera",
         config=_WAN | {"model_type": "camera_2.2", "in_dim": 36},
         latent=FRAME,
+        vae="Wan 2.1",
     ),
-    Family(name="Wan 2.1 causal", kind="WAN21_CausalAR_T2V", config=_WAN, latent=FRAME),
-    Family(name="HunyuanVideo", kind="HunyuanVideo", config=_HUNYUAN_VIDEO, latent=FRAME, pooled=24),
+    Family(
+        name="Wan 2.1 causal",
+        kind="WAN21_CausalAR_T2V",
+        config=_WAN,
+        latent=FRAME,
+        vae="Wan 2.1",
+    ),
+    Family(
+        name="HunyuanVideo", kind="HunyuanVideo", config=_HUNYUAN_VIDEO, latent=FRAME, vae="HunyuanVideo", pooled=24
+    ),
     Family(
         name="HunyuanVideo I2V",
         kind="HunyuanVideoI2V",
         config=_HUNYUAN_VIDEO | {"in_channels": 33},
         latent=FRAME,
+        vae="HunyuanVideo",
         pooled=24,
     ),
     Family(
@@ -600,6 +649,7 @@ FAMILIES = [
         kind="HunyuanVideoSkyreelsI2V",
         config=_HUNYUAN_VIDEO | {"in_channels": 32},
         latent=FRAME,
+        vae="HunyuanVideo",
         pooled=24,
     ),
     Family(
@@ -609,7 +659,6 @@ FAMILIES = [
         latent=(32, 1, 4, 4),
         pooled=24,
         extras=_glyphs,
-        cfg=6.0,
     ),
     Family(
         name="HunyuanImage 2.1",
@@ -617,39 +666,38 @@ FAMILIES = [
         config=_HUNYUAN_IMAGE,
         latent=(64, 4, 4),
         extras=_glyphs,
-        cfg=3.5,
     ),
     Family(
         name="Ovis",
         kind="FluxSchnell",
         config=_FLUX | _NO_POOLED | {"yak_mlp": True, "txt_norm": True, "txt_ids_dims": [1, 2]},
         latent=FLUX_LATENT,
-        cfg=5.0,
+        vae="FLUX",
     ),
     Family(
         name="LongCat-Image",
         kind="LongCatImage",
         config=_FLUX | _NO_POOLED | {"txt_ids_dims": [1, 2]},
         latent=FLUX_LATENT,
-        cfg=4.5,
+        vae="FLUX",
     ),
     Family(
         name="Kandinsky 5 image",
         kind="Kandinsky5Image",
         config=_KANDINSKY | {"visual_embed_dim": 64, "rope_scale_factor": (1.0, 1.0, 1.0)},
         latent=FLUX_LATENT,
+        vae="FLUX",
         pooled=24,
         extras=_masked,
-        cfg=3.5,
     ),
     Family(
         name="Kandinsky 5 video",
         kind="Kandinsky5",
         config=_KANDINSKY,
         latent=FRAME,
+        vae="HunyuanVideo",
         pooled=24,
         extras=_masked,
-        cfg=5.0,
     ),
     Family(
         name="Lens",
@@ -664,6 +712,7 @@ FAMILIES = [
             "selected_layer_index": (0, 1),
         },
         latent=FLUX2_LATENT,
+        vae="FLUX.2",
         extras=_masked,
     ),
     Family(
@@ -686,28 +735,36 @@ FAMILIES = [
             "mrope_section": [4, 2, 2],
         },
         latent=FLUX2_LATENT,
+        vae="FLUX.2",
     ),
-    Family(name="OmniGen2", kind="Omnigen2", config=_OMNIGEN, latent=FLUX_LATENT, extras=_masked, cfg=5.0),
+    Family(name="OmniGen2", kind="Omnigen2", config=_OMNIGEN, latent=FLUX_LATENT, vae="FLUX", extras=_masked),
     Family(
         name="OmniGen2, reference",
         kind="Omnigen2",
         config=_OMNIGEN,
         latent=FLUX_LATENT,
+        vae="FLUX",
         extras=lambda draw: _masked(draw) | _references(*FLUX_LATENT)(draw),
-        cfg=5.0,
     ),
-    Family(name="Boogu", kind="Boogu", config=_BOOGU, latent=FLUX_LATENT, extras=_masked, cfg=4.0),
-    Family(name="Chroma Radiance", kind="ChromaRadiance", config=_RADIANCE, latent=PIXELS, cfg=4.0),
+    Family(name="Boogu", kind="Boogu", config=_BOOGU, latent=FLUX_LATENT, vae="FLUX", extras=_masked),
+    Family(name="Chroma Radiance", kind="ChromaRadiance", config=_RADIANCE, latent=PIXELS, vae="pixels"),
     Family(
         name="HiDream I1",
         kind="HiDream",
         config=_HIDREAM,
         latent=FLUX_LATENT,
+        vae="FLUX",
         pooled=24,
         extras=lambda draw: {"conditioning_llama3": draw(1, 2, 6, 32)},
-        cfg=5.0,
     ),
-    Family(name="HiDream O1", kind="HiDreamO1", config=_HIDREAM_O1, latent=(3, 64, 64), extras=_tokens, cfg=5.0),
+    Family(
+        name="HiDream O1",
+        kind="HiDreamO1",
+        config=_HIDREAM_O1,
+        latent=(3, 64, 64),
+        vae="pixels",
+        extras=_tokens,
+    ),
     Family(
         name="Ernie-Image",
         kind="ErnieImage",
@@ -721,8 +778,8 @@ FAMILIES = [
             "rope_axes_dim": (4, 6, 6),
         },
         latent=FLUX2_LATENT,
+        vae="FLUX.2",
         text=(6, 24),
-        cfg=4.0,
     ),
     Family(
         name="PixelDiT",
@@ -741,7 +798,7 @@ FAMILIES = [
             "txt_max_length": 8,
         },
         latent=PIXELS,
-        cfg=4.0,
+        vae="pixels",
     ),
     Family(
         name="Z-Image, pixels",
@@ -758,14 +815,15 @@ FAMILIES = [
             "use_x0": True,
         },
         latent=PIXELS,
+        vae="pixels",
     ),
     Family(
         name="NewBie",
         kind="Lumina2",
         config=_LUMINA | {"clip_text_dim": 24},
         latent=FLUX_LATENT,
+        vae="FLUX",
         pooled=24,
-        cfg=4.5,
     ),
     Family(
         name="Krea 2",
@@ -784,8 +842,9 @@ FAMILIES = [
             "txtkvheads": 2,
         },
         latent=FRAME,
+        vae="Wan 2.1",
     ),
-    Family(name="Mochi", kind="GenmoMochi", config=_MOCHI, latent=(12, 1, 8, 8), extras=_masked, cfg=4.5),
+    Family(name="Mochi", kind="GenmoMochi", config=_MOCHI, latent=(12, 1, 8, 8), extras=_masked),
     Family(
         name="LTXV",
         kind="LTXV",
@@ -799,7 +858,6 @@ FAMILIES = [
         },
         latent=(128, 1, 4, 4),
         extras=_masked,
-        cfg=3.0,
     ),
     Family(
         name="JoyImage",
@@ -814,21 +872,22 @@ FAMILIES = [
             "rope_dim_list": [4, 6, 6],
         },
         latent=FRAME,
-        cfg=4.0,
+        vae="Wan 2.1",
     ),
-    Family(name="Cosmos Predict 2", kind="CosmosT2IPredict2", config=_COSMOS_2, latent=FRAME, cfg=4.0),
+    Family(name="Cosmos Predict 2", kind="CosmosT2IPredict2", config=_COSMOS_2, latent=FRAME, vae="Wan 2.1"),
     Family(
         name="Cosmos Predict 2 I2V",
         kind="CosmosI2VPredict2",
         config=_COSMOS_2 | {"in_channels": 17},
         latent=FRAME,
-        cfg=4.0,
+        vae="Wan 2.1",
     ),
     Family(
         name="Anima",
         kind="Anima",
         config=_COSMOS_2 | {"image_model": "anima"},
         latent=FRAME,
+        vae="Wan 2.1",
         extras=lambda draw: {"t5xxl_ids": torch.tensor([5, 6, 7, 1]), "t5xxl_weights": torch.ones(4)},
         parts={
             "comfy.ldm.anima.model.LLMAdapter": {
@@ -839,91 +898,88 @@ FAMILIES = [
                 "num_heads": 2,
             }
         },
-        cfg=4.0,
     ),
-    Family(name="Cosmos 1", kind="CosmosT2V", config=_COSMOS_1, latent=FRAME, cfg=6.5),
-    Family(name="Cosmos 1 I2V", kind="CosmosI2V", config=_COSMOS_1 | {"in_channels": 17}, latent=FRAME, cfg=6.5),
-    Family(name="CogVideoX", kind="CogVideoX_T2V", config=_COGVIDEO, latent=FRAME, cfg=6.0),
+    Family(name="Cosmos 1", kind="CosmosT2V", config=_COSMOS_1, latent=FRAME),
+    Family(name="Cosmos 1 I2V", kind="CosmosI2V", config=_COSMOS_1 | {"in_channels": 17}, latent=FRAME),
+    Family(name="CogVideoX", kind="CogVideoX_T2V", config=_COGVIDEO, latent=FRAME),
     Family(
         name="CogVideoX I2V",
         kind="CogVideoX_I2V",
         config=_COGVIDEO | {"in_channels": 32},
         latent=FRAME,
-        cfg=6.0,
     ),
     Family(
         name="CogVideoX inpaint",
         kind="CogVideoX_Inpaint",
         config=_COGVIDEO | {"in_channels": 48},
         latent=FRAME,
-        cfg=6.0,
     ),
-    Family(name="SD 1.5", kind="SD15", config=_UNET, latent=SD_LATENT, cfg=7.0),
+    Family(name="SD 1.5", kind="SD15", config=_UNET, latent=SD_LATENT, vae="SD"),
     Family(
         name="SD 1.5 InstructPix2Pix",
         kind="SD15_instructpix2pix",
         config=_UNET | {"in_channels": 8},
         latent=SD_LATENT,
-        cfg=7.0,
+        vae="SD",
     ),
     Family(
         name="SD 2.1 v",
         kind="SD20",
         config=_UNET_2,
         latent=SD_LATENT,
+        vae="SD",
         state=lambda: {"output_blocks.11.1.transformer_blocks.0.norm1.bias": torch.tensor([0.0, 1.0])},
-        cfg=7.0,
     ),
     Family(
         name="SD 2.1 unCLIP L",
         kind="SD21UnclipL",
         config=_UNET_2 | {"num_classes": "sequential", "adm_in_channels": 1536},
         latent=SD_LATENT,
-        cfg=7.0,
+        vae="SD",
     ),
     Family(
         name="SD 2.1 unCLIP H",
         kind="SD21UnclipH",
         config=_UNET_2 | {"num_classes": "sequential", "adm_in_channels": 2048},
         latent=SD_LATENT,
-        cfg=7.0,
+        vae="SD",
     ),
-    Family(name="SDXL eps", kind="SDXL", config=_UNET_XL, latent=SD_LATENT, pooled=24, cfg=7.0),
+    Family(name="SDXL eps", kind="SDXL", config=_UNET_XL, latent=SD_LATENT, vae="SD", pooled=24),
     Family(
         name="SDXL v",
         kind="SDXL",
         config=_UNET_XL,
         latent=SD_LATENT,
+        vae="SD",
         pooled=24,
         state=lambda: {"v_pred": torch.tensor([]), "ztsnr": torch.tensor([])},
-        cfg=7.0,
     ),
     Family(
         name="Playground 2.5 (EDM)",
         kind="SDXL",
         config=_UNET_XL,
         latent=SD_LATENT,
+        vae="SD",
         pooled=24,
         state=lambda: {"edm_mean": torch.zeros(4), "edm_std": torch.ones(4)},
-        cfg=3.0,
     ),
     Family(
         name="SDXL InstructPix2Pix",
         kind="SDXL_instructpix2pix",
         config=_UNET_XL | {"in_channels": 8},
         latent=SD_LATENT,
+        vae="SD",
         pooled=24,
-        cfg=7.0,
     ),
     Family(
         name="SDXL Refiner",
         kind="SDXLRefiner",
         config=_UNET_XL | {"adm_in_channels": 24 + 5 * 256},
         latent=SD_LATENT,
+        vae="SD",
         pooled=24,
-        cfg=7.0,
     ),
-    Family(name="Stable Cascade C", kind="Stable_Cascade_C", config=_STAGE_C, latent=FLUX_LATENT, pooled=24, cfg=4.0),
+    Family(name="Stable Cascade C", kind="Stable_Cascade_C", config=_STAGE_C, latent=FLUX_LATENT, pooled=24),
     Family(
         name="Stable Cascade B",
         kind="Stable_Cascade_B",
@@ -932,22 +988,29 @@ FAMILIES = [
         pooled=24,
         extras=lambda draw: {"stable_cascade_prior": draw(1, 16, 2, 2)},
     ),
-    Family(name="PixArt alpha", kind="PixArtAlpha", config=_PIXART, latent=PIXART_LATENT, cfg=4.5),
+    Family(name="PixArt alpha", kind="PixArtAlpha", config=_PIXART, latent=PIXART_LATENT, vae="SD"),
     Family(
         name="PixArt sigma",
         kind="PixArtSigma",
         config=_PIXART | {"image_model": "pixart_sigma", "micro_condition": False},
         latent=PIXART_LATENT,
-        cfg=4.5,
+        vae="SD",
     ),
-    Family(name="HunyuanDiT", kind="HunyuanDiT", config=_HUNYUAN_DIT, latent=SD_LATENT, extras=_two_texts, cfg=6.0),
+    Family(
+        name="HunyuanDiT",
+        kind="HunyuanDiT",
+        config=_HUNYUAN_DIT,
+        latent=SD_LATENT,
+        vae="SD",
+        extras=_two_texts,
+    ),
     Family(
         name="HunyuanDiT 1.1",
         kind="HunyuanDiT1",
         config=_HUNYUAN_DIT | {"image_model": "hydit1", "size_cond": True, "use_style_cond": True},
         latent=SD_LATENT,
+        vae="SD",
         extras=_two_texts,
-        cfg=6.0,
     ),
 ]
 
