@@ -162,7 +162,7 @@ class HostFlow:
         return types == {torch.float32} and all(map(is_stored_plainly, model.modules()))
 
     def signature(self, cond: list) -> Hashable:
-        conds = structure_of(cond), structure_of(self.negative), self.cfg
+        conds = structure_of(cond), structure_of(self.negative or []), self.cfg
         return signature(self.patcher, ignore=KEY), conds, self.differentiable.settings
 
     def frozen_velocity(self, x: Tensor, sigma: Tensor, cond: list) -> Tensor:

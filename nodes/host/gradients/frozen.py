@@ -28,10 +28,12 @@ CONVOLUTIONS = {
     nn.Conv3d: torch.nn.grad.conv3d_input,
 }
 PLAIN = (torch.float32, torch.bfloat16, torch.float16)
+# torch's own, whatever their names stand for meanwhile (see kernels.py), which would copy once more.
+layer_norm, rms_norm, group_norm = F.layer_norm, F.rms_norm, F.group_norm
 NORMS = {
-    nn.LayerNorm: lambda m, x, weight, bias: F.layer_norm(x, m.normalized_shape, weight, bias, m.eps),
-    nn.RMSNorm: lambda m, x, weight, bias: F.rms_norm(x, m.normalized_shape, weight, m.eps),
-    nn.GroupNorm: lambda m, x, weight, bias: F.group_norm(x, m.num_groups, weight, bias, m.eps),
+    nn.LayerNorm: lambda m, x, weight, bias: layer_norm(x, m.normalized_shape, weight, bias, m.eps),
+    nn.RMSNorm: lambda m, x, weight, bias: rms_norm(x, m.normalized_shape, weight, m.eps),
+    nn.GroupNorm: lambda m, x, weight, bias: group_norm(x, m.num_groups, weight, bias, m.eps),
 }
 
 
@@ -240,6 +242,7 @@ class _ThroughRecomputed(torch.autograd.Function):
         ctx.others = [
             keeps(value) if torch.is_tensor(value) else value for value, wanted in zip(values, ctx.wanted) if not wanted
         ]
+        ctx.set_materialize_grads(False)
         output = forward(*values)
         return output.clone() if torch.is_tensor(output) else tuple(map(own, output))
 
