@@ -2,10 +2,11 @@
 
 import contextlib
 import re
+import weakref
 from collections.abc import Iterator
 
 import torch
-from comfy.model_base import model_sampling
+from comfy.model_base import BaseModel, model_sampling
 from comfy.model_patcher import ModelPatcher
 from comfy.sampler_helpers import cond_has_hooks
 from torch import Tensor, nn
@@ -14,7 +15,11 @@ from ...srpo_core.algorithm.process import Process, process_of
 
 FITTING = "one that makes pictures out of noise (FLUX.1, FLUX.2, Z-Image, Qwen-Image, SD3.5, SDXL, ...)"
 DIMENSIONS = (2, 3)  # of latents, beside batch and channels: pictures, and videos, of which one frame is a picture
-READS_POOLED = ("vector_in", "y_embedder")  # layers of FLUX and SD3
+READS_POOLED = ("vector_in", "y_embedder")  # layers of FLUX and SD3; others call those of their captions so
+NO_POOLED = (
+    "The conditioning has no pooled output, which this {name} needs: encode the prompt with the text encoders that "
+    "belong to it (for FLUX.1 DualCLIPLoader, type flux)."
+)
 WIDTHS = re.compile(
     r"shapes cannot be multiplied \(\d+x(?P<given>\d+) and (?P<taken>\d+)x"
     r"|normalized_shape=\[(?P<expected>\d+)\].* size\s*\[(?:\d+, )*(?P<got>\d+)\]"
@@ -29,7 +34,7 @@ def check_model(patcher: ModelPatcher) -> Process:
     name = type(patcher.model).__name__
     sampling = patcher.get_model_object("model_sampling")
     process = _process(name, sampling)
-    own = _process(name, model_sampling(patcher.model.model_config, patcher.model.model_type))
+    own = _own_process(patcher.model)
     if (process.decay, process.gain) != (own.decay, own.gain):
         kind = next(k.__name__ for k in type(sampling).__mro__ if "calculate_denoised" in vars(k))
         raise ValueError(
@@ -43,6 +48,16 @@ def check_model(patcher: ModelPatcher) -> Process:
             f"(4) and videos (5) can be trained on: load {FITTING}."
         )
     return process
+
+
+_own: weakref.WeakKeyDictionary[BaseModel, Process] = weakref.WeakKeyDictionary()
+
+
+def _own_process(model: BaseModel) -> Process:
+    """That of the model as its file was detected, whatever nodes have set since; making it can take a second."""
+    if model not in _own:
+        _own[model] = _process(type(model).__name__, model_sampling(model.model_config, model.model_type))
+    return _own[model]
 
 
 def _process(name: str, sampling: nn.Module) -> Process:
@@ -79,11 +94,9 @@ def check_conditioning(patcher: ModelPatcher, cond: list):
     name = type(patcher.model).__name__
     network = patcher.get_model_object("diffusion_model")
     pooled = all(c[1].get("pooled_output") is not None for c in cond)
-    if not pooled and any(getattr(network, part, None) is not None for part in READS_POOLED):
-        raise ValueError(
-            f"The conditioning has no pooled output, which this {name} needs: encode the prompt with the text encoders "
-            "that belong to it (for FLUX.1 DualCLIPLoader, type flux)."
-        )
+    reads = type(patcher.model).encode_adm is not BaseModel.encode_adm
+    if reads and not pooled and any(getattr(network, part, None) is not None for part in READS_POOLED):
+        raise ValueError(NO_POOLED.format(name=name))
     if patcher.is_dynamic() and cond_has_hooks(cond):
         raise ValueError(
             "The conditioning has a hook, for which ComfyUI makes a second copy of a model that it streams, without "
@@ -93,9 +106,13 @@ def check_conditioning(patcher: ModelPatcher, cond: list):
 
 @contextlib.contextmanager
 def names_other_text_encoders(patcher: ModelPatcher, cond: list) -> Iterator[None]:
-    """Where a layer gets an input of another width than it takes, and the prompt has that width."""
+    """Where a layer gets an input of another width than it takes, and the prompt has that width; or lacks a part."""
     try:
         yield
+    except KeyError as error:
+        if error.args != ("pooled_output",):
+            raise
+        raise ValueError(NO_POOLED.format(name=type(patcher.model).__name__)) from error
     except RuntimeError as error:
         refused = WIDTHS.search(str(error))
         found = [c[0] for c in cond] + [c[1].get("pooled_output") for c in cond]
@@ -107,3 +124,24 @@ def names_other_text_encoders(patcher: ModelPatcher, cond: list) -> Iterator[Non
             f"{refused['taken'] or refused['expected']} there: encode it with the text encoders that belong to this "
             f"model ({error})."
         ) from error
+
+
+@contextlib.contextmanager
+def names_what_writes(patcher: ModelPatcher) -> Iterator[None]:
+    """Where a block of the model writes into what one of its layers keeps for the backward."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "modified by an inplace operation" not in str(error):
+            raise
+        raise ValueError(
+            f"{type(patcher.model).__name__} can't be trained on this ComfyUI: its blocks write into what their layers "
+            f"were given, which the gradient needs. Load another model ({error})."
+        ) from error
+
+
+def forget_prompts(patcher: ModelPatcher):
+    """What the network keeps of prompts by their tokens alone: its layers have learned since, or are others."""
+    network = patcher.get_model_object("diffusion_model")
+    if hasattr(network, "clear_kv_cache"):
+        network.clear_kv_cache()

@@ -17,7 +17,15 @@ from ...srpo_core.algorithm import scaling as scaled
 from ...srpo_core.algorithm.direct_align import at_least_fp32
 from ...srpo_core.algorithm.protocols import Pullback
 from .adapters.readable import adapter_of, without_adapter
-from .fitting import check_conditioning, check_latent, check_model, names_other_text_encoders, token_side
+from .fitting import (
+    check_conditioning,
+    check_latent,
+    check_model,
+    forget_prompts,
+    names_other_text_encoders,
+    names_what_writes,
+    token_side,
+)
 from .gradients.attention import quickest
 from .gradients.compiled import is_compiled, or_uncompiled
 from .gradients.differentiable import USUAL_BLOCKS, BlockSettings, Differentiable, in_training
@@ -109,7 +117,7 @@ class HostFlow:
             self._backward(output, gradient)
 
     def _backward(self, output: Tensor, gradient: Tensor):
-        with self._whole_or_not_at_all():
+        with self._whole_or_not_at_all(), names_what_writes(self.patcher):
             scaled.backward(output, gradient, self.parameters.values())
 
     def _attention(self) -> contextlib.AbstractContextManager:
@@ -182,6 +190,7 @@ class HostFlow:
 
         @torch.inference_mode()  # see loading.py
         def sample() -> Tensor:
+            forget_prompts(self.patcher)
             latent = torch.zeros_like(noise)
             guider = self._guider(self.patcher, cond, sampling.guidance, sampling.cfg)
             if self.differentiable.settings.compiled:  # if all is loaded, which the sampler would do later
@@ -234,6 +243,7 @@ class HostFlow:
         The core speaks of flows: of x at a share of noise.
         """
         patcher = patcher or self.patcher
+        forget_prompts(patcher)
         sampler.share = sigma.float().clamp(min=LEAST_SHARE)
         sampler.process = self.process
         ends = torch.stack([sampler.sigma.max(), sampler.sigma.new_zeros(())])
