@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 from ..srpo_core.algorithm.objective import Objective
 from ..srpo_core.algorithm.protocols import Dataset, PhotoDataset, Shape
 from ..srpo_core.algorithm.terms import Term, combine
+from ..srpo_core.language import say
 from ..srpo_core.rewards import Reward
+from ..srpo_core.run.batch_check import held_against_singles
 from ..srpo_core.run.draws import Batching, cond_of, draws_of
 from ..srpo_core.run.loop import prepare_data
 from ..srpo_core.run.training import Training
@@ -113,7 +115,14 @@ def training_of(opened: OpenRun, inputs: TrainInputs, node: str) -> tuple[Traini
         photos=photos,
         guard=inputs.watch.guard,
     )
-    return training, plan.text
+    training, reason = held_against_singles(training, first, opened.run.checked)
+    if reason is None:
+        return training, plan.text
+    alone = say(
+        "Pictures go through this model one at a time: two together do not come out as each alone, {reason}.",
+        reason=reason,
+    )
+    return training, " ".join(filter(None, [plan.text, alone]))
 
 
 def largest_shape(rolled_out: Shape, dataset: Dataset, photos: PhotoDataset | None) -> Shape:
