@@ -33,9 +33,12 @@ def check_model(patcher: ModelPatcher) -> Process:
     """
     name = type(patcher.model).__name__
     sampling = patcher.get_model_object("model_sampling")
-    process = _process(name, sampling)
     own = _own_process(patcher.model)
-    if (process.decay, process.gain) != (own.decay, own.gain):
+    try:
+        process = _process(name, sampling)
+    except ValueError:
+        process = None
+    if process is None or (process.decay, process.gain) != (own.decay, own.gain):
         kind = next(k.__name__ for k in type(sampling).__mro__ if "calculate_denoised" in vars(k))
         raise ValueError(
             f"Another node set the sampling of this {name} to {kind}, which mixes pictures and noise in another way "

@@ -15,7 +15,6 @@ from typing import Any
 
 import comfy.ops
 import torch
-import torch.nn.functional as F
 from comfy.quant_ops import QuantizedTensor
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
@@ -28,12 +27,10 @@ CONVOLUTIONS = {
     nn.Conv3d: torch.nn.grad.conv3d_input,
 }
 PLAIN = (torch.float32, torch.bfloat16, torch.float16)
-# torch's own, whatever their names stand for meanwhile (see kernels.py), which would copy once more.
-layer_norm, rms_norm, group_norm = F.layer_norm, F.rms_norm, F.group_norm
-NORMS = {
-    nn.LayerNorm: lambda m, x, weight, bias: layer_norm(x, m.normalized_shape, weight, bias, m.eps),
-    nn.RMSNorm: lambda m, x, weight, bias: rms_norm(x, m.normalized_shape, weight, m.eps),
-    nn.GroupNorm: lambda m, x, weight, bias: group_norm(x, m.num_groups, weight, bias, m.eps),
+NORMS = {  # not those of F, which are others meanwhile (see kernels.py)
+    nn.LayerNorm: lambda m, x, weight, bias: torch.layer_norm(x, m.normalized_shape, weight, bias, m.eps),
+    nn.RMSNorm: lambda m, x, weight, bias: torch.rms_norm(x, m.normalized_shape, weight, m.eps),
+    nn.GroupNorm: lambda m, x, weight, bias: torch.group_norm(x, m.num_groups, weight, bias, m.eps),
 }
 
 
