@@ -30,7 +30,9 @@ def test_the_sigma_of_a_flow_is_the_share_to_the_bit():
 
 @pytest.mark.parametrize("process", KINDS)
 def test_injecting_is_mixing_as_the_process_does(process):
-    x0, noise, sigma = numbers(1), numbers(2), process.sigma(SHARES)
+    x0 = numbers(1)
+    noise = numbers(2)
+    sigma = process.sigma(SHARES)
     mixed = per_sample(process.alpha(sigma), x0) * x0 + per_sample(process.beta(sigma), x0) * noise
     torch.testing.assert_close(process.state(inject(x0, noise, SHARES), sigma), mixed, rtol=0, atol=1e-12)
 
@@ -38,9 +40,12 @@ def test_injecting_is_mixing_as_the_process_does(process):
 @pytest.mark.parametrize("process", KINDS)
 def test_stepping_and_recovering_are_those_of_the_process(process):
     """DDIM's step (arXiv 2010.02502, eq. 12) with the model's x0, then the known noise is taken out."""
-    x0, noise, said = numbers(1), numbers(2), numbers(3)
+    x0 = numbers(1)
+    noise = numbers(2)
+    said = numbers(3)
     low = SHARES - 0.04
-    first, last = process.sigma(SHARES), process.sigma(low)
+    first = process.sigma(SHARES)
+    last = process.sigma(low)
     x = inject(x0, noise, SHARES)
     stepped = euler_step(x, (x - said) / per_sample(SHARES, x), SHARES, low)
 

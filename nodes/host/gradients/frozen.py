@@ -225,7 +225,7 @@ def _recomputed(module: nn.Module, forward: Callable, *args: Any, **kwargs: Any)
         return forward(*values[: len(args)], **dict(zip(kwargs, values[len(args) :])))
 
     # The block may go on to write into them; where that matters, keep copies.
-    keeps = copy if not is_linear(module) or len(values) > 1 else _as_it_is
+    keeps = copy if not is_linear(module) or len(values) > 1 else lambda tensor: tensor
     return _ThroughRecomputed.apply(module, again, keeps, *values)
 
 
@@ -271,10 +271,6 @@ def _merged(first: Iterable[bool], ones: Iterable, others: Iterable) -> list:
 def is_alone(args: tuple, kwargs: dict) -> bool:
     """Whether a layer is called with nothing but its input."""
     return all(value is None for value in (*args, *kwargs.values()))
-
-
-def _as_it_is(tensor: Tensor) -> Tensor:
-    return tensor
 
 
 def _no_gradient(module: nn.Module, reason: Any) -> ValueError:
