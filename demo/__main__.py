@@ -11,10 +11,12 @@ import logging
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 from PIL import Image
+from rich.progress import Progress
 
 HERE = Path(__file__).resolve().parent
 sys.path += [str(HERE), str(HERE.parent / "harness")]
@@ -50,9 +52,11 @@ def main():
     log.setLevel(logging.INFO)
     options.out.mkdir(parents=True, exist_ok=True)
     started = time.monotonic()
+    log.info("On two CPU cores this takes four to six minutes.")
     host = None if options.without_comfyui else find_host()
     with contextlib.ExitStack() as stack:
         if host:
+            log.info("Starting the ComfyUI in %s ...", host)
             base = stack.enter_context(tempfile.TemporaryDirectory(prefix="srpo-demo-"))
             world = stack.enter_context(HostWorld(host, Path(base), options.seed))
         else:
@@ -65,15 +69,27 @@ def main():
     log.info("Look at %s/before_after.png and training.png.", options.out)
 
 
+@contextlib.contextmanager
+def watched(world) -> Iterator[None]:
+    """Shows how far the world is, and about how long it takes yet, on a terminal."""
+    with Progress(transient=True, disable=not sys.stdout.isatty()) as bar:
+        task = bar.add_task("", total=1.0)
+        world.on_progress = lambda share: bar.update(task, completed=share)
+        yield
+
+
 def run(world, out: Path) -> dict:
     """Sample, train, sample again; the pictures, the LoRA and the numbers."""
     scenes = measured_scenes()
     log.info("Sampling %d pictures of each of %d scenes, by the model as it is ...", PICTURES, len(scenes))
-    before = world.pictures(scenes, PICTURES)
-    log.info("Training ...")
-    updates = world.train(out)
+    with watched(world):
+        before = world.pictures(scenes, PICTURES)
+    log.info("Training: %d updates ...", world.updates)
+    with watched(world):
+        updates = world.train(out)
     log.info("Sampling them again, with the LoRA ...")
-    after = world.pictures(scenes, PICTURES, trained=True)
+    with watched(world):
+        after = world.pictures(scenes, PICTURES, trained=True)
     scenes = [scene for scene in scenes for _ in range(PICTURES)]
     order = torch.randperm(len(scenes), generator=torch.Generator().manual_seed(0))  # a mix of scenes to show
     before_after(before[order], after[order]).save(out / "before_after.png")

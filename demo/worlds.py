@@ -3,8 +3,10 @@
 import contextlib
 import json
 import shutil
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import import_core  # noqa: F401 (by which srpo_core is found)
 import torch
@@ -44,12 +46,35 @@ def seeded(seed: int) -> tuple[dict, dict]:
 
 
 class HostWorld(HostServer):
-    """A ComfyUI of its own, started for the demo: workflow 1 as it ships, pictures by stock nodes alone."""
+    """A ComfyUI of its own, started for the demo: workflow 1 as it ships, pictures by stock nodes alone.
+
+    on_progress: told which share of a training, or of the pictures, is done.
+    """
 
     def __init__(self, install: Path, base: Path, seed: int):
         super().__init__(install, base)
         self.prompt, self.inputs = seeded(seed)
         self.run_name = self.inputs["SRPO_Trainer"]["run_name"]
+        self.on_progress: Callable[[float], Any] = lambda share: None
+        self.shares: dict[str, float] = {}  # what is done of each node with a bar
+        self.bars = 1  # how many nodes have one
+
+    @property
+    def updates(self) -> int:
+        return self.inputs["SRPO_Train"]["updates"]
+
+    def _hear(self, deadline: float):
+        kind, data = super()._hear(deadline)
+        if kind == "progress":
+            before = self.shares.get(data["node"], 0.0)  # a node may begin another bar beside the one of its work
+            self.shares[data["node"]] = max(before, data["value"] / data["max"])
+            self.on_progress(sum(self.shares.values()) / self.bars)
+        return kind, data
+
+    def _run(self, prompt: dict, bars: int):
+        self.shares.clear()
+        self.bars = bars
+        self.run(prompt, seconds=900)
 
     @property
     def name(self) -> str:
@@ -57,7 +82,7 @@ class HostWorld(HostServer):
 
     def train(self, out: Path) -> int:
         """Train; leave the LoRA and training.png in `out`; returns the number of updates."""
-        self.run(self.prompt, seconds=900)
+        self._run(self.prompt, bars=1)
         run = self.base / "output/srpo" / self.run_name
         shutil.copy(self._lora(), out)
         updates = json.loads((run / "run.json").read_text())["updates"]
@@ -68,7 +93,7 @@ class HostWorld(HostServer):
         """`count` pictures of each scene, (len(scenes) * count, 3, H, W) in [0, 1]; always from the same noise."""
         folder = self.run_name if trained else "before"
         lora = f"srpo/{self.run_name}/{self._lora().name}" if trained else None
-        self.run(sampling(scenes, count, folder, lora), seconds=900)
+        self._run(sampling(scenes, count, folder, lora), bars=len(scenes))
         files = sorted((self.base / "output" / folder).iterdir())
         return torch.cat([to_tensor(Image.open(file).convert("RGB")) for file in files]).movedim(-1, 1)
 
@@ -102,10 +127,11 @@ def sampling(scenes: list[Scene], count: int, folder: str, lora: str | None) -> 
 
 
 class DiffusersWorld:
-    """The same training without ComfyUI, on the second implementation."""
+    """The same training without ComfyUI, on the second implementation. on_progress: as of HostWorld."""
 
     def __init__(self, seed: int):
         self.name = f"diffusers {version('diffusers')}, without ComfyUI"
+        self.on_progress: Callable[[float], Any] = lambda share: None
         _, self.inputs = seeded(seed)
         trainer = self.inputs["SRPO_Trainer"]
         options = self.inputs["SRPO_Train"]
@@ -122,6 +148,10 @@ class DiffusersWorld:
             rollout_guidance=rollouts["guidance"],
             checkpointing=False,
         )
+
+    @property
+    def updates(self) -> int:
+        return self.inputs["SRPO_Train"]["updates"]
 
     def train(self, out: Path) -> int:
         trainer = self.inputs["SRPO_Trainer"]
@@ -147,7 +177,7 @@ class DiffusersWorld:
             batching=batching,
             window=Window(),
         )
-        train(run, training, options["updates"])
+        train(run, training, self.updates, lambda metrics: self.on_progress(metrics["update"] / self.updates))
         self.flow.steps = STEPS
         sheets = [images.movedim(1, -1) for images in (before, self._sample(shown, trained=True))]
         draw_card(*sheets, run.history, f"{trainer['run_name']}, update {run.updates}").save(out / "training.png")
@@ -157,9 +187,11 @@ class DiffusersWorld:
     def pictures(self, scenes: list[Scene], count: int, trained: bool = False) -> torch.Tensor:
         """The same as of HostWorld."""
         self.flow.steps = STEPS
-        return self._sample([caption(scene) for scene in scenes for _ in range(count)], trained)
+        return self._sample([caption(scene) for scene in scenes for _ in range(count)], trained, self.on_progress)
 
-    def _sample(self, captions: list[str], trained: bool) -> torch.Tensor:
+    def _sample(
+        self, captions: list[str], trained: bool, on_progress: Callable[[float], Any] = lambda share: None
+    ) -> torch.Tensor:
         """(N, 3, H, W) in [0, 1], with the adapter or without."""
         dataset = ClipPrompts(captions, load_clip(), load_tokenizer())
         images = []
@@ -168,6 +200,7 @@ class DiffusersWorld:
                 noise = draw_noise([FIRST_SEED + i for i in numbers.tolist()], self.shape)
                 latent = self.flow.rollout(noise, dataset.cond(numbers.tolist()), FIRST_SEED)
                 images.append(self.decoder.decode(latent).value.clamp(0, 1))
+                on_progress((numbers[-1].item() + 1) / len(captions))
         return torch.cat(images)
 
     def _objective(self) -> Objective:

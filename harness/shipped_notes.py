@@ -39,13 +39,13 @@ A tiny FLUX paints 64x64 pictures of simple scenes. It was trained to make gloss
 - In `output/loras/srpo/toy/`: a LoRA.
 
 **What to try then**
-- Run again: training goes on from where it stopped.
+- Run again: 42 more updates, from where it stopped.
 - Change the words in *SRPO Objective* and give the run a new name in *SRPO Trainer*.
 - Swap the positive and the negative words: the photos vanish.
 
 The settings suit the toy: its reward is a small CLIP, so the words weigh more than published, pictures that already look like photos are left alone (*threshold*), the denoise branch does it alone, and ten steps make a rollout. For FLUX leave *SRPO Objective* at its defaults.
 
-**Do not read the reward as success.** SRPO need not raise it. Look at the pictures, and at the words-gap: how much more the reward likes "photo" than "render".
+**Do not read the reward as success.** SRPO need not raise it. Look at the pictures, and at the words-gap: how much better the reward likes a picture with the positive word, such as *Natural-lighting*, than with the negative one, such as *Painting*.
 """
 
 STEP_NOTE = """\
@@ -66,7 +66,7 @@ STEP_NOTE = """\
 
 **What to try**
 - *position* on *Noise-Prior Inject*: 999 is the noisy end of the window, 1 the other.
-- Your own FLUX: put *Load Diffusion Model*, *DualCLIPLoader* and *Load VAE* in place of the toy, and another size in the empty latent.
+- Your own FLUX: put *Load Diffusion Model*, *Load CLIP (Dual)* and *Load VAE* in place of the toy, and another size in the empty latent.
 - More pictures an update: copy the stages, and connect their rewards to *Train Step*. It grows an input for each.
 """
 
@@ -124,9 +124,9 @@ Teaches your FLUX to make pictures that look like photographs, from words alone:
 
 **Five choices, then Run**
 1. Load Diffusion Model: your `flux1-dev.safetensors`.
-2. DualCLIPLoader: your CLIP-L and T5.
+2. Load CLIP (Dual): your CLIP-L and T5.
 3. Load VAE: your `ae.safetensors`.
-4. Load SRPO Reward: HPS v2.1, or tick *download*.
+4. Load SRPO Reward: HPS v2.1, or tick *download if missing*.
 5. SRPO Trainer: a name for the run.
 
 | file | size | folder of models/ | from |
@@ -177,7 +177,7 @@ Nothing is trained here. One picture is made by your model, and you see what SRP
 - *Third*: recovered with the noise that is known (Direct-Align). Shaded: the levels that are trained.
 - *Curves*: the reward with either word, the words-gap, the gradient. In the shaded part the words-gap should be near that of the clean picture.
 
-**SRPO Reward Table**: what each word alone sees in the same picture, and where it looks.
+**SRPO Reward Table**: what each word alone sees in the same picture, and where it looks. Its words are those of *SRPO Objective*; change them in both, or try others here first.
 
 **What to try**
 - Other words in *SRPO Objective*: those that leave the words-gap flat teach nothing.

@@ -28,7 +28,7 @@ FLUX_FILES = [
         files=(("vae", f"{HUB}/black-forest-labs/FLUX.1-schnell/resolve/main/ae.safetensors"),),
     ),
     # Without an address: the front end offers it only for what a menu lacks, and ours lists what is published. Where
-    # the file is missing, Run says on the node which one, its size, from where, into which folder, or to tick download.
+    # the file is missing, Run says on the node which one, its size, from where, into which folder, or what to tick.
     Node("reward", "SRPO_LoadReward", {"file": "HPS_v2.1_compressed.pt"}),
 ]
 
@@ -143,8 +143,8 @@ LOOK = Workflow(
                         "reward": ("reward", 0),
                         "images": ("decoded", 0),
                         "prompt": ("prompt", 0),
-                        "words": "Natural-lighting\nDetail\nReal",
-                        "negative": "Painting\nConcept art\nFlat",
+                        "words": "Natural-lighting\nDetail\nDetailed\nReal",
+                        "negative": "Concept art\nPainting\nAnime\nFlat\nOil",
                     },
                     height=720,
                 ),

@@ -11,6 +11,7 @@ from comfy_api.latest import io
 
 from ..srpo_core.checks import check_integer, check_number, shown
 
+PACK = __name__.removesuffix(".nodes.checked")
 HOST = ("comfy", "comfy_api", "comfy_execution", "comfy_extras", "folder_paths", "node_helpers", "server")
 SHOWN = 12  # of the options, in a sentence
 
@@ -32,7 +33,11 @@ def checked(execute: Callable) -> Callable:
 
 
 def host_checked(execute: Callable) -> Callable:
-    """For the `execute` of a node that checks its values itself: what this ComfyUI lacks is said in a sentence."""
+    """For the `execute` of a node that checks its values itself: what this ComfyUI lacks is said in a sentence.
+
+    Errors of the pack's own types are raised as the built-in type below them: before its sentence a front end shows the
+    full name of an error's type, and a type of ours would stand there with the path of the pack.
+    """
 
     @functools.wraps(execute)
     def execute_here(*values: Any, **inputs: Any) -> io.NodeOutput:
@@ -45,8 +50,16 @@ def host_checked(execute: Callable) -> Callable:
                     "ComfyUI-SRPO, or a ComfyUI that it was made for, such as 0.33."
                 ) from error
             raise
+        except Exception as error:
+            if type(error).__module__.startswith(f"{PACK}."):
+                raise _built_in(type(error))(str(error)) from error
+            raise
 
     return execute_here
+
+
+def _built_in(kind: type[Exception]) -> type[Exception]:
+    return next(base for base in kind.__mro__ if base.__module__ == "builtins")
 
 
 def _missing_in_host(error: ImportError | AttributeError) -> str:

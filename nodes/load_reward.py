@@ -82,7 +82,7 @@ def published(name: str) -> Published | None:
 
 def problem(name: str, download: bool) -> str | None:
     """Why a file of this name can't be had, in a sentence; None if it can."""
-    from ..srpo_core.rewards.published import missing
+    from ..srpo_core.rewards.published import missing, named
 
     if not isinstance(name, str):
         return f"{name!r} is no reward model: choose a file, by its name."
@@ -93,11 +93,11 @@ def problem(name: str, download: bool) -> str | None:
     bare = Path(name).name
     for folder in folder_paths.folder_names_and_paths:
         if folder not in ("rewards", *ALSO, "custom_nodes") and folder_paths.get_full_path(folder, bare):
-            return f"{bare} lies in models/{folder}: reward models belong into {reward_folder()}. Move it there."
+            return f"{bare} lies in models/{folder}: reward models belong into {named(reward_folder())}. Move it there."
     known = published(name)
     if known:
-        return f"{missing(known, reward_folder(known.folder))} Or tick download."
-    return f'There is no reward model "{name}": put the file into {reward_folder()} and press R.'
+        return f"{missing(known, reward_folder(known.folder))} Or tick *download if missing*."
+    return f'There is no reward model "{name}": put the file into {named(reward_folder())} and press R.'
 
 
 def fetched(name: str, download: bool) -> Path:
@@ -185,11 +185,9 @@ class LoadReward(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(
-        cls, file: str | None = None, backbone: str | None = NONE, download: bool | None = False
-    ) -> bool | str:
-        wanted = [name for name in (file, backbone) if name not in (None, NONE)]
-        return next(filter(None, (problem(name, download) for name in wanted)), True)
+    def validate_inputs(cls, file: str | None = None, download: bool | None = False) -> bool | str:
+        """The file, where it is not linked. The host says a sentence for each input named here: the backbone waits."""
+        return True if None in (file, download) else problem(file, download) or True
 
     @classmethod
     @host_checked
@@ -210,6 +208,9 @@ class LoadReward(io.ComfyNode):
         check_choice("family", family, list(FAMILIES))
         check_choice("activation", activation, list(ACTIVATIONS))
         check_choice("condition", condition, JUDGED)
+        for name in (file, backbone):
+            if name != NONE and (wrong := problem(name, download)):
+                raise ValueError(wrong)  # before anything is downloaded
         cpu = comfy.model_management.get_torch_device().type == "cpu"
         reward = load_reward(
             fetched(file, download),

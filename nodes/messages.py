@@ -20,15 +20,30 @@ def warning(update: int, reached: dict[str, str], *, stops: bool) -> str:
 
 
 def update_line(metrics: dict[str, float], made: int, updates: int, seconds: float) -> str:
-    """What is said after each update. made: of the `updates` of this session, in so many seconds."""
-    return say(
-        "Update {made} of {updates}, {each:.1f} s each, about {left:.0f} minutes left: words-gap {gap:+.3f}.",
+    """What is said after each update, in two lines: a node breaks a longer one anywhere, also inside a number.
+
+    made: of the `updates` of this session, in so many seconds.
+    """
+    each = seconds / made
+    told = say(
+        "Update {update} ({made} of {updates}): words-gap {gap:+.3f}.",
+        update=round(metrics["update"]),
         made=made,
         updates=updates,
-        each=seconds / made,
-        left=(updates - made) * seconds / made / 60,
         gap=metrics["words_gap"],
     )
+    pace = say("{each:.1f} s each{left}.", each=each, left=time_left((updates - made) * each))
+    return f"{told}\n{pace}"
+
+
+def time_left(seconds: float) -> str:
+    """How a sentence goes on about what is left, in whole minutes; empty where nothing is."""
+    if not seconds:
+        return ""
+    minutes = round(seconds / 60)
+    if not minutes:
+        return say(", less than a minute left")
+    return say_many(minutes, ", about {count} minute left", ", about {count} minutes left")
 
 
 def training_summary(opened: OpenRun, updates: int, seconds: float, lora: Path) -> str:
@@ -50,14 +65,23 @@ def training_summary(opened: OpenRun, updates: int, seconds: float, lora: Path) 
     return " ".join(filter(None, [did, places, scales]))
 
 
-def stopped(opened: OpenRun, lora: Path | None) -> str:
-    """What is kept of a training that was cancelled, or failed. lora: what was written of it, if anything was."""
+def stopped(opened: OpenRun, updates: int, lora: Path | None) -> str:
+    """What is kept of a training of `updates` updates that was cancelled, or failed, and what Run makes next.
+
+    lora: what was written of it, if anything was.
+    """
     run = opened.run
     kept = say("No update was finished")
     if run.saved:
         kept = say("The run srpo/{name} is kept up to update {saved}", name=opened.name, saved=run.saved)
     kept = "; ".join([kept, written(opened, lora)] if lora else [kept])
-    return say("Stopped. {kept}. The next queue goes on from there.", kept=kept)
+    return say_many(
+        updates,
+        "Stopped. {kept}. Run again makes {count} update from there, to update {end}.",
+        "Stopped. {kept}. Run again makes {count} updates from there, to update {end}.",
+        kept=kept,
+        end=run.saved + updates,
+    )
 
 
 def written(opened: OpenRun, lora: Path) -> str:
@@ -85,6 +109,6 @@ def changes(history: list[dict[str, float]]) -> str:
         return went
     return went + say_many(
         count,
-        " (means of the first and the last {count} update)",
+        " (the first and the last update)",
         " (means of the first and the last {count} updates)",
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -10,10 +11,13 @@ from typing import Any
 
 import torch
 from PIL.Image import Image
+from PIL.Image import open as open_image
 from PIL.PngImagePlugin import PngInfo
 
 from ..srpo_core.pictures import to_picture
 from ..srpo_core.run.run import Run
+
+log = logging.getLogger(__name__)
 
 
 class SampleFiles:
@@ -25,6 +29,15 @@ class SampleFiles:
 
     def write_card(self, card: Image):
         self._write(f"{self.run.updates:06d}", card)
+
+    def newest_card(self) -> Image | None:
+        """The last card of the run, as it was when it last trained; None where there is none that can be read."""
+        cards = sorted((self.run.folder / "samples").glob("[0-9]" * 6 + ".png"))
+        try:
+            return open_image(cards[-1]).convert("RGB") if cards else None
+        except (OSError, SyntaxError, ValueError) as error:  # what Pillow raises for broken files
+            log.warning("The picture %s can't be shown: %s", cards[-1], error)
+            return None
 
     def write_samples(self, when: str, images: torch.Tensor, about: list[dict[str, Any]]):
         """Pictures (N, H, W, 3) in [0, 1] as <when>_01.png and so on. about: of which prompt and noise each is."""

@@ -7,7 +7,7 @@ import time
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import comfy.model_management
 import torch
@@ -21,7 +21,7 @@ from ..srpo_core.run.training import Training
 from ..srpo_core.run.watch import crossed
 from ..srpo_core.run.work import WorkPlan
 from .file_metadata import taught_by
-from .host.progress import Work, show_picture, show_text
+from .host.progress import Work, output_of, show_output, show_text
 from .messages import stopped, training_summary, update_line, warning
 from .open_run import OpenRun
 from .photos import replaced
@@ -72,6 +72,7 @@ class Session:
         self.files = files
         self.measured: dict[str, float] = {}  # of the last samples
         self.shown: Image | None = None
+        self.output: dict[str, Any] = {}  # the same, as it was sent
         self.work = Work(plan.until(plan.updates))
         self.started = 0.0
 
@@ -110,12 +111,16 @@ class Session:
         return self.opened.save_lora() if self.opened.run.updates > self.plan.first else None
 
     def _show_before(self):
-        """The samples before training, at once: an update may take minutes."""
+        """The samples before training, at once: an update may take minutes. A run that goes on shows its last card."""
         self.work.reach(0, self.plan.until(0))
+        card = self.files.newest_card() if self.plan.first else None
+        if card:
+            self._show_picture(card)
         before = self.previews.before
         self.files.write_samples("before", before, self.previews.about())
         self.work.reach(self.plan.until(0), self.plan.until(1))
-        self._show_picture(tiled(before))
+        if not card:
+            self._show_picture(tiled(before))
 
     def _on_update(self, metrics: dict[str, float]) -> bool:
         """Whether the training ends here."""
@@ -128,6 +133,7 @@ class Session:
         self._show(made)
         reached = self._reached()
         line = update_line(metrics, made, self.plan.updates, time.monotonic() - self.started)
+        show_output(self.output, self.node)  # a front end that showed another workflow has lost it
         self._say(" ".join(filter(None, [line, reached, *run.troubles])))
         return bool(reached) and self.watch.at_limit == STOP
 
@@ -147,7 +153,8 @@ class Session:
 
     def _show_picture(self, picture: Image):
         self.shown = picture
-        show_picture(picture, self.node)
+        self.output = output_of(picture)
+        show_output(self.output, self.node)
 
     def _reached(self) -> str:
         """The sentence that says which limits the run has crossed; empty if none."""
@@ -182,12 +189,12 @@ class Session:
 
     def _say_stopped(self, lora: Path | None):
         """What is kept, also beneath the last picture: front ends from 1.54 on drop a node's text as a queue ends."""
-        report = partial(stopped, self.opened, lora)
+        report = partial(stopped, self.opened, self.plan.updates, lora)
         self._say(report())
         if self.shown:
             with suppress(Exception):  # what stopped it is what is raised
-                show_picture(with_text(self.shown, text_on_card(lambda: [report()])), self.node)
+                self._show_picture(with_text(self.shown, text_on_card(lambda: [report()])))
 
     def _say(self, text: str):
-        log.info("%s: %s", self.opened.name, text)
+        log.info("%s: %s", self.opened.name, text.replace("\n", " "))
         show_text(text, self.node)

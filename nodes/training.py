@@ -67,7 +67,7 @@ class TrainInputs:
         except ValueError as error:
             whose = "previews" if isinstance(own, PreviewSettings) else "rollouts"
             where = f"SRPO {whose.capitalize()}" if own.width or own.height else "SRPO Train"
-            raise ValueError(f"The {whose}, by the size on {where}: {error}") from None
+            raise ValueError(f"{error} It is the size of the {whose}, set on {where}.") from None
 
 
 def training_of(opened: OpenRun, inputs: TrainInputs, node: str) -> tuple[Training, str]:

@@ -36,14 +36,20 @@ def writing(folder: Path, reassurance: str = "") -> Iterator[None]:
 def write_whole(path: Path, write: Callable[[Path], Any], reassurance: str = ""):
     """Let `write` fill a temporary file beside `path`, then rename: readers see the old file or the new one.
 
-    Makes the folder. Raises RuntimeError, a sentence that ends with `reassurance`, on a full disk and the like, and
+    Makes the folder. The file gets the permissions of any new one, though `write` may put one in its place that only
+    its owner can read, as safetensors does.
+    Raises RuntimeError, a sentence that ends with `reassurance`, on a full disk and the like, and
     what else `write` raises; nothing is left of the temporary file then.
     """
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")  # two processes may fill one cache
     with writing(path.parent, reassurance):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
+            temporary.touch()
+            permissions = stat.S_IMODE(temporary.stat().st_mode)
             write(temporary)
+            with suppress(OSError):  # some network shares have no permissions
+                temporary.chmod(permissions)
             with temporary.open("rb+") as file:
                 os.fsync(file.fileno())  # else a power cut can leave the new name with nothing in it
             replace(temporary, path)

@@ -18,7 +18,7 @@ DIMENSIONS = (2, 3)  # of latents, beside batch and channels: pictures, and vide
 READS_POOLED = ("vector_in", "y_embedder")  # layers of FLUX and SD3; others call those of their captions so
 NO_POOLED = (
     "The conditioning has no pooled output, which this {name} needs: encode the prompt with the text encoders that "
-    "belong to it (for FLUX.1 DualCLIPLoader, type flux)."
+    "belong to it (for FLUX.1 Load CLIP (Dual), type flux)."
 )
 WIDTHS = re.compile(
     r"shapes cannot be multiplied \(\d+x(?P<given>\d+) and (?P<taken>\d+)x"

@@ -1,6 +1,7 @@
 """What a node shows while it works: a bar, at which Cancel is heard, a text and a picture."""
 
 import logging
+from typing import Any
 
 import comfy.model_management
 import comfy.utils
@@ -18,17 +19,23 @@ def show_text(text: str, node: str):
     PromptServer.instance.send_progress_text(text, node)
 
 
-def show_picture(picture: Image.Image, node: str):
-    """Show a picture on the node of this id, in the place of its output.
+def output_of(picture: Image.Image) -> dict[str, Any]:
+    """The picture as a node's output, in a temporary file; empty where that can't be written."""
+    try:
+        return ui.PreviewImage(to_tensor(picture)).as_dict()
+    except OSError as error:
+        log.warning("A picture could not be shown: %s", error)
+        return {}
+
+
+def show_output(output: dict[str, Any], node: str):
+    """Show what `output_of` gave on the node of this id, in the place of its output.
 
     A preview of the bar would stay there beside the output in Nodes 2.0: nothing takes it back.
     """
-    server = PromptServer.instance
-    try:
-        output = ui.PreviewImage(to_tensor(picture)).as_dict()
-    except OSError as error:
-        log.warning("A picture could not be shown: %s", error)
+    if not output:
         return
+    server = PromptServer.instance
     told = {"node": node, "display_node": node, "output": output, "prompt_id": server.last_prompt_id}
     server.send_sync("executed", told, server.client_id)
 

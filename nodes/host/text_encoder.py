@@ -31,7 +31,7 @@ class Encoded(Sequence):
 
     def __init__(self, clip: CLIP, prompts: Sequence[str], folder: Path):
         if clip is None:
-            raise ValueError("There is no text encoder: the file that clip comes from has none. Use DualCLIPLoader.")
+            raise ValueError("There is no text encoder: the file that clip comes from has none. Use Load CLIP (Dual).")
         self.clip = clip.clone()  # what others set on theirs afterwards is not ours
         self.prompts = prompts
         self.identity = self._identity()

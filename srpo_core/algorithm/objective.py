@@ -62,12 +62,8 @@ class Objective:
     order: str = "rotate"
 
     def __post_init__(self):
-        for side, words in (("positive", self.positive), ("negative", self.negative)):
-            if not words or not all(word.strip() for word in words):
-                raise ValueError(
-                    f"The {side} control words are {list(words)}: give at least one word, and none that is blank, "
-                    'for example "Natural-lighting" against "Painting".'
-                )
+        _check_words("positive", self.positive, POSITIVE[0])
+        _check_words("negative", self.negative, NEGATIVE[1])
         check_number("threshold", self.threshold)
         if self.branches not in BRANCHES:
             raise ValueError(f'branches is "{self.branches}": choose one of {", ".join(BRANCHES)}.')
@@ -110,3 +106,11 @@ def parse_words(text: str) -> tuple[str, ...]:
     """Control words as people type them: one per line or separated by commas; lines that begin with # are left out."""
     lines = [line for line in text.splitlines() if not line.lstrip().startswith("#")]
     return tuple(word.strip() for word in "\n".join(lines).replace(",", "\n").splitlines() if word.strip())
+
+
+def _check_words(side: str, words: Sequence[str], example: str):
+    """Raises ValueError, a sentence, where there are none, or one is blank."""
+    if not words:
+        raise ValueError(f'There are no {side} words: write at least one word, such as "{example}".')
+    if not all(word.strip() for word in words):
+        raise ValueError(f"One of the {side} words is blank, {list(words)}: take it out.")

@@ -134,12 +134,20 @@ PUBLISHED = (
 
 
 def missing(published: Published, folder: Path) -> str:
-    """The sentence for a file that is not in `folder`: its name, its size, where to get it and where to put it."""
+    """The sentence for a file that is not in `folder`: its name, its size, where to get it and where to put it.
+
+    Also that the folder is to be made first, where it is not there.
+    """
     files = [f"{file} as '{local}'" for local, file in published.files.items()]
     return (
         f"{published.name} is missing (about {published.gigabytes:g} GB): get {' and '.join(files)} from "
-        f"{HUB}/{published.repository} and put {'it' if len(files) == 1 else 'them'} into {folder}."
+        f"{HUB}/{published.repository} and put {'it' if len(files) == 1 else 'them'} into {named(folder)}."
     )
+
+
+def named(folder: Path) -> str:
+    """A folder as a sentence names it: whoever shall put a file there must make it first, where it is not there."""
+    return str(folder) if folder.is_dir() else f"{folder} (make that folder)"
 
 
 OnBytes = Callable[[int, int], None]  # how many have arrived of a file, and how many it has

@@ -2,7 +2,6 @@
 
 import logging
 import math
-import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +12,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import Parameter
+
+from ..files import write_whole
 
 log = logging.getLogger(__name__)
 
@@ -158,9 +159,5 @@ def _stored(value: Tensor):
 def save_weights(model: nn.Module, path: Path):
     """The state of `model` as bf16 safetensors at `path`, whole or not at all."""
     state = {name: _stored(value) for name, value in model.state_dict().items()}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(f".{os.getpid()}.part")
-    save_file(state, temporary, metadata={"format": "pt"})
-    os.chmod(temporary, 0o644)  # safetensors writes files that only their owner can read
-    os.replace(temporary, path)
+    write_whole(path, lambda temporary: save_file(state, temporary, metadata={"format": "pt"}))
     log.info("saved %s, %.2f MB", path, path.stat().st_size / 1e6)

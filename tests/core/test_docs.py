@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 from find_host import ROOT
 
+from srpo_core.report.card import CURVES
+
 SHAPES = json.loads((ROOT / "tests/support/node_shapes.json").read_text("utf-8"))
 INPUT_HEADINGS = {"en": "## Inputs", "zh": "## 输入"}
 TRANSLATION = json.loads((ROOT / "locales/zh/nodeDefs.json").read_text("utf-8"))
@@ -168,6 +170,12 @@ def test_the_sentences_that_pages_quote_are_said():
     }
     assert invented == set()
     assert sum(len(quoted(file.read_text("utf-8"))) for file in pages) > 40
+
+
+@pytest.mark.parametrize("language", ["en", "zh"])
+def test_each_curve_of_the_card_is_explained(language):
+    page = (ROOT / f"web/docs/SRPO_Train/{language}.md").read_text("utf-8")
+    assert [title for title, _ in CURVES if f"\n| {title}" not in page] == []
 
 
 @pytest.mark.parametrize("node, language", PAGES)

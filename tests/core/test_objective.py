@@ -128,10 +128,10 @@ def test_branches_can_be_switched_off(branches, trained):
 @pytest.mark.parametrize(
     "wrong, sentence",
     [
-        (dict(positive=()), "positive control words"),
-        (dict(negative=()), "negative control words"),
-        (dict(positive=("Real", " ")), "positive control words"),
-        (dict(negative=("",)), "negative control words"),
+        (dict(positive=()), "^There are no positive words: write at least one word, such as "),
+        (dict(negative=()), "^There are no negative words: write at least one word, such as "),
+        (dict(positive=("Real", " ")), "^One of the positive words is blank, .'Real', ' '.: take it out"),
+        (dict(negative=("",)), "^One of the negative words is blank"),
         (dict(branches="neither"), 'branches is "neither"'),
     ],
 )

@@ -360,3 +360,5 @@ def test_the_sentence_for_a_missing_file(tmp_path):
         "Some model is missing (about 1.5 GB): get t.json as 'some-model.t.json' and model.safetensors as "
         f"'some-model.safetensors' from huggingface.co/some/model and put them into {tmp_path}."
     )
+    gone = tmp_path / "rewards"
+    assert missing(MODEL, gone).endswith(f"put them into {gone} (make that folder).")

@@ -1,15 +1,18 @@
 """What a run leaves on disk: to go on from, to branch from, to read."""
 
 import json
+import os
 import re
 import sys
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from tiny_run import SETTINGS, TWO, go, opened, same, state, world
 from tiny_world import TinyData
 from torch.nn import Parameter
 
+from srpo_core.files import write_whole
 from srpo_core.run import saving
 from srpo_core.run.folder import fork, saved_updates
 from srpo_core.run.history import recent_words_gap
@@ -20,6 +23,19 @@ from srpo_core.run.training import Training
 from srpo_core.run.update import make_update, sample_scores
 
 # What it leaves on disk
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such permissions")
+@pytest.mark.parametrize("mask", [0o022, 0o077])
+def test_who_can_read_a_file_is_as_for_any_new_file(tmp_path, mask):
+    """A LoRA and a state, too: safetensors' own files are their owner's alone."""
+    before = os.umask(mask)
+    try:
+        write_whole(tmp_path / "lora.safetensors", lambda path: save_file({"a": torch.zeros(2)}, path))
+        write_whole(tmp_path / "metrics.jsonl", lambda path: path.write_text("{}"))
+    finally:
+        os.umask(before)
+    assert {file.stat().st_mode & 0o777 for file in tmp_path.iterdir()} == {0o666 & ~mask}
 
 
 @pytest.mark.parametrize("pieces", [(3, 4), (1, 5, 1)])

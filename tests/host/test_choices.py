@@ -1,6 +1,7 @@
 """Choices that come through links, which the host does not check: an unknown one is a sentence where it enters."""
 
 import asyncio
+import inspect
 import os
 import re
 
@@ -121,8 +122,22 @@ def test_nothing_is_downloaded_without_the_tick(nodes, pack, monkeypatch):
     monkeypatch.setattr(published, "fetch", lambda *_: pytest.fail("it was downloaded"))
     load = nodes["SRPO_LoadReward"]
     assert load.validate_inputs(file=None, download=False) is True
-    with pytest.raises(ValueError, match="Or tick download"):
+    assert load.validate_inputs(file="HPS_v2.1_compressed.pt", download=None) is True
+    with pytest.raises(ValueError, match="Or tick .download if missing"):
         load.execute(**known(load, file="HPS_v2.1_compressed.pt", download=False))
+
+
+def test_a_backbone_that_is_not_there_is_said_before_the_file_is_downloaded(nodes, pack, monkeypatch):
+    published = pack("srpo_core.rewards.published")
+    monkeypatch.setattr(published, "fetch", lambda *_: pytest.fail("it was downloaded"))
+    load = nodes["SRPO_LoadReward"]
+    with pytest.raises(ValueError, match='There is no reward model "gone.pt"'):
+        load.execute(**known(load, file="HPS_v2.1_compressed.pt", backbone="gone.pt", download=True))
+
+
+def test_a_missing_reward_is_said_at_two_inputs_and_no_more(nodes):
+    """The host says the sentence of a node once for each input that is named at queue time."""
+    assert inspect.getfullargspec(nodes["SRPO_LoadReward"].validate_inputs).args[1:] == ["file", "download"]
 
 
 def test_a_published_reward_that_is_not_there_is_listed_and_run_says_how_to_get_it(nodes, pack):
@@ -133,7 +148,7 @@ def test_a_published_reward_that_is_not_there_is_listed_and_run_says_how_to_get_
         assert each.local in menu.options
         said = load.validate_inputs(file=each.local, download=False)
         wanted = (each.name, f"{each.gigabytes:g} GB", each.file, f"huggingface.co/{each.repository}", each.folder)
-        assert [part for part in (*wanted, "Or tick download") if part not in said] == []
+        assert [part for part in (*wanted, "Or tick *download if missing*") if part not in said] == []
         assert load.validate_inputs(file=each.local, download=True) is True
 
 
@@ -150,3 +165,25 @@ def test_texts_that_are_none(nodes, value):
                 node.execute(**known(node, **placed(value)))
             tried += 1
     assert tried >= 8
+
+
+def test_an_error_of_the_pack_has_a_built_in_type_before_its_sentence(nodes, pack):
+    """The host shows the full name of the type, which would begin with the path of the pack."""
+    misfit = pack("srpo_core.run.opening").Misfit("mine", "rank 4, not 8")
+    gone = pack("srpo_core.run.folder").FolderGone("It is gone.")
+    checked = pack("nodes.checked")
+
+    for error, kind in ((misfit, ValueError), (gone, RuntimeError)):
+
+        @checked.host_checked
+        def execute(error=error):
+            raise error
+
+        with pytest.raises(kind, match=re.escape(str(error))) as raised:
+            execute()
+        assert type(raised.value) is kind
+
+
+def test_every_node_raises_errors_so(nodes):
+    bare = [name for name, node in nodes.items() if not hasattr(node.execute, "__wrapped__")]
+    assert bare == []

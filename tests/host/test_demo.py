@@ -1,5 +1,6 @@
 """The demo: its claim through ComfyUI, and its other way, without."""
 
+import contextlib
 import importlib.util
 import json
 import sys
@@ -18,6 +19,21 @@ def demo():
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture
+def shares(demo, monkeypatch):
+    """What the demo is told of its progress: for each of its three parts, the shares that are done."""
+    parts = []
+
+    @contextlib.contextmanager
+    def watched(world):
+        parts.append([])
+        world.on_progress = parts[-1].append
+        yield
+
+    monkeypatch.setattr(demo, "watched", watched)
+    return parts
 
 
 def check_files(folder):
@@ -39,13 +55,15 @@ def half(world):
 
 
 @pytest.mark.timeout(1200)
-def test_realism_rises_and_little_is_lost(comfyui, demo, tmp_path, monkeypatch):
+def test_realism_rises_and_little_is_lost(comfyui, demo, tmp_path, monkeypatch, shares):
     """Measured like this: 0.089 -> 0.161, captions 0.927 -> 0.891. README's numbers are of the whole demo."""
     monkeypatch.setattr(sys, "argv", ["demo", "--out", str(tmp_path)])
     monkeypatch.setattr(sys.modules["worlds"], "STEPS", 12)
     monkeypatch.setattr(demo, "HostWorld", half(demo.HostWorld))
     demo.main()
     check_files(tmp_path)
+    assert len(shares) == 3 and all(part == sorted(part) and len(part) > 20 for part in shares)
+    assert [part[-1] for part in shares] == pytest.approx([1.0] * 3)
     report = json.loads((tmp_path / "report.json").read_text())
     assert report["host"].startswith("ComfyUI") and report["seconds"] > 0 and report["updates"] == 21
     # Looser than what was measured: another CPU or thread count is another seed.
@@ -55,7 +73,7 @@ def test_realism_rises_and_little_is_lost(comfyui, demo, tmp_path, monkeypatch):
     assert report["words_gap_after"] > report["words_gap_before"], report
 
 
-def test_it_runs_without_comfyui(demo, tmp_path, monkeypatch):
+def test_it_runs_without_comfyui(demo, tmp_path, monkeypatch, shares):
     """Two updates and few pictures: what it makes of them is measured through ComfyUI."""
     few = demo.measured_scenes()[::6]
     monkeypatch.setattr(demo, "measured_scenes", lambda: few)
@@ -63,5 +81,6 @@ def test_it_runs_without_comfyui(demo, tmp_path, monkeypatch):
     world.inputs["SRPO_Train"]["updates"] = 2
     report = demo.run(world, tmp_path)
     check_files(tmp_path)
+    assert [part[-1] for part in shares] == [1.0] * 3 and all(part == sorted(part) for part in shares)
     assert report["updates"] == 2 and report["host"].startswith("diffusers")
     assert report["words_gap_after"] != report["words_gap_before"]

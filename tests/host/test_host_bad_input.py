@@ -63,7 +63,7 @@ def test_two_trainers_of_one_run(host):
 
 
 def test_a_size_that_does_not_fit(host):
-    refuses(host, prompts.train("size", 1, width=72), "The rollouts, by the size on SRPO Rollouts", "72x64", "16")
+    refuses(host, prompts.train("size", 1, width=72), "size of the rollouts, set on SRPO Rollouts", "72x64", "16")
 
 
 def test_a_latent_of_another_model(host):

@@ -46,7 +46,7 @@ def bar_of_train(messages):
 def test_the_bar_moves_while_pictures_are_sampled(messages):
     each = prompts.STEPS + 2 * Batching.pairs
     plan = WorkPlan(first=0, updates=UPDATES, each=each, samples=2 * prompts.STEPS, every=2)
-    before = bar_of_train(messages[: position(messages, "Update 1 of")])
+    before = bar_of_train(messages[: position(messages, "Update 1 (1 of")])
     values = [data["value"] for data in before if data["max"] == plan.until(UPDATES)]
     assert values == sorted(values)
     assert any(0 < value < plan.until(0) for value in values), "still while the samples before training are made"

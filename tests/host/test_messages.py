@@ -29,7 +29,7 @@ def history(*gaps):
         ([0.1], "words-gap +0.100, saturation 0.60"),
         (
             [0.1, 0.3, 0.2],
-            "words-gap +0.100 -> +0.200, saturation 0.60 -> 0.70 (means of the first and the last 1 update)",
+            "words-gap +0.100 -> +0.200, saturation 0.60 -> 0.70 (the first and the last update)",
         ),
         (
             [0.0, 0.2, 0.1, 0.1, 9.0, 0.3, 0.1, 0.2, 0.2],
@@ -45,17 +45,31 @@ def test_what_is_kept_of_a_training_that_stopped(pack):
     stopped = pack("nodes.messages").stopped
     adapter = SimpleNamespace(whole_layers=False)
     opened = SimpleNamespace(name="toy", run=SimpleNamespace(saved=3), settings=SimpleNamespace(adapter=adapter))
-    assert (
-        stopped(opened, None) == "Stopped. The run srpo/toy is kept up to update 3. The next queue goes on from there."
-    )
-    assert "LoRA: could not be written" in stopped(opened, Path("gone"))
+    kept = "Stopped. The run srpo/toy is kept up to update 3. Run again makes "
+    assert stopped(opened, 42, None) == kept + "42 updates from there, to update 45."
+    assert stopped(opened, 1, None) == kept + "1 update from there, to update 4."
+    assert "LoRA: could not be written" in stopped(opened, 42, Path("gone"))
     opened.run.saved = 0
-    assert stopped(opened, None).startswith("Stopped. No update was finished.")
+    assert stopped(opened, 42, None).startswith("Stopped. No update was finished. Run again makes 42 updates")
 
 
 def test_time_left_follows_from_the_updates_that_are_made(pack):
-    line = pack("nodes.messages").update_line({"words_gap": -0.25}, 3, 9, 60.0)
-    assert line == "Update 3 of 9, 20.0 s each, about 2 minutes left: words-gap -0.250."
+    line = pack("nodes.messages").update_line({"update": 19.0, "words_gap": -0.25}, 3, 9, 60.0)
+    assert line == "Update 19 (3 of 9): words-gap -0.250.\n20.0 s each, about 2 minutes left."
+
+
+@pytest.mark.parametrize(
+    "seconds, said",
+    [
+        (0, ""),
+        (20, ", less than a minute left"),
+        (50, ", about 1 minute left"),
+        (85, ", about 1 minute left"),
+        (1000, ", about 17 minutes left"),
+    ],
+)
+def test_what_is_left_is_said_in_whole_minutes(pack, seconds, said):
+    assert pack("nodes.messages").time_left(seconds) == said
 
 
 def test_at_a_limit_it_says_whether_training_stopped(pack):

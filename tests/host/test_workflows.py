@@ -132,3 +132,15 @@ def test_nothing_was_written_into_the_packs_folder(host):
     files = {name: path for name, path in files.items() if "__pycache__" not in name}
     assert set(files) == set(shipped())
     assert [name for name, path in files.items() if path.read_bytes() != (ROOT / name).read_bytes()] == []
+
+
+def test_words_are_looked_at_that_would_be_trained():
+    """In workflow 5 they stand in two nodes: one set, so that no one wonders."""
+    nodes = {node["type"]: node["widgets_values"] for node in load(FOLDER / "5 Look before you train.json")["nodes"]}
+    words = [
+        [line for line in text.splitlines() if not line.startswith("#")]
+        for kind in ("SRPO_Objective", "SRPO_RewardTable")
+        for text in nodes[kind]
+        if isinstance(text, str) and "\n" in text
+    ]
+    assert len(words) == 4 and words[:2] == words[2:]
