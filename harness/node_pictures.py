@@ -159,7 +159,10 @@ def one_update(ids: dict[str, str]) -> dict[str, tuple[str, dict]]:
             "SRPO_NoisePriorInject",
             {"model": [toy, 0], "latent": ["sample", 0], "noise": ["noise", 0], "position": 0},
         ),
-        "recover": ("SRPO_OneStepRecover", {"model": [toy, 0], "positive": ["text", 0], "noised": ["inject", 0], "cfg": 1.0}),
+        "recover": (
+            "SRPO_OneStepRecover",
+            {"model": [toy, 0], "positive": ["text", 0], "noised": ["inject", 0], "cfg": 1.0},
+        ),
         "scored": ("SRPO_Reward", scored),
     }
 
