@@ -359,6 +359,8 @@ def test_an_estimate_takes_no_prompt_that_is_not_drawn(pack, reward, monkeypatch
         batch=1,
         seed=0,
         guidance=3.5,
+        cfg=1.0,
+        negative=None,
         memory={"memory": "auto"},
         rollouts=pack("nodes.rollouts").Rollouts(),
         levels=pack("nodes.noise_levels").NoiseLevels(),
