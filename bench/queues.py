@@ -46,7 +46,7 @@ def measure(queues: int, base: Path) -> dict:
     host = find_host()
     if host is None:
         raise SystemExit("There is no ComfyUI to measure on: set COMFYUI_PATH.")
-    with HostServer(host, base) as server:
+    with HostServer(host, base, ("--disable-api-nodes",)) as server:
         memory = []
         for number in range(queues):
             server.run(workflow())

@@ -97,6 +97,7 @@ def judged(ids: dict[str, str], objective: dict) -> dict[str, tuple[str, dict]]:
         "seeds": 2,
         "seed": 1,
         "guidance": 3.5,
+        "cfg": 1.0,
         "at_once": 8,
     }
     table = {
@@ -141,6 +142,7 @@ def one_update(ids: dict[str, str]) -> dict[str, tuple[str, dict]]:
         "count": 9,
         "seed": 0,
         "gradient": True,
+        "cfg": 1.0,
         "reward": [toy, 3],
         "objective": [ids["SRPO_Objective"], 0],
     }
@@ -157,7 +159,10 @@ def one_update(ids: dict[str, str]) -> dict[str, tuple[str, dict]]:
             "SRPO_NoisePriorInject",
             {"model": [toy, 0], "latent": ["sample", 0], "noise": ["noise", 0], "position": 0},
         ),
-        "recover": ("SRPO_OneStepRecover", {"model": [toy, 0], "positive": ["text", 0], "noised": ["inject", 0]}),
+        "recover": (
+            "SRPO_OneStepRecover",
+            {"model": [toy, 0], "positive": ["text", 0], "noised": ["inject", 0], "cfg": 1.0},
+        ),
         "scored": ("SRPO_Reward", scored),
     }
 

@@ -3,7 +3,7 @@
 from blueprints import Blueprint, Open
 from make_workflows import BLUE, BROWN, GREEN, OCHRE, PURPLE, Group, Node, Workflow
 from shipped_notes import FLUX_PROMPTS, STEP_BLUEPRINT_NOTE, TRAIN_BLUEPRINT_NOTE
-from shipped_toy import TRAIN_HEIGHT
+from shipped_toy import GUIDANCE, TRAIN_HEIGHT
 
 
 def same(name: str, key: str, input: str | int = "") -> Open:
@@ -78,7 +78,12 @@ TRAIN = Blueprint(
                     Node(
                         "train",
                         "SRPO_Train",
-                        {"trainer": ("trainer", 0), "dataset": ("prompts", 0), "objective": ("objective", 0)},
+                        {
+                            "trainer": ("trainer", 0),
+                            "dataset": ("prompts", 0),
+                            "objective": ("objective", 0),
+                            "guidance": GUIDANCE,
+                        },
                         height=TRAIN_HEIGHT,
                     )
                 ],

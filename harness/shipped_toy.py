@@ -3,6 +3,7 @@
 from make_workflows import BLUE, BROWN, GREEN, OCHRE, PURPLE, Group, Node, Workflow
 from shipped_notes import STEP_NOTE, TOY_NOTE, TOY_PROMPTS
 
+GUIDANCE = 3.5  # what FLUX is usually sampled with
 TRAIN_HEIGHT = 1020  # with its card and its text in Nodes 2.0
 SAYS = Node("says", "PreviewAny", {"source": ("train", 4)}, title="What became of it", height=180)
 
@@ -16,7 +17,7 @@ TOY = Workflow(
             [
                 Node("toy", "SRPO_ToyModels"),
                 Node("trainer", "SRPO_Trainer", {"model": ("toy", 0), "run_name": "toy", "learning_rate": 1.6e-4}),
-                Node("rollouts", "SRPO_Rollouts", {"steps": 10, "guidance": 3.5}),
+                Node("rollouts", "SRPO_Rollouts", {"steps": 10, "guidance": GUIDANCE}),
             ],
         ),
         Group(
@@ -55,6 +56,7 @@ TOY = Workflow(
                         "width": 64,
                         "height": 64,
                         "batch": 32,
+                        "guidance": GUIDANCE,
                         "memory": "by hand",
                         "memory.at_once": 32,
                         "rollouts": ("rollouts", 0),

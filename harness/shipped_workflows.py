@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from make_workflows import BLUE, GREEN, OCHRE, PURPLE, Group, Node, Workflow
 from shipped_notes import FLUX_PROMPTS, LOOK_NOTE, PHOTOS_NOTE, PROMPTS_NOTE
-from shipped_toy import SAYS, STEP, TOY, TRAIN_HEIGHT
+from shipped_toy import GUIDANCE, SAYS, STEP, TOY, TRAIN_HEIGHT
 
 HUB = "https://huggingface.co"
 FLUX_FILES = [
@@ -43,6 +43,7 @@ def flux(note: str, run: str, dataset: Node) -> Workflow:
         "vae": ("vae", 0),
         "reward": ("reward", 0),
         "objective": ("objective", 0),
+        "guidance": GUIDANCE,
     }
     compare = {
         "model_before": ("unet", 0),
@@ -51,6 +52,7 @@ def flux(note: str, run: str, dataset: Node) -> Workflow:
         "vae": ("vae", 0),
         "reward": ("reward", 0),
         "objective": ("objective", 0),
+        "guidance": GUIDANCE,
         "prompts": 2,  # from two seeds each: as many pictures as of four, and their diversity
         "seeds": 2,
     }

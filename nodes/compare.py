@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import comfy.model_management
 from comfy_api.latest import io
@@ -18,7 +18,7 @@ from ..srpo_core.rewards import Reward
 from .checked import checked
 from .host.progress import Progress, show_text
 from .host.sampling import Sampling
-from .inputs import GUIDANCE, guidance_input, size_inputs
+from .inputs import asked_guidance, guidance_inputs, negative_input, size_inputs
 from .outputs import preview, summary_output
 from .previews import PreviewSettings
 from .sockets import CATEGORY, DatasetType, ObjectiveType, PreviewsType, RewardModelType
@@ -46,21 +46,17 @@ def check_models(before: ModelPatcher, after: ModelPatcher, vae: VAE):
     HostDecoder(vae, before)  # raises if the VAE is another model's
 
 
-def fixed_samples(
-    dataset: Dataset, prompts: int, seeds: list[int], *, sampling: Sampling, shape: tuple[int, int, int], at_once: int
-) -> FixedSamples:
+def fixed_samples(dataset: Dataset, prompts: int, seeds: list[int], **how: Any) -> FixedSamples:
     """The pictures of each model: of every prompt one with each of the seeds; their conditionings are there then.
 
-    prompts: how many of the dataset's, from the first. shape: (C, H, W) of latents, `at_once` in one forward.
+    prompts: how many of the dataset's, from the first. how: the rest of FixedSamples.
     """
     from .host.samples import FixedSamples
 
     prompts = min(prompts, len(dataset.prompts))
     indices = [i for i in range(prompts) for _ in seeds]
     dataset.prepare(indices)
-    return FixedSamples(
-        dataset=dataset, sampling=sampling, shape=shape, indices=indices, seeds=seeds * prompts, at_once=at_once
-    )
+    return FixedSamples(dataset=dataset, indices=indices, seeds=seeds * prompts, **how)
 
 
 def note_of(comparison: Comparison, sampling: Sampling, size: str) -> str:
@@ -68,7 +64,9 @@ def note_of(comparison: Comparison, sampling: Sampling, size: str) -> str:
     prompts = plural(len(comparison.prompts), "prompt")
     made = f"{prompts} x {plural(len(comparison.seeds), 'seed')}, {size}"
     steps = plural(sampling.steps, "step")
-    return f"{made}; {sampling.sampler_name}, {sampling.scheduler}, {steps}, guidance {sampling.guidance:g}."
+    guidance = "" if sampling.guidance is None else f", guidance {sampling.guidance:g}"
+    cfg = "" if sampling.cfg == 1 else f", cfg {sampling.cfg:g}"
+    return f"{made}; {sampling.sampler_name}, {sampling.scheduler}, {steps}{guidance}{cfg}."
 
 
 class Compare(io.ComfyNode):
@@ -101,7 +99,10 @@ class Compare(io.ComfyNode):
                     control_after_generate=False,
                     tooltip="The seed of each prompt's first picture; the next one has the next seed.",
                 ),
-                guidance_input("guidance", GUIDANCE, "The FLUX guidance that you sample with."),
+                *guidance_inputs(
+                    "The distilled guidance that you sample with. -1 is the model's own, which is 3.5 for FLUX.1-dev.",
+                    "The classifier-free guidance that you sample with; it needs negative. 1 is none.",
+                ),
                 io.Int.Input(
                     "at_once",
                     default=1,
@@ -109,6 +110,7 @@ class Compare(io.ComfyNode):
                     max=1024,
                     tooltip="How many pictures share a forward; more is faster and needs more memory.",
                 ),
+                negative_input(),
                 PreviewsType.Input(
                     "previews",
                     optional=True,
@@ -148,7 +150,9 @@ class Compare(io.ComfyNode):
         seeds: int,
         seed: int,
         guidance: float,
+        cfg: float,
         at_once: int,
+        negative: list | None,
         previews: PreviewSettings | None,
         reward: Reward | None,
         objective: Objective | None,
@@ -164,9 +168,11 @@ class Compare(io.ComfyNode):
         width = previews.width or width
         height = previews.height or height
         numbers = list(previews.seeds) or [seed + i for i in range(seeds)]
-        sampling = previews.sampled_with(guidance)
+        sampling = replace(previews.sampling, guidance=asked_guidance(guidance), cfg=cfg)
         shape = latent_shape(model_before, width, height)
-        samples = fixed_samples(dataset, prompts, numbers, sampling=sampling, shape=shape, at_once=at_once)
+        samples = fixed_samples(
+            dataset, prompts, numbers, sampling=sampling, shape=shape, negative=negative, at_once=at_once
+        )
         decoded_and_scored = len(samples.indices) * (2 if reward is None else 4)
         on_progress = Progress(2 * samples.work + decoded_and_scored)
         latents = [samples.sample(model, on_progress) for model in (model_before, model_after)]

@@ -13,7 +13,7 @@ from .host.sampling import Sampling
 
 SIDE = 720  # of pictures, as published
 LEAST_SIDE = 16
-GUIDANCE = 3.5  # what FLUX is usually sampled with
+OWN_GUIDANCE = -1.0  # that of the conditioning, or the model's own
 
 Kind = TypeVar("Kind")
 
@@ -103,5 +103,28 @@ def sampler_inputs() -> list:
     ]
 
 
-def guidance_input(name: str, default: float, tooltip: str) -> io.Float.Input:
-    return io.Float.Input(name, default=default, min=0.0, max=100.0, step=0.1, tooltip=tooltip)
+def guidance_inputs(guidance: str, cfg: str) -> list:
+    """guidance, cfg: the tooltips, of which the rest is the same everywhere."""
+    return [
+        io.Float.Input(
+            "guidance", default=OWN_GUIDANCE, min=OWN_GUIDANCE, max=100.0, step=0.1, round=False, tooltip=guidance
+        ),
+        cfg_input(cfg),
+    ]
+
+
+def cfg_input(tooltip: str) -> io.Float.Input:
+    return io.Float.Input("cfg", default=Sampling.cfg, min=0.0, max=100.0, step=0.1, round=False, tooltip=tooltip)
+
+
+def negative_input() -> io.Conditioning.Input:
+    return io.Conditioning.Input(
+        "negative",
+        optional=True,
+        tooltip="The prompt to guide away from where a cfg is not 1: an empty one, or what you don't want.",
+    )
+
+
+def asked_guidance(guidance: float) -> float | None:
+    """That of a widget; None where it leaves the guidance to the conditioning and the model."""
+    return None if guidance < 0 else guidance

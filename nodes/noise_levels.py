@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from comfy_api.latest import io
 
@@ -11,15 +12,32 @@ from ..srpo_core.run.draws import Batching
 from .checked import answer_of, checked
 from .sockets import CATEGORY, NoiseLevelsType
 
+if TYPE_CHECKING:
+    from comfy.model_patcher import ModelPatcher
+
 DEFAULT = Window()
+SHARE = "noise share"
+SCHEDULE = "schedule"
 
 
 @dataclass(frozen=True, kw_only=True)
 class NoiseLevels:
-    """The trained window of sigmas, and whether the prompts of an update share one noise."""
+    """The trained window, and whether the prompts of an update share one noise.
 
-    window: Window = DEFAULT
+    window: in shares of noise, or in parts of the MODEL's own schedule; None is the preset of the MODEL.
+    """
+
+    window: Window | None = None
+    of_schedule: bool = False
     shared_noise: bool = Batching.shared_noise
+
+    def window_of(self, model: ModelPatcher) -> Window:
+        """In shares of noise. Raises ValueError for what is noisier than the MODEL's noisiest state."""
+        from .host.windows import checked_window, preset_window, scheduled
+
+        if self.window is None:
+            return preset_window(model)
+        return scheduled(model, self.window) if self.of_schedule else checked_window(model, self.window)
 
 
 class NoiseLevelsNode(io.ComfyNode):
@@ -30,7 +48,8 @@ class NoiseLevelsNode(io.ComfyNode):
             display_name="SRPO Noise Levels",
             category=CATEGORY,
             description="Which noise levels are trained. High noise decides layout and look, low noise colour and "
-            "detail. Without this node they are the published ones.",
+            "detail. Without this node they are the published ones for FLUX, and for other models the same part of "
+            "their schedule.",
             search_aliases=["sigmas", "timesteps", "noise window", "srpo"],
             inputs=[
                 io.Float.Input(
@@ -52,6 +71,14 @@ class NoiseLevelsNode(io.ComfyNode):
                     tooltip="The least noisy level that is trained. Low noise decides colour and detail, and is easily "
                     "hacked.",
                 ),
+                io.Combo.Input(
+                    "measured_in",
+                    options=[SHARE, SCHEDULE],
+                    default=SHARE,
+                    tooltip="What both numbers are. noise share: how much of a state is noise, which means the same to "
+                    "every model; it is the sigma of FLUX. schedule: how much of the model's own schedule is still to "
+                    "come, with the shift that it carries; 0.9 to 0.5 is steps 5 to 25 of 50.",
+                ),
                 io.Boolean.Input(
                     "shared_noise",
                     default=Batching.shared_noise,
@@ -72,9 +99,9 @@ class NoiseLevelsNode(io.ComfyNode):
 
     @classmethod
     @checked
-    def execute(cls, sigma_max: float, sigma_min: float, shared_noise: bool) -> io.NodeOutput:
+    def execute(cls, sigma_max: float, sigma_min: float, measured_in: str, shared_noise: bool) -> io.NodeOutput:
         window = Window(sigma_max=sigma_max, sigma_min=sigma_min)
-        return io.NodeOutput(NoiseLevels(window=window, shared_noise=shared_noise))
+        return io.NodeOutput(NoiseLevels(window=window, of_schedule=measured_in == SCHEDULE, shared_noise=shared_noise))
 
 
 def check_window(sigma_max: float | None = None, sigma_min: float | None = None):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -37,7 +37,7 @@ class PreviewSettings:
     dataset: whose prompts they are, from the first; None: the one that is trained on, or compared with. every: updates
     between two pictures. count: of samples. seeds: theirs, taken around again where there are fewer; none: some that
     training never draws. width, height: in pixels; 0 is that of the node that shows them. sampling: but for the
-    guidance, which is that node's too.
+    guidance and cfg, which are that node's too.
     """
 
     dataset: Dataset | None = None
@@ -51,9 +51,6 @@ class PreviewSettings:
     def __post_init__(self):
         check_own_side("width", self.width)
         check_own_side("height", self.height)
-
-    def sampled_with(self, guidance: float) -> Sampling:
-        return replace(self.sampling, guidance=guidance)
 
 
 class PreviewsNode(io.ComfyNode):
@@ -107,7 +104,7 @@ class PreviewsNode(io.ComfyNode):
     @classmethod
     @checked
     def execute(cls, seeds: str, **inputs: Any) -> io.NodeOutput:
-        sampling = settings_of(Sampling, inputs, guidance=Sampling.guidance)
+        sampling = settings_of(Sampling, inputs, guidance=Sampling.guidance, cfg=Sampling.cfg)
         return io.NodeOutput(settings_of(PreviewSettings, inputs, seeds=parse_seeds(seeds), sampling=sampling))
 
 

@@ -17,6 +17,7 @@ from ..srpo_core.report.sweep_picture import draw_sweep
 from ..srpo_core.rewards import Reward
 from .checked import checked
 from .host.progress import Progress, show_text
+from .inputs import cfg_input, negative_input
 from .noise_levels import NoiseLevels
 from .outputs import preview
 from .sockets import CATEGORY, NoiseLevelsType, ObjectiveType, RewardModelType
@@ -107,6 +108,8 @@ class RecoverySweep(io.ComfyNode):
                     tooltip="Whether the loss is also brought back to the latents, as training does. It takes "
                     "about as long again.",
                 ),
+                cfg_input("The classifier-free guidance that you sample with; it needs negative. 1 is none."),
+                negative_input(),
                 RewardModelType.Input("reward", optional=True, tooltip="The reward model; without it only pictures."),
                 ObjectiveType.Input(
                     "objective", optional=True, tooltip="The words and strengths; without it the published ones."
@@ -137,6 +140,8 @@ class RecoverySweep(io.ComfyNode):
         count: int,
         seed: int,
         gradient: bool,
+        cfg: float,
+        negative: list | None,
         reward: Reward | None,
         objective: Objective | None,
         levels: NoiseLevels | None,
@@ -153,12 +158,12 @@ class RecoverySweep(io.ComfyNode):
         with torch.inference_mode(False):
             x0, noise = first_picture(model, latent, seed)
             sweep = make_sweep(
-                HostFlow(model),
+                HostFlow(model, cfg=cfg, negative=negative),
                 HostDecoder(vae, model),
                 x0,
                 noise,
                 cond=positive,
-                window=(levels or NoiseLevels()).window,
+                window=(levels or NoiseLevels()).window_of(model),
                 count=count,
                 question=question,
                 gradient=gradient,

@@ -10,7 +10,7 @@ from comfy_api.latest import io
 from ..srpo_core.run.draws import Batching
 from .checked import checked
 from .host.sampling import Sampling
-from .inputs import check_own_side, guidance_input, own_size_inputs, sampler_inputs, settings_of
+from .inputs import asked_guidance, check_own_side, guidance_inputs, own_size_inputs, sampler_inputs, settings_of
 from .sockets import CATEGORY, RolloutsType
 
 
@@ -44,10 +44,11 @@ class RolloutsNode(io.ComfyNode):
             search_aliases=["sampler", "rollout steps", "faster training", "srpo"],
             inputs=[
                 *sampler_inputs(),
-                guidance_input(
-                    "guidance",
-                    Sampling.guidance,
-                    "The FLUX guidance of the rollouts: 1 as published with HPS, 2 with PickScore.",
+                *guidance_inputs(
+                    "The distilled guidance of the rollouts, of FLUX.1-dev and models like it: 1 as published with "
+                    "HPS, 2 with PickScore. -1 is what is published for the model, or its own.",
+                    "The classifier-free guidance of the rollouts, for models that are sampled so, such as Qwen-Image "
+                    "and SD3.5. It needs negative on SRPO Train, and asks the model twice. 1 is none.",
                 ),
                 *own_size_inputs("SRPO Train"),
                 io.Int.Input(
@@ -73,4 +74,6 @@ class RolloutsNode(io.ComfyNode):
     @classmethod
     @checked
     def execute(cls, **inputs: Any) -> io.NodeOutput:
-        return io.NodeOutput(settings_of(Rollouts, inputs, sampling=settings_of(Sampling, inputs)))
+        guidance = asked_guidance(inputs["guidance"])
+        sampling = settings_of(Sampling, inputs, guidance=guidance)
+        return io.NodeOutput(settings_of(Rollouts, inputs, sampling=sampling))

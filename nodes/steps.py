@@ -21,7 +21,7 @@ from ..srpo_core.seeds import derived_seed
 from .checked import checked
 from .file_metadata import taught_by
 from .host.progress import show_text
-from .inputs import reward_name, weighing_inputs
+from .inputs import cfg_input, negative_input, reward_name, weighing_inputs
 from .noise_levels import NoiseLevels
 from .open_run import OpenRun
 from .open_runs import run_of
@@ -107,7 +107,7 @@ class NoisePriorInject(io.ComfyNode):
             x0 = latent_in(model, at_least_fp32(samples.clone()))
             prior = noise.generate_noise(latent).to(x0)
             seeds = sample_seeds(noise, len(x0))
-            window = (levels or NoiseLevels()).window
+            window = (levels or NoiseLevels()).window_of(model)
             branches = window.branches([position or draw_position(seeds[0])] * len(x0))
             noised = Noised(x0, prior, branches, seeds)
             start = latent_out(model, inject(x0, prior, branches[0].sigma_in))
@@ -129,6 +129,8 @@ class OneStepRecover(io.ComfyNode):
                 io.Model.Input("model", tooltip="The MODEL of SRPO Trainer, to train; any flow model, to look."),
                 io.Conditioning.Input("positive", tooltip="The prompt, with FluxGuidance (3.5 as published)."),
                 NoisedType.Input("noised", tooltip="The noised latents of Noise-Prior Inject."),
+                cfg_input("The classifier-free guidance that you sample with; it needs negative. 1 is none."),
+                negative_input(),
             ],
             outputs=[
                 RecoveredType.Output(display_name="recovered", tooltip="Both branches, for SRPO Reward."),
@@ -139,11 +141,13 @@ class OneStepRecover(io.ComfyNode):
 
     @classmethod
     @checked
-    def execute(cls, model: ModelPatcher, positive: list, noised: Noised) -> io.NodeOutput:
+    def execute(
+        cls, model: ModelPatcher, positive: list, noised: Noised, cfg: float, negative: list | None
+    ) -> io.NodeOutput:
         from .host.flow_model import HostFlow
         from .host.patcher.carried import latent_out
 
-        flow = HostFlow(model)
+        flow = HostFlow(model, cfg=cfg, negative=negative)
         opened = run_of(model)
         if opened:
             branch = noised.branches[0]

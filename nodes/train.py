@@ -10,7 +10,7 @@ from ..srpo_core.pictures import to_tensor
 from ..srpo_core.run.work import WorkPlan, work_of
 from .checked import checked
 from .host.workflow import workflow_of
-from .inputs import GUIDANCE, guidance_input, size_inputs
+from .inputs import asked_guidance, guidance_inputs, negative_input, size_inputs
 from .memory import memory_input
 from .noise_levels import NoiseLevels
 from .open_run import OpenRun
@@ -79,12 +79,14 @@ class TrainNode(io.ComfyNode):
                     control_after_generate=False,
                     tooltip="The seed of noise, noise levels and the order of prompts.",
                 ),
-                guidance_input(
-                    "guidance",
-                    GUIDANCE,
-                    "The FLUX guidance of the trained step and of the previews: what you will sample with.",
+                *guidance_inputs(
+                    "The distilled guidance of the trained step and of the previews, for FLUX.1-dev and models like "
+                    "it: what you will sample with. -1 is the model's own, which is 3.5 for FLUX.1-dev.",
+                    "The classifier-free guidance of the trained step and of the previews, for models that are sampled "
+                    "so: what you will sample with. It needs negative, and asks the model twice. 1 is none.",
                 ),
                 memory_input(),
+                negative_input(),
                 RolloutsType.Input(
                     "rollouts", optional=True, tooltip="How the trained pictures are made: sampler, steps, size."
                 ),
@@ -125,6 +127,7 @@ class TrainNode(io.ComfyNode):
         watch: Watch | None,
         previews: PreviewSettings | None,
         more_rewards: list | None,
+        guidance: float,
         **others: Any,
     ) -> io.NodeOutput:
         inputs = TrainInputs(
@@ -133,6 +136,7 @@ class TrainNode(io.ComfyNode):
             watch=watch or Watch(),
             previews=previews or PreviewSettings(),
             more_rewards=more_rewards or [],
+            guidance=asked_guidance(guidance),
             **others,
         )
         node = cls.hidden.unique_id

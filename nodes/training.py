@@ -8,10 +8,11 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from ..srpo_core.algorithm.objective import Objective
-from ..srpo_core.algorithm.protocols import Dataset, PhotoDataset
+from ..srpo_core.algorithm.protocols import Dataset, PhotoDataset, Shape
 from ..srpo_core.algorithm.terms import Term, combine
-from ..srpo_core.data.photo_latents import Shape
+from ..srpo_core.language import say
 from ..srpo_core.rewards import Reward
+from ..srpo_core.run.batch_check import held_against_singles
 from ..srpo_core.run.draws import Batching, cond_of, draws_of
 from ..srpo_core.run.loop import prepare_data
 from ..srpo_core.run.training import Training
@@ -46,7 +47,9 @@ class TrainInputs:
     height: int
     batch: int
     seed: int
-    guidance: float
+    guidance: float | None
+    cfg: float
+    negative: list | None
     memory: Mapping[str, Any]
     rollouts: Rollouts
     levels: NoiseLevels
@@ -55,8 +58,8 @@ class TrainInputs:
     more_rewards: list[Term]
     gradient_vae: VAE | None
 
-    def latent_shape(self, model: ModelPatcher, own: Rollouts | PreviewSettings) -> tuple[int, int, int]:
-        """(C, H, W) of rollouts or previews, which may have a size of their own. Raises ValueError, saying whose."""
+    def latent_shape(self, model: ModelPatcher, own: Rollouts | PreviewSettings) -> Shape:
+        """That of rollouts or previews, which may have a size of their own. Raises ValueError, saying whose."""
         from .host.flow_model import latent_shape
 
         try:
@@ -99,6 +102,7 @@ def training_of(opened: OpenRun, inputs: TrainInputs, node: str) -> tuple[Traini
         cond=cond_of(draws_of(first, batching, dataset, photos)[:1]),  # which is encoded; another prompt may not be
         shape=largest_shape(batching.shape, dataset, photos),
         batch=batching.batch,
+        asked_twice=inputs.cfg != 1,
     )
     plan = plan_memory(node, inputs.memory, workload)
     training = Training(
@@ -107,11 +111,18 @@ def training_of(opened: OpenRun, inputs: TrainInputs, node: str) -> tuple[Traini
         terms=terms,
         dataset=dataset,
         batching=replace(batching, at_once=plan.use.at_once, sampled_at_once=plan.use.sampled_at_once),
-        window=inputs.levels.window,
+        window=inputs.levels.window_of(model),
         photos=photos,
         guard=inputs.watch.guard,
     )
-    return training, plan.text
+    training, reason = held_against_singles(training, first, opened.run.checked)
+    if reason is None:
+        return training, plan.text
+    alone = say(
+        "Pictures go through this model one at a time: two together do not come out as each alone, {reason}.",
+        reason=reason,
+    )
+    return training, " ".join(filter(None, [plan.text, alone]))
 
 
 def largest_shape(rolled_out: Shape, dataset: Dataset, photos: PhotoDataset | None) -> Shape:
@@ -136,11 +147,23 @@ def parts_of(dataset: Dataset, model: ModelPatcher) -> tuple[Dataset, PhotoDatas
 def flow_of(model: ModelPatcher, inputs: TrainInputs, plan: MemoryPlan) -> HostFlow:
     """The model as it is sampled and trained, in the memory that is planned for it."""
     from .host.flow_model import BlockSettings, HostFlow
+    from .host.presets import preset_of
 
     use = plan.use
     compiled = inputs.memory.get("compile_blocks", False)
     blocks = BlockSettings(kept_blocks=use.kept_blocks, offload=use.offload, compiled=compiled)
-    return HostFlow(model, inputs.rollouts.sampling, inputs.guidance, blocks=blocks, working=plan.working)
+    sampling = inputs.rollouts.sampling
+    if sampling.guidance is None:
+        sampling = replace(sampling, guidance=preset_of(model).rollout_guidance)
+    return HostFlow(
+        model,
+        sampling,
+        inputs.guidance,
+        cfg=inputs.cfg,
+        negative=inputs.negative,
+        blocks=blocks,
+        working=plan.working,
+    )
 
 
 def samples_of(inputs: TrainInputs, training: Training, model: ModelPatcher) -> FixedSamples:
@@ -151,7 +174,8 @@ def samples_of(inputs: TrainInputs, training: Training, model: ModelPatcher) -> 
     dataset = previews.dataset or training.dataset
     return FixedSamples(
         dataset=dataset,
-        sampling=previews.sampled_with(inputs.guidance),
+        sampling=replace(previews.sampling, guidance=inputs.guidance, cfg=inputs.cfg),
+        negative=inputs.negative,
         shape=inputs.latent_shape(model, previews),
         indices=previewed(dataset, previews.count),
         seeds=seeds_of(previews.seeds, previews.count),

@@ -23,6 +23,7 @@ LONGEST = (
     "test_browser",
     "test_flux_workflows",
     "test_host_compile",
+    "test_models",
     "test_host_failures",
     "test_host_fitting",
     "test_host_bases",

@@ -3,27 +3,29 @@
 import contextlib
 import logging
 from collections.abc import Callable, Iterator
+from copy import copy
 from functools import partial
 from typing import Any
 
 import comfy.model_management
 import torch
 import torch.nn.functional as F
+from comfy.latent_formats import LatentFormat
 from comfy.model_patcher import ModelPatcher
 from comfy.sd import VAE
 from comfy.taesd.taesd import TAESD
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ...srpo_core.algorithm.protocols import Pullback
+from ...srpo_core.algorithm.protocols import Pullback, Shape
 from ...srpo_core.algorithm.scaling import pulled
 from ...srpo_core.run.memory import GB, LiveBytes
-from .fitting import check_model
+from .fitting import check_model, token_side
 from .gradients.differentiable import BlockSettings, Differentiable
 from .gradients.frozen import is_norm
 from .gradients.strips import NormSiluConv
 from .patcher.forwards import replaced_forwards
-from .patcher.loading import load
+from .patcher.loading import load, own
 from .without_content import without_content
 
 log = logging.getLogger(__name__)
@@ -45,13 +47,16 @@ class HostDecoder:
         self._frugal = True
         self._made: dict[bool, tuple[dict[nn.Module, Callable], Differentiable]] = {}
         check_model(patcher)
-        self.latent_format = patcher.get_model_object("latent_format")
-        if vae.latent_dim != 2 or vae.latent_channels != self.latent_format.latent_channels:
+        self._token_side = token_side(patcher)
+        self.latent_format = _own_format(patcher.get_model_object("latent_format"))
+        has = (vae.latent_channels, vae.latent_dim)
+        takes = (self.latent_format.latent_channels, self.latent_format.latent_dimensions)
+        if has != takes:
             raise ValueError(
-                f"This VAE has {vae.latent_channels} latent channels in {vae.latent_dim} dimensions, and "
-                f"{type(patcher.model).__name__} has {self.latent_format.latent_channels} in 2: load the VAE that "
-                "belongs to this model."
+                f"This VAE has {has[0]} latent channels in {has[1]} dimensions, and {type(patcher.model).__name__} has "
+                f"{takes[0]} in {takes[1]}: load the VAE that belongs to this model."
             )
+        self._contrast, self._brightness = _range_of(vae)
 
     def decode(self, latent: Tensor) -> Pullback:
         """See Decoder. Out of memory, it and the way back raise torch.OutOfMemoryError that says which size fits."""
@@ -86,7 +91,10 @@ class HostDecoder:
 
     def _image(self, latent: Tensor) -> Tensor:
         raw = self.latent_format.process_out(latent).to(self.vae.device, self.vae.vae_dtype)
-        return self.vae.first_stage_model.decode(raw).float() / 2 + 0.5
+        images = self.vae.first_stage_model.decode(raw).float()
+        if images.ndim == 5:
+            images = images[:, :, 0]  # the first of the frames that a latent's first one makes
+        return images * self._contrast + self._brightness
 
     def _hold_against_the_host(self):
         """Once: a newer host's blocks may be others than those that the frugal forwards were written for."""
@@ -123,25 +131,61 @@ class HostDecoder:
 
     def _what_fits(self, shape: tuple[int, ...], free: int) -> str:
         count = shape[0]
-        ratio = self.vae.upscale_ratio
+        ratio = self.vae.spacial_compression_decode()
         peak = self.memory(shape)[0]
         height, width = (ratio * side for side in shape[-2:])
         scale = min(1.0, count * free / peak) ** 0.5  # of each side, for one picture alone
-        while (fits := _scaled(shape, scale)) != (2, 2) and self.memory((1, shape[1], *fits))[0] > free:
+        least = (self._token_side,) * 2
+        fits = scaled(shape, scale, self._token_side)
+        while fits != least and self.memory((1, *shape[1:-2], *fits))[0] > free:
             scale *= 0.95
+            fits = scaled(shape, scale, self._token_side)
         advice = ["free memory"]
-        if fits != (2, 2):
+        if fits != least:
             advice.insert(0, f"set at_once to 1 and the size to {ratio * fits[1]}x{ratio * fits[0]}")
-        if (tiny := self.latent_format.taesd_decoder_name) and not isinstance(self.vae.first_stage_model, TAESD):
-            advice.append(f"use a tiny VAE ({tiny.removesuffix('_decoder').upper()}) here")
+        if tiny := tiny_vae(self.latent_format, self.vae):
+            advice.append(f"use a tiny VAE ({tiny}) here")
         return (
             f"Out of memory: decoding {count} of {width}x{height} with gradient takes {peak / GB:.1f} GB beside the "
             f"VAE's weights, and {free / GB:.1f} GB were free. Either {', or '.join(advice)}."
         )
 
 
-def _scaled(shape: tuple[int, ...], scale: float) -> tuple[int, int]:
-    return tuple(max(2, int(scale * side) // 2 * 2) for side in shape[-2:])
+def _own_format(latent_format: LatentFormat) -> LatentFormat:
+    """The same, with means and deviations that autograd can compute with, whenever the host made them."""
+    latent_format = copy(latent_format)
+    for name, value in vars(latent_format).items():
+        if torch.is_tensor(value):
+            setattr(latent_format, name, own(value))
+    return latent_format
+
+
+def _range_of(vae: VAE) -> tuple[float, float]:
+    """Factor and addend that bring what the VAE's decoder gives to [0, 1], as the host does, which clamps, too."""
+    low, middle, high = vae.process_output(torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64)).tolist()
+    factor = 2 * (high - low)
+    if abs(low + high - 2 * middle) > 1e-9 or factor <= 0:
+        raise ValueError(
+            f"This VAE ({type(vae.first_stage_model).__name__}) changes its pictures after decoding in a way through "
+            "which no gradient is known: load the VAE that was published with the model."
+        )
+    return factor, middle - factor / 2
+
+
+def tiny_vae(latent_format: LatentFormat, vae: VAE) -> str | None:
+    """The name of the tiny VAE for latents of pictures, if there is one, and this is none.
+
+    Those of videos decode in pieces, through which only a part of the gradient passes.
+    """
+    if latent_format.latent_dimensions != 2 or isinstance(vae.first_stage_model, TAESD):
+        return None
+    name = latent_format.taesd_decoder_name
+    return name and name.removesuffix("_decoder").upper()
+
+
+def scaled(shape: Shape, scale: float, multiple: int) -> tuple[int, int]:
+    """Height and width of smaller latents, whole tokens of `multiple` places a side."""
+    return tuple(max(multiple, int(scale * side) // multiple * multiple) for side in shape[-2:])
 
 
 def frugal_forwards(model: nn.Module, checkpointing: bool) -> dict[nn.Module, Callable]:

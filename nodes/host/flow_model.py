@@ -10,14 +10,22 @@ import comfy.samplers
 import node_helpers
 import torch
 from comfy.model_patcher import ModelPatcher
-from torch import Tensor, nn
+from torch import Tensor
 from torch._dynamo.exc import TorchDynamoException
 
 from ...srpo_core.algorithm import scaling as scaled
 from ...srpo_core.algorithm.direct_align import at_least_fp32
 from ...srpo_core.algorithm.protocols import Pullback
 from .adapters.readable import adapter_of, without_adapter
-from .fitting import check_conditioning, check_latent, check_model, names_other_text_encoders
+from .fitting import (
+    check_conditioning,
+    check_latent,
+    check_model,
+    forget_prompts,
+    names_other_text_encoders,
+    names_what_writes,
+    token_side,
+)
 from .gradients.attention import quickest
 from .gradients.compiled import is_compiled, or_uncompiled
 from .gradients.differentiable import USUAL_BLOCKS, BlockSettings, Differentiable, in_training
@@ -29,17 +37,18 @@ from .patcher.carried import as_carried, latent_in, signature, structure_of
 from .patcher.loading import load, own
 from .sampling import Sampling
 
-LEAST_SIGMA = 1e-3  # at which a model is asked: at 0, where a window may end, a velocity would be 0 / 0
+LEAST_SHARE = 1e-3  # of noise, at which a model is asked: at 0, where a window may end, a velocity would be 0 / 0
 
 
 class HostFlow:
     """A MODEL of the host; its adapter, if SRPO Trainer gave it one, is what gradients reach.
 
-    guidance: of the differentiated step; None leaves it to the conditioning.
+    guidance, cfg: of the differentiated step; see Sampling.
+    negative: the conditioning that classifier-free guidance leads away from.
     blocks: how the model's blocks run in it.
     working: bytes of the device that the host leaves free of weights for that step; None: as for a sampler's.
     on_step: called after each step of a sampler, and each trained step, with its number of pictures.
-    Raises ValueError for a model that `check_model` refuses.
+    Raises ValueError for a model that `check_model` refuses, and for a cfg without a negative conditioning.
     """
 
     def __init__(
@@ -48,13 +57,19 @@ class HostFlow:
         sampling: Sampling | None = None,
         guidance: float | None = None,
         *,
+        cfg: float = 1.0,
+        negative: list | None = None,
         blocks: BlockSettings = USUAL_BLOCKS,
         working: int | None = None,
     ):
-        check_model(patcher)
+        for asked in (cfg, sampling.cfg if sampling else 1.0):
+            check_negative(asked, negative)
+        self.process = check_model(patcher)
         self.patcher = patcher
         self.sampling = sampling
         self.guidance = guidance
+        self.cfg = cfg
+        self.negative = negative
         self.working = working
         self.on_step: Callable[[int], None] = lambda pictures: None
         adapter = adapter_of(patcher)
@@ -67,7 +82,7 @@ class HostFlow:
 
     def velocity(self, x: Tensor, sigma: Tensor, cond: list) -> Pullback:
         self._check(x, cond)
-        guests = has_guests(self.patcher, cond, KEY)
+        guests = has_guests(self.patcher, [*cond, *(self.negative or [])], KEY)
         value = self._velocity(x, sigma, cond, guests=guests)
         if self.parameters and not value.requires_grad:
             raise ValueError(
@@ -102,7 +117,7 @@ class HostFlow:
             self._backward(output, gradient)
 
     def _backward(self, output: Tensor, gradient: Tensor):
-        with self._whole_or_not_at_all():
+        with self._whole_or_not_at_all(), names_what_writes(self.patcher):
             scaled.backward(output, gradient, self.parameters.values())
 
     def _attention(self) -> contextlib.AbstractContextManager:
@@ -155,7 +170,8 @@ class HostFlow:
         return types == {torch.float32} and all(map(is_stored_plainly, model.modules()))
 
     def signature(self, cond: list) -> Hashable:
-        return signature(self.patcher, ignore=KEY), structure_of(cond), self.differentiable.settings
+        conds = structure_of(cond), structure_of(self.negative or []), self.cfg
+        return signature(self.patcher, ignore=KEY), conds, self.differentiable.settings
 
     def frozen_velocity(self, x: Tensor, sigma: Tensor, cond: list) -> Tensor:
         return or_uncompiled(
@@ -168,15 +184,15 @@ class HostFlow:
         model_sampling = self.patcher.get_model_object("model_sampling")
         sigmas = comfy.samplers.calculate_sigmas(model_sampling, sampling.scheduler, sampling.steps)
         sampler = comfy.samplers.sampler_object(sampling.sampler_name)
-        cond = with_guidance(cond, sampling.guidance)
 
         def told(*_: Any):
             self.on_step(len(noise))
 
         @torch.inference_mode()  # see loading.py
         def sample() -> Tensor:
+            forget_prompts(self.patcher)
             latent = torch.zeros_like(noise)
-            guider = _guider(self.patcher, cond)
+            guider = self._guider(self.patcher, cond, sampling.guidance, sampling.cfg)
             if self.differentiable.settings.compiled:  # if all is loaded, which the sampler would do later
                 load(self.patcher, self.patcher.memory_required(noise.shape))
             plain = self.differentiable.plain(self.patcher)
@@ -222,46 +238,62 @@ class HostFlow:
     def ask(
         self, sampler: OneStep, x: Tensor, sigma: Tensor, cond: list, *, patcher: ModelPatcher | None = None
     ) -> Tensor:
-        """The velocity (B, C, H, W) by this sampler, of the MODEL or of another `patcher` of its model."""
+        """The velocity (B, C, ...) by this sampler, of the MODEL or of another `patcher` of its model.
+
+        The core speaks of flows: of x at a share of noise.
+        """
         patcher = patcher or self.patcher
-        sampler.sigma = sigma.float().clamp(min=LEAST_SIGMA)
+        forget_prompts(patcher)
+        sampler.share = sigma.float().clamp(min=LEAST_SHARE)
+        sampler.process = self.process
         ends = torch.stack([sampler.sigma.max(), sampler.sigma.new_zeros(())])
         with torch.inference_mode(), self._attention(), names_other_text_encoders(patcher, cond):  # see loading.py
-            _guider(patcher, with_guidance(cond, self.guidance)).sample(x, torch.zeros_like(x), sampler, ends)
+            guider = self._guider(patcher, cond, self.guidance, self.cfg)
+            guider.sample(x, torch.zeros_like(x), sampler, ends)
         return sampler.velocity
+
+    def _guider(
+        self, patcher: ModelPatcher, positive: list, guidance: float | None, cfg: float
+    ) -> comfy.samplers.CFGGuider:
+        guider = comfy.samplers.CFGGuider(patcher)
+        conds = {"positive": positive} | ({} if cfg == 1 else {"negative": self.negative})
+        guider.inner_set_conds({name: with_guidance(cond, guidance) for name, cond in conds.items()})
+        guider.set_cfg(cfg)
+        return guider
 
     def _check(self, x: Tensor, cond: list):
         check_latent(self.patcher, x)
-        check_conditioning(self.patcher, cond)
+        for each in (cond, *filter(None, [self.negative])):
+            check_conditioning(self.patcher, each)
 
 
-def _guider(patcher: ModelPatcher, positive: list) -> comfy.samplers.CFGGuider:
-    guider = comfy.samplers.CFGGuider(patcher)
-    guider.inner_set_conds({"positive": positive})
-    return guider
+def check_negative(cfg: float, negative: list | None):
+    """Raises ValueError for classifier-free guidance with nothing to guide away from."""
+    if cfg != 1 and negative is None:
+        raise ValueError(
+            f"cfg is {cfg:g}, and there is no conditioning to guide away from: connect negative (CLIP Text Encode, of "
+            "an empty prompt or of what you don't want), or set cfg to 1."
+        )
 
 
 def with_guidance(cond: list, guidance: float | None) -> list:
     return cond if guidance is None else node_helpers.conditioning_set_values(cond, {"guidance": guidance})
 
 
-def latent_shape(patcher: ModelPatcher, width: int, height: int) -> tuple[int, int, int]:
-    """(C, H, W) of the model's latents of a picture of this size. Raises ValueError for a size that doesn't fit."""
+def latent_shape(patcher: ModelPatcher, width: int, height: int) -> tuple[int, ...]:
+    """(C, H, W) of the model's latents of a picture of this size, (C, 1, H, W) of those of one frame of a video.
+
+    Raises ValueError for a size that doesn't fit.
+    """
     check_model(patcher)
     latent_format = patcher.get_model_object("latent_format")
     ratio = latent_format.spacial_downscale_ratio
-    multiple = ratio * _patch_size(patcher.get_model_object("diffusion_model"))
+    multiple = ratio * token_side(patcher)
     if width % multiple or height % multiple:
         fitting = [max(multiple, round(side / multiple) * multiple) for side in (width, height)]
         raise ValueError(
             f"The size is {width}x{height}, and {type(patcher.model).__name__} takes multiples of {multiple}: choose "
             f"{fitting[0]}x{fitting[1]}."
         )
-    return latent_format.latent_channels, height // ratio, width // ratio
-
-
-def _patch_size(network: nn.Module) -> int:
-    """How many places of a latent, in each direction, are one token; 2, the most usual, where it is not said."""
-    sizes = getattr(network, "patch_size", 2)
-    sizes = tuple(sizes)[-2:] if isinstance(sizes, (tuple, list)) else (sizes,)
-    return max(sizes) if all(isinstance(size, int) for size in sizes) else 2
+    frames = (1,) * (latent_format.latent_dimensions - 2)
+    return latent_format.latent_channels, *frames, height // ratio, width // ratio

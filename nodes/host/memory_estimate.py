@@ -20,6 +20,7 @@ from comfy.sd import VAE
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
+from ...srpo_core.algorithm.protocols import Shape
 from ...srpo_core.rewards.protocol import Reward, TowerReward, reads_text
 from ...srpo_core.run.memory import (
     BlockBytes,
@@ -44,16 +45,17 @@ class Workload:
     """What an update of a run computes with.
 
     model: the MODEL of SRPO Trainer. vae: the VAE whose gradient is taken. rewards: their image towers count.
-    cond: the CONDITIONING of one prompt, which stands for all. shape: (C, H, W) of latents. batch: pictures of an
-    update.
+    cond: the CONDITIONING of one prompt, which stands for all. shape: of latents. batch: pictures of an update.
+    asked_twice: classifier-free guidance asks the MODEL for the negative conditioning, too, in the same forward.
     """
 
     model: ModelPatcher
     vae: VAE
     rewards: Sequence[Reward]
     cond: list
-    shape: tuple[int, int, int]
+    shape: Shape
     batch: int = 1
+    asked_twice: bool = False
 
 
 @torch.inference_mode(False)
@@ -76,13 +78,14 @@ def estimate(workload: Workload, at_once: int, settings: BlockSettings = USUAL_B
     step = copied + (2 * max(sizes) if on_cpu else 0)
     image = 0
     picture = 0
-    rollout, branch, graph = _flow(patcher, x, workload.cond, settings)
+    asked = torch.cat([x, x]) if workload.asked_twice else x
+    rollout, branch, graph = _flow(patcher, asked, workload.cond, settings)
     needs = {
         "rollout": StageBytes(patcher.model_size(), resting + rollout),
         "branch": StageBytes(patcher.model_size(), own + branch),
     }
     if vae.device == device:
-        image = 3 * x[:, 0].nbytes * vae.upscale_ratio**2  # the last one, of which saturation is taken
+        image = 3 * x[:, 0].nbytes * vae.spacial_compression_decode() ** 2  # the last one, of which saturation is taken
         decode, picture = HostDecoder(vae, patcher).memory(x.shape)
         needs["decode"] = StageBytes(vae.patcher.model_size(), own + graph + decode)
     needs["optimizer"] = StageBytes(0, own + image + max(step, image * 4 // 3))
@@ -91,7 +94,7 @@ def estimate(workload: Workload, at_once: int, settings: BlockSettings = USUAL_B
         for reward in workload.rewards
         if isinstance(reward, TowerReward) and device_of(reward.image_tower) == device
     ]
-    towers = (_reward(reward, x, vae.upscale_ratio) for reward in here)
+    towers = (_reward(reward, x, vae.spacial_compression_decode()) for reward in here)
     if scored := [StageBytes(weights, own + graph + picture + scoring) for weights, scoring in towers]:
         needs["reward"] = max(scored, key=lambda need: need.peak)
     return needs
@@ -206,7 +209,7 @@ def _reward(reward: TowerReward, x: Tensor, ratio: int) -> tuple[int, int]:
     dtype = next(tower.parameters()).dtype
     pictures = len(x) * (1 if reads_text(reward) else 2)
     with without_content(x.device, tower), torch.enable_grad(), LiveBytes(x.device.type) as count:
-        image = torch.empty(pictures, 3, ratio * x.shape[2], ratio * x.shape[3], device=x.device, requires_grad=True)
+        image = torch.empty(pictures, 3, ratio * x.shape[-2], ratio * x.shape[-1], device=x.device, requires_grad=True)
         features = tower(reward.pixels(image).to(dtype))
         torch.autograd.grad(features, image, torch.ones_like(features))
     return comfy.model_management.module_size(tower), count.peak

@@ -23,6 +23,8 @@ from ...srpo_core.run.memory import (
 )
 from .adapters.adapter import Adapter
 from .adapters.readable import adapter_of
+from .decoder import scaled, tiny_vae
+from .fitting import token_side
 from .gradients.differentiable import BlockSettings, blocks
 from .memory_estimate import Workload, estimate
 
@@ -93,15 +95,17 @@ def _remedies(
         use = replace(use, at_once=1)
         yield say("at_once 1"), needs_with(use)
     for share in SMALLER:
-        smaller = shape[0], *(int(share * side) // 2 * 2 for side in shape[1:])
+        smaller = *shape[:-2], *scaled(shape, share, token_side(workload.model))
         needs = needs_with(use, replace(workload, shape=smaller))
         if most_missing(needs, budget)[1] <= 0:
             break
-    yield "{}x{}".format(*(vae.upscale_ratio * side for side in (smaller[2], smaller[1]))), needs
-    if shape[0] == 16 and "decode" in needs and not isinstance(vae.first_stage_model, TAESD):
-        tiny = comfy.sd.VAE(sd=TAESD(latent_channels=16).state_dict())
+    ratio = vae.spacial_compression_decode()
+    yield f"{ratio * smaller[-1]}x{ratio * smaller[-2]}", needs
+    latent_format = workload.model.get_model_object("latent_format")
+    if (name := tiny_vae(latent_format, vae)) and "decode" in needs:
+        tiny = comfy.sd.VAE(sd=TAESD(latent_channels=shape[0]).state_dict())
         needs = needs_with(use, replace(workload, vae=tiny, shape=smaller))
-        yield say("TAEF1 as the VAE of the gradient"), needs
+        yield say("{name} as the VAE of the gradient", name=name), needs
     if adapter.settings.kind == "LoRA" and (rank := next(iter(adapter.modules.values())).rank) >= 4:
         less = 3 * _size(adapter)  # three quarters of what is there four times
         needs = {name: StageBytes(need.weights, need.working - less) for name, need in needs.items()}

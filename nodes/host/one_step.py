@@ -11,6 +11,8 @@ from comfy.samplers import CFGGuider
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from ...srpo_core.algorithm.direct_align import per_sample
+from ...srpo_core.algorithm.process import Process
 from .gradients.attention import with_backward
 from .gradients.differentiable import Differentiable
 from .gradients.guests import Guests, make_constant
@@ -19,13 +21,19 @@ from .patcher.training_mode import training_mode
 
 
 class OneStep(comfy.samplers.Sampler):
-    """Leaves the model's velocity for the noise that it is given, at `sigma`, in `velocity`.
+    """Leaves the velocity of the flow that the model is, at the `noise` it is given as a state of it, in `velocity`.
 
     Raises ValueError where the host does not ask the model, and where it would ask for one picture of a batch alone.
     """
 
-    sigma: Tensor  # (B,)
+    share: Tensor  # (B,), of noise
+    process: Process
     velocity: Tensor
+
+    @property
+    def sigma(self) -> Tensor:
+        """(B,): where the host's model is at this share of noise."""
+        return self.process.sigma(self.share)
 
     def sample(
         self,
@@ -43,18 +51,20 @@ class OneStep(comfy.samplers.Sampler):
         options["transformer_options"] = with_backward(options["transformer_options"], model)
         # As the differentiable step is asked, with the kernels that have a backward, so that the two compare.
         with training_mode(), torch.inference_mode(False), torch.no_grad():
-            _begin_keyframes(guider.conds["positive"])
-            _check_levels(guider.conds["positive"], self.sigma)
-            make_constant(guider.conds["positive"])
+            conds = all_conds(guider)
+            _begin_keyframes(conds)
+            _check_levels(conds, self.sigma)
+            make_constant(conds)
             self.velocity = self.ask_model(guider, own(noise), options, extra_args["seed"])
         return noise
 
     def ask_model(self, guider: CFGGuider, noise: Tensor, options: dict, seed: int) -> Tensor:
-        sigma = own(self.sigma).to(noise)
-        denoised = guider(noise, sigma, model_options=options, seed=seed)
+        share = own(self.share).to(noise)
+        sigma = self.process.sigma(share)
+        denoised = guider(self.process.state(noise, sigma), sigma, model_options=options, seed=seed)
         if not denoised.detach().flatten(1).any(1).all():
             raise ValueError(_why_not_asked(guider.conds["positive"], sigma))
-        return (noise - denoised) / sigma.view(-1, *[1] * (noise.ndim - 1))
+        return (noise - denoised) / per_sample(share, noise)
 
 
 class AsSampled(OneStep):
@@ -70,7 +80,7 @@ class AsSampled(OneStep):
         *_: Any,
         **__: Any,
     ):
-        _begin_keyframes(guider.conds["positive"])
+        _begin_keyframes(all_conds(guider))
         self.velocity = self.ask_model(guider, noise, extra_args["model_options"], extra_args["seed"])
         return noise
 
@@ -147,6 +157,11 @@ class _UnderHooks(torch.autograd.Function):
         if output.requires_grad:
             torch.autograd.backward(output, gradient)
         return None, None, None
+
+
+def all_conds(guider: CFGGuider) -> list[dict]:
+    """The positive ones, and those of classifier-free guidance."""
+    return [cond for conds in guider.conds.values() for cond in conds]
 
 
 def _begin_keyframes(conds: list[dict]):

@@ -9,7 +9,7 @@ from comfy.model_patcher import ModelPatcher
 from comfy.sd import VAE
 from torch import Tensor
 
-from ...srpo_core.algorithm.protocols import Dataset
+from ...srpo_core.algorithm.protocols import Dataset, Shape
 from ...srpo_core.run.draws import draw_noise
 from .flow_model import HostFlow
 from .patcher.carried import latent_out
@@ -20,13 +20,14 @@ from .sampling import Sampling
 class FixedSamples:
     """N pictures: of which prompt each is, and from which seed.
 
-    indices, seeds: of the prompt and the noise of each picture. shape: (C, H, W) of latents. at_once: pictures that
-    are sampled together.
+    indices, seeds: of the prompt and the noise of each picture. shape: of latents. at_once: pictures that are sampled
+    together.
     """
 
     dataset: Dataset
     sampling: Sampling
-    shape: tuple[int, int, int]
+    negative: list | None = None
+    shape: Shape
     indices: list[int]
     seeds: list[int]
     at_once: int
@@ -38,7 +39,7 @@ class FixedSamples:
 
     def sample(self, patcher: ModelPatcher, on_step: Callable[[int], None] = lambda pictures: None) -> list[Tensor]:
         """Latents (B, C, H, W) of each part, as the VAE takes them. on_step: told the pictures of every step."""
-        flow = HostFlow(patcher, self.sampling)
+        flow = HostFlow(patcher, self.sampling, negative=self.negative)
         flow.on_step = on_step
         latents = []
         for part in self._parts(1 if flow.samples_depend_on_batch else self.at_once):
@@ -60,6 +61,6 @@ def decode(vae: VAE, latents: list[Tensor], on_progress: Callable[[int], None] =
     """(N, H, W, 3) in [0, 1], on the CPU."""
     images = []
     for latent in latents:
-        images.append(vae.decode(latent).cpu())
+        images.append(vae.decode(latent).cpu().flatten(0, -4))  # videos have frames between batch and height
         on_progress(len(latent))
     return torch.cat(images)

@@ -13,6 +13,8 @@ from torch.nn import Parameter
 
 from .noise_levels import Branch
 
+Shape = tuple[int, ...]  # of a latent: (C, H, W), or (C, 1, H, W) where a picture is one frame of a video
+
 
 @dataclass
 class Pullback:
@@ -91,7 +93,7 @@ class Dataset(Protocol):
 class PhotoDataset(Dataset, Protocol):
     """A dataset of photos, whose prompts are their captions."""
 
-    def shape(self, index: int) -> tuple[int, int, int]:
+    def shape(self, index: int) -> Shape:
         """(C, H, W) of its latent."""
 
     def latents(self, indices: list[int]) -> Tensor:

@@ -13,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from ..algorithm.protocols import Shape
 from ..files import file_digest, read_safetensors, write_whole
 from .captions import readable
 from .photo_files import Photo
@@ -23,7 +24,6 @@ log = logging.getLogger(__name__)
 VERSION = "2"  # of how pixels are prepared: another one encodes everything anew
 SAMPLE = 2**16  # bytes at the beginning, in the middle and at the end of a picture, by which it is told from others
 MOST_UNUSABLE = 10  # photos in a row that turn out broken: then something else is wrong
-Shape = tuple[int, int, int]  # (C, H, W) of a latent
 
 
 @dataclass(frozen=True)
@@ -64,8 +64,7 @@ class Store:
                     "comes out of the VAE with numbers that are not finite; try the VAE in fp32 or bf16"
                 )
             write_whole(file, lambda path: save_file({"latent": latent}, path))
-            channels, height, width = latent.shape
-            shape = (channels, height, width)
+            shape = tuple(latent.shape)
         return file, shape
 
 

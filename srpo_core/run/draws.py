@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..algorithm.protocols import Dataset, PhotoDataset
+from ..algorithm.protocols import Dataset, PhotoDataset, Shape
 from ..checks import check_integer, check_number
 from ..seeds import derived_seed
 
@@ -44,7 +44,7 @@ class Batching:
     Raises ValueError, a sentence, for what is no number in its range.
     """
 
-    shape: tuple[int, int, int]
+    shape: Shape
     batch: int = 1
     at_once: int = 1
     seed: int = 0
@@ -113,8 +113,8 @@ def cond_of(draws: list[Draw]) -> Any:
     return draws[0].data.cond([draw.index for draw in draws])
 
 
-def shape_of(draw: Draw, batching: Batching) -> tuple[int, int, int]:
-    """(C, H, W) of its latent."""
+def shape_of(draw: Draw, batching: Batching) -> Shape:
+    """That of its latent."""
     return draw.data.shape(draw.index) if isinstance(draw.data, PhotoDataset) else batching.shape
 
 

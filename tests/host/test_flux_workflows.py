@@ -27,7 +27,7 @@ def server(comfyui, pack, tmp_path_factory):
     write_flux_files(base / "models")
     (base / "input/photos").mkdir(parents=True)
     Image.effect_noise((96, 64), 50).convert("RGB").save(base / "input/photos/a grey wall.png")
-    with HostServer(comfyui, base, ("smaller_t5",)) as running:  # one more name on the white list
+    with HostServer(comfyui, base, ("smaller_t5", "--disable-api-nodes")) as running:  # one more name on the white list
         yield running
 
 

@@ -17,7 +17,7 @@ SEED = 11
 def compare(after: list, before=("toy", 0), reward=False, **options) -> dict:
     """Toy models, prompts and the comparison ("compare"), its pictures saved."""
     settings = {"width": 64, "height": 64, "prompts": 2, "seeds": 2, "seed": SEED, "guidance": 3.5}
-    settings |= {"at_once": 1, **options}
+    settings |= {"cfg": 1.0, "at_once": 1, **options}
     links = {"model_before": list(before), "model_after": after, "dataset": ["prompts", 0], "vae": ["toy", 2]}
     links["previews"] = ["previews", 0]
     graph = {"toy": prompts.node("SRPO_ToyModels"), "objective": prompts.node("SRPO_Objective", **prompts.OBJECTIVE)}
@@ -182,7 +182,7 @@ def test_cancel_is_heard_at_each_step_of_a_picture(pack, toy, monkeypatch):
     model = toy.load_model()
     inputs = {"model_before": model, "model_after": model, "dataset": Captions(), "vae": toy.load_vae()}
     inputs |= {"width": 64, "height": 64, "prompts": 3, "seeds": 2, "seed": SEED, "at_once": 1}
-    inputs["guidance"] = 3.5
+    inputs |= {"guidance": 3.5, "cfg": 1.0}
     with torch.inference_mode(), pytest.raises(comfy.model_management.InterruptProcessingException):
         pack("nodes.compare").Compare.execute(**inputs)
     assert made == [SEED, SEED + 1]

@@ -195,18 +195,25 @@ def test_a_flux_with_another_sampling_is_not_told_to_load_flux(pack, model, pred
     assert f"Flux to {prediction}" in text and "take that node" in text and "load" not in text
 
 
-def test_video_latents(pack, model):
+def test_latents_of_videos_have_one_frame(pack, model):
     flow_model = pack("nodes.host.flow_model")
     qwen = model("QwenImage")
-    vae = type("VAE", (), {"latent_dim": 3, "latent_channels": 16, "device": torch.device("cpu")})()
+    assert flow_model.latent_shape(qwen, 720, 720) == (16, 1, 90, 90)
+    flow_model.check_latent(qwen, torch.zeros(1, 16, 1, 8, 8))
+    for shape in ((1, 16, 8, 8), (1, 16, 2, 8, 8)):
+        text = said(flow_model.check_latent, qwen, torch.zeros(shape))
+        assert str(shape) in text and "(batch, 16, 1, height / 8, width / 8)" in text and "of one frame" in text
+
+
+def test_sound_has_no_pictures(pack, model, monkeypatch):
+    qwen = model("QwenImage").clone()
+    monkeypatch.setattr(qwen.get_model_object("latent_format"), "latent_dimensions", 1, raising=False)
     for ask in (
-        lambda: flow_model.HostFlow(qwen),
-        lambda: flow_model.check_latent(qwen, torch.zeros(1, 16, 1, 8, 8)),
-        lambda: flow_model.latent_shape(qwen, 720, 720),
-        lambda: pack("nodes.host.decoder").HostDecoder(vae, qwen),
+        pack("nodes.host.flow_model").HostFlow,
+        partial(pack("nodes.host.flow_model").latent_shape, width=1, height=1),
     ):
-        text = said(ask)
-        assert "QwenImage has latents of 5 dimensions" in text and "Qwen" not in text.split("load")[1]
+        text = said(ask, qwen)
+        assert "QwenImage has latents of 3 dimensions" in text and "sound" in text
 
 
 @pytest.mark.parametrize("width, pooled", [(48, 24), (4096, 24), (32, 8), (32, 20)])

@@ -359,6 +359,8 @@ def test_an_estimate_takes_no_prompt_that_is_not_drawn(pack, reward, monkeypatch
         batch=1,
         seed=0,
         guidance=3.5,
+        cfg=1.0,
+        negative=None,
         memory={"memory": "auto"},
         rollouts=pack("nodes.rollouts").Rollouts(),
         levels=pack("nodes.noise_levels").NoiseLevels(),
@@ -369,6 +371,7 @@ def test_an_estimate_takes_no_prompt_that_is_not_drawn(pack, reward, monkeypatch
     )
     for updates in range(len(Told.prompts)):
         dataset.ready.clear()
-        training.training_of(SimpleNamespace(model=model, run=SimpleNamespace(updates=updates)), inputs, "7")
+        run = SimpleNamespace(updates=updates, checked=set())
+        training.training_of(SimpleNamespace(model=model, run=run), inputs, "7")
         assert len(dataset.ready) == 1
     assert planned == [COND] * len(Told.prompts)

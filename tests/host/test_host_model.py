@@ -176,8 +176,9 @@ def test_refusals(pack, world):
     with pytest.raises(ValueError, match=r"\(2, 4, 8, 8\)"):
         flow.velocity(X[:, :4], SIGMA, conditioning())
     epsilon = base.clone()
-    epsilon.add_object_patch("model_sampling", comfy.model_sampling.EPS())
-    with pytest.raises(ValueError, match="not a flow-matching model"):
+    discrete = type("Discrete", (comfy.model_sampling.ModelSamplingDiscrete, comfy.model_sampling.EPS), {})
+    epsilon.add_object_patch("model_sampling", discrete())
+    with pytest.raises(ValueError, match="set the sampling of this Flux to EPS"):
         host_flow.HostFlow(epsilon)
     vae = host_vae(random_vae())
     vae.latent_channels = 4

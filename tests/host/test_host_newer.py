@@ -155,7 +155,7 @@ def test_the_recovery_sweep_says_that_its_host_has_no_such_noise(pack, base, mon
     sweep = pack("nodes.recovery_sweep").RecoverySweep
     given = {"model": base, "positive": COND, "latent": {"samples": X}, "vae": host_vae(random_vae())}
     with pytest.raises(RuntimeError, match="has no comfy_extras.nodes_custom_sampler, which this node needs"):
-        sweep.execute(**given, prompt="", count=9, seed=0, gradient=False)
+        sweep.execute(**given, prompt="", count=9, seed=0, gradient=False, cfg=1.0)
 
 
 def test_a_mistake_of_our_own_is_no_fault_of_the_host(pack):

@@ -10,7 +10,7 @@ import pytest
 from host_server import HostError
 from hypothesis import given
 from hypothesis import strategies as st
-from test_choices import first_choice
+from in_process import opens_with
 
 HOSTILE = [math.nan, math.inf, -math.inf, 1e300, 10**400, -1, -0.5, True, "7", None, [1], np.float32("nan")]
 
@@ -48,7 +48,7 @@ def given_to(node, **numbers) -> dict:
     defaults = {declared.id: declared.default for declared in numbers_of(node)}
     defaults |= {d.id: d.options[0] for d in node.define_schema().inputs if d.io_type == "COMBO"}
     defaults |= {d.id: "" for d in node.define_schema().inputs if d.io_type == "STRING"}
-    defaults |= {d.id: first_choice(d) for d in node.define_schema().inputs if d.io_type.startswith("COMFY_DYNAMIC")}
+    defaults |= {d.id: opens_with(d) for d in node.define_schema().inputs if d.io_type.startswith("COMFY_DYNAMIC")}
     return {name: Untouched() for name in names} | defaults | numbers
 
 

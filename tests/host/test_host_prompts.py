@@ -34,11 +34,11 @@ def encode(run: str, clip=("toy", 1), **inputs) -> dict:
 
 
 def test_the_second_start_encodes_nothing_and_trains_the_same(comfyui, tmp_path):
-    with HostServer(comfyui, tmp_path) as first:
+    with HostServer(comfyui, tmp_path, ("--disable-api-nodes",)) as first:
         first.run(prompts.train("fresh", 2, text=MANY, batch=3))
         assert counts(first) == [(3, 0)]
         before = files(first)
-    with HostServer(comfyui, tmp_path) as second:
+    with HostServer(comfyui, tmp_path, ("--disable-api-nodes",)) as second:
         second.run(prompts.train("known", 2, text=MANY, batch=3))
         assert counts(second) == [(0, 3)]
         assert len(before) == 3 and files(second) == before

@@ -28,7 +28,7 @@ class World:
 
     def sweep(self, **inputs):
         given = {"model": self.model, "positive": self.cond, "latent": self.latent, "vae": self.vae}
-        given |= {"prompt": prompts.CAPTION, "count": COUNT, "seed": self.SEED, "gradient": False, **inputs}
+        given |= {"prompt": prompts.CAPTION, "count": COUNT, "seed": self.SEED, "gradient": False, "cfg": 1.0, **inputs}
         with torch.inference_mode():
             return self.pack("nodes.recovery_sweep").RecoverySweep.execute(**given).args
 
@@ -73,7 +73,7 @@ def test_it_equals_the_nodes_of_one_step(world):
     noised, *_ = steps.NoisePriorInject.execute(
         model=world.model, latent=world.latent, noise=noise, position=900, levels=None
     ).args
-    _, denoise, _ = steps.OneStepRecover.execute(model=world.model, positive=world.cond, noised=noised).args
+    _, denoise, _ = steps.OneStepRecover.execute(model=world.model, positive=world.cond, noised=noised, cfg=1.0).args
     expected = world.vae.decode(denoise["samples"])
     _, recovered, _, _ = world.sweep()
     torch.testing.assert_close(recovered[1:2], expected.to(recovered), rtol=0, atol=1e-3)

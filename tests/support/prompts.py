@@ -28,8 +28,8 @@ OPTIMIZER = {
 CAPTION = "a red circle on grass"
 STEPS = 4  # of the sampler
 SAMPLER = {"sampler_name": "euler", "scheduler": "simple", "steps": STEPS}
-ROLLOUTS = {**SAMPLER, "guidance": 3.5, "width": 0, "height": 0, "pairs": 1, "reuse": 1}
-LEVELS = {"sigma_max": 0.96, "sigma_min": 0.75, "shared_noise": False}
+ROLLOUTS = {**SAMPLER, "guidance": 3.5, "cfg": 1.0, "width": 0, "height": 0, "pairs": 1, "reuse": 1}
+LEVELS = {"sigma_max": 0.96, "sigma_min": 0.75, "measured_in": "noise share", "shared_noise": False}
 WATCH = {
     "at_limit": "warn",
     "saturation_limit": 0.0,
@@ -41,7 +41,7 @@ WATCH = {
 }
 PREVIEWS = {**SAMPLER, "every": 1000, "count": 1, "seeds": "", "width": 0, "height": 0}
 BY_HAND = {"at_once": 1, "sampled_at_once": 1, "kept_blocks": 0, "offload": False, "compile_blocks": False}
-TRAIN = {"width": 64, "height": 64, "batch": 1, "seed": 0, "guidance": 3.5}
+TRAIN = {"width": 64, "height": 64, "batch": 1, "seed": 0, "guidance": 3.5, "cfg": 1.0}
 RUN = Batching(shape=(16, 8, 8))  # of a run with the seed 0
 
 
@@ -156,7 +156,7 @@ def one_step(run: str, seed: int, trainer: dict | None = None, **inject) -> dict
             levels=["levels", 0],
             **position,
         ),
-        "recover": node("SRPO_OneStepRecover", model=model, positive=["positive", 0], noised=["inject", 0]),
+        "recover": node("SRPO_OneStepRecover", model=model, positive=["positive", 0], noised=["inject", 0], cfg=1.0),
         "reward": node("SRPO_Reward", **reward, prompt=CAPTION),
         "step": node("SRPO_TrainStep", trainer=["trainer", 0], **{"rewards.reward0": ["reward", 0]}),
     }

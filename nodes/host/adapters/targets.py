@@ -14,6 +14,10 @@ TARGETS = {
 }
 
 
+# Runs while conditionings are made, where no gradient passes.
+BESIDE_THE_STEP = re.compile(r"^diffusion_model\.llm_adapter\.")
+
+
 def belongs(name: str, target: str) -> bool:
     """Whether the layer of this name, such as "diffusion_model.blocks.0.attn.q", is in the set."""
-    return re.search(TARGETS[target], name) is not None
+    return re.search(TARGETS[target], name) is not None and not BESIDE_THE_STEP.search(name)

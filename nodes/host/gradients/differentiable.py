@@ -23,6 +23,7 @@ from .compiled import are_resident, is_compiled, many_variants, ordinary_paramet
 from .frozen import frozen_forwards, is_norm, needs_gradient, own_parameters
 from .guests import CONSTANTS, Guests
 from .injection import eject_all, injected
+from .kernels import kernels_with_backward
 from .prefetch import fetching
 
 
@@ -181,7 +182,7 @@ class Differentiable:
 @contextlib.contextmanager
 def in_training() -> Iterator[None]:
     """With gradients, and the host chooses what has a backward: all that a backward needs where nothing runs again."""
-    with training_mode(), torch.inference_mode(False), torch.enable_grad():
+    with training_mode(), kernels_with_backward(), torch.inference_mode(False), torch.enable_grad():
         yield
 
 

@@ -15,10 +15,11 @@ from typing import Any
 
 import comfy.ops
 import torch
-import torch.nn.functional as F
 from comfy.quant_ops import QuantizedTensor
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+
+from ..patcher.loading import own
 
 CONVOLUTIONS = {
     nn.Conv1d: torch.nn.grad.conv1d_input,
@@ -26,10 +27,10 @@ CONVOLUTIONS = {
     nn.Conv3d: torch.nn.grad.conv3d_input,
 }
 PLAIN = (torch.float32, torch.bfloat16, torch.float16)
-NORMS = {
-    nn.LayerNorm: lambda m, x, weight, bias: F.layer_norm(x, m.normalized_shape, weight, bias, m.eps),
-    nn.RMSNorm: lambda m, x, weight, bias: F.rms_norm(x, m.normalized_shape, weight, m.eps),
-    nn.GroupNorm: lambda m, x, weight, bias: F.group_norm(x, m.num_groups, weight, bias, m.eps),
+NORMS = {  # not those of F, which are others meanwhile (see kernels.py)
+    nn.LayerNorm: lambda m, x, weight, bias: torch.layer_norm(x, m.normalized_shape, weight, bias, m.eps),
+    nn.RMSNorm: lambda m, x, weight, bias: torch.rms_norm(x, m.normalized_shape, weight, m.eps),
+    nn.GroupNorm: lambda m, x, weight, bias: torch.group_norm(x, m.num_groups, weight, bias, m.eps),
 }
 
 
@@ -215,7 +216,7 @@ class Recomputed:
 
 
 def _recomputed(module: nn.Module, forward: Callable, *args: Any, **kwargs: Any) -> Tensor:
-    """The forward of a leaf, with gradients for whichever of its inputs want one."""
+    """The forward of a leaf, which gives one tensor or several, with gradients for whichever inputs want one."""
     values = (*args, *kwargs.values())
     if not any(map(needs_gradient, values)):
         return forward(*args, **kwargs)
@@ -224,7 +225,7 @@ def _recomputed(module: nn.Module, forward: Callable, *args: Any, **kwargs: Any)
         return forward(*values[: len(args)], **dict(zip(kwargs, values[len(args) :])))
 
     # The block may go on to write into them; where that matters, keep copies.
-    keeps = copy if not is_linear(module) or len(values) > 1 else _as_it_is
+    keeps = copy if not is_linear(module) or len(values) > 1 else lambda tensor: tensor
     return _ThroughRecomputed.apply(module, again, keeps, *values)
 
 
@@ -238,16 +239,21 @@ class _ThroughRecomputed(torch.autograd.Function):
         ctx.others = [
             keeps(value) if torch.is_tensor(value) else value for value, wanted in zip(values, ctx.wanted) if not wanted
         ]
-        return forward(*values).clone()
+        ctx.set_materialize_grads(False)
+        output = forward(*values)
+        return output.clone() if torch.is_tensor(output) else tuple(map(own, output))
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor):
+    def backward(ctx: Any, *gradients: Tensor):
         with torch.enable_grad(), own_parameters([ctx.module]):
             leaves = [saved.detach().requires_grad_() for saved in ctx.saved_tensors]
             inputs = _merged(ctx.wanted, leaves, ctx.others)
             try:
-                gradients = torch.autograd.grad(ctx.forward(*inputs), leaves, gradient)
+                output = ctx.forward(*inputs)
+                outputs = (output,) if torch.is_tensor(output) else output
+                ways = [(part, gradient) for part, gradient in zip(outputs, gradients) if gradient is not None]
+                gradients = torch.autograd.grad([part for part, _ in ways], leaves, [gradient for _, gradient in ways])
             except torch.OutOfMemoryError:
                 raise
             except RuntimeError as error:
@@ -265,10 +271,6 @@ def _merged(first: Iterable[bool], ones: Iterable, others: Iterable) -> list:
 def is_alone(args: tuple, kwargs: dict) -> bool:
     """Whether a layer is called with nothing but its input."""
     return all(value is None for value in (*args, *kwargs.values()))
-
-
-def _as_it_is(tensor: Tensor) -> Tensor:
-    return tensor
 
 
 def _no_gradient(module: nn.Module, reason: Any) -> ValueError:

@@ -1,0 +1,100 @@
+"""Every family of models that the host loads and that makes pictures, tiny: how far each of them trains.
+
+Here a dose of them; `python -m bench.models` tries all, and writes what it finds to docs/models.md.
+"""
+
+import json
+import os
+import re
+from pathlib import Path
+
+import pytest
+from families import FAMILIES, LEFT_OUT
+from model_checks import CHECKS, Checked, decoded
+from vaes import VAES
+
+LARGEST = {"gradient": 1e-5, "value": 1e-5, "round trip": 1e-5, "update": 0.0}
+TABLE = os.environ.get("MODELS_TABLE")  # where what is found of all families is written, for bench.models
+
+# One of each kind of process, of latents, of conditionings and of layers.
+DOSE = (
+    "FLUX.1 dev",
+    "FLUX.1 Kontext",
+    "FLUX.1 Fill",
+    "FLUX.2 klein",
+    "SD3.5",
+    "Z-Image",
+    "Qwen-Image",
+    "Qwen-Image-Edit",
+    "Chroma",
+    "Wan 2.1",
+    "HunyuanVideo",
+    "OmniGen2, reference",
+    "HiDream I1",
+    "HiDream O1",
+    "Ernie-Image",
+    "PixelDiT",
+    "Krea 2",
+    "Mochi",
+    "LTXV",
+    "JoyImage",
+    "Anima",
+    "Cosmos Predict 2",
+    "Cosmos 1",
+    "CogVideoX",
+    "SD 1.5",
+    "SDXL v",
+    "PixArt sigma",
+)
+# What can't be trained, and what is said of it.
+REFUSED = dict.fromkeys(("LTXV", "PixelDiT"), "write into what their layers were given")
+
+
+def test_each_model_of_the_host_is_a_family_or_left_out_for_a_reason(pack):
+    import comfy.supported_models
+
+    here = {kind.__name__ for kind in comfy.supported_models.models}
+    assert here == {family.kind for family in FAMILIES} | LEFT_OUT.keys()
+    assert LEFT_OUT.keys().isdisjoint(family.kind for family in FAMILIES)
+    names = [family.name for family in FAMILIES]
+    assert len(set(names)) == len(names)
+    assert {*DOSE, *REFUSED} <= set(names)
+
+
+@pytest.fixture(scope="module")
+def table():
+    """What is found, by family and check: a number, or what was said."""
+    found = {}
+    yield found
+    if TABLE:
+        rows = [{"name": f.name, "kind": f.kind, "latent": f.latent, "found": found[f.name]} for f in FAMILIES]
+        whole = [row["name"] for row in rows if all(right(*of) for of in row["found"].items())]
+        Path(TABLE).write_text(json.dumps({"families": rows, "whole": whole, "left out": LEFT_OUT}), "utf-8")
+
+
+@pytest.mark.parametrize("family", [f for f in FAMILIES if TABLE or f.name in DOSE], ids=lambda family: family.name)
+def test_a_family(pack, table, family, tmp_path):
+    checked = Checked(family, tmp_path)
+    found = table[family.name] = {name: outcome(check, checked) for name, check in CHECKS.items()}
+    refused = {"gradient", "update"} if family.name in REFUSED else set()
+    for name in refused:
+        assert re.search(REFUSED[family.name], str(found[name])), f"{family.name}, {name}: {found[name]}"
+    off = {n: found[n] for n in {*CHECKS} - refused - ({"value"} if refused else set()) if not right(n, found[n])}
+    assert not off, f"{family.name}: {off}"
+
+
+@pytest.mark.parametrize("name", VAES)
+def test_pictures_and_gradients_of_a_vae(pack, name):
+    off, gradient_off = decoded(next(family for family in FAMILIES if family.vae == name))
+    assert off < 1e-6 and gradient_off < 1e-6
+
+
+def outcome(check, checked: Checked) -> float | str:
+    try:
+        return check(checked)
+    except Exception as error:  # the host's models have many kinds
+        return f"{type(error).__name__}: {error}".split("\n", 1)[0]
+
+
+def right(name: str, found: float | str) -> bool:
+    return isinstance(found, float) and found <= LARGEST[name]
