@@ -130,10 +130,12 @@ class Session:
         if every and metrics["update"] % every == 0:
             self.opened.save_lora()
         made = run.updates - self.plan.first
+        before = self.shown
         self._show(made)
         reached = self._reached()
         line = update_line(metrics, made, self.plan.updates, time.monotonic() - self.started)
-        show_output(self.output, self.node)  # a front end that showed another workflow has lost it
+        if self.shown is before:
+            show_output(self.output, self.node)  # once more: a front end that showed another workflow has lost it
         self._say(" ".join(filter(None, [line, reached, *run.troubles])))
         return bool(reached) and self.watch.at_limit == STOP
 

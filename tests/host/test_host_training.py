@@ -165,8 +165,10 @@ def test_outputs_of_a_run(host):
     (shown,) = entry["outputs"]["train"]["images"]
     assert host.picture(shown).width > 600
     shows = [data["output"] for kind, data in host.messages if kind == "executed" and data["node"] == "train"]
-    assert [host.picture(*each["images"]).width for each in shows[1:]] == [960, 960]  # the first has no card around it
-    assert len(shows) == 3 and shows[-1]["images"] == [shown]
+    before, first, again, last = (each["images"] for each in shows)
+    assert host.picture(*before).width < 960  # no card around it yet
+    assert [host.picture(*images).width for images in (first, last)] == [960, 960]
+    assert again == first and last == [shown]
     folder = host.base / "output/srpo/outputs"
     assert {f.name for f in folder.iterdir()} >= {"state.safetensors", "run.json", "metrics.jsonl", "samples"}
     cards = ["000001.png", "000002.png"]
