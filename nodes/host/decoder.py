@@ -162,6 +162,8 @@ def _own_format(latent_format: LatentFormat) -> LatentFormat:
 
 def _range_of(vae: VAE) -> tuple[float, float]:
     """Factor and addend that bring what the VAE's decoder gives to [0, 1], as the host does, which clamps, too."""
+    if not hasattr(vae, "process_output"):
+        return 0.5, 0.5  # from [-1, 1], as of nearly all
     low, middle, high = vae.process_output(torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64)).tolist()
     factor = 2 * (high - low)
     if abs(low + high - 2 * middle) > 1e-9 or factor <= 0:

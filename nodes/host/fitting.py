@@ -65,7 +65,7 @@ def _own_process(model: BaseModel) -> Process:
 
 def _process(name: str, sampling: nn.Module) -> Process:
     try:
-        return process_of(sampling.noise_scaling, float(sampling.sigma_max))
+        return process_of(sampling.noise_scaling, float(getattr(sampling, "sigma_max", 1.0)))
     except ValueError as error:
         raise ValueError(f"Direct-Align can't train {name}: load {FITTING}. {error}") from error
 
