@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..checks import check_number
 from .noise_levels import Branch
-from .paths import LastStepAgain, LastSteps, LateStep, Pairs, SparseSteps
+from .routes import LastStepAgain, LastSteps, LateStep, Pairs, SparseSteps
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,11 +22,11 @@ class PlainReward:
 
     threshold: float = 0.7
 
-    path: ClassVar[Any]
+    route: ClassVar[Any]
 
     def __post_init__(self):
         check_number("threshold", self.threshold)
-        _ = self.path  # it checks its own numbers
+        _ = self.route  # it checks its own numbers
 
     @property
     def forwards(self) -> int:
@@ -48,7 +48,7 @@ class PlainReward:
 class DirectAlign(PlainReward):
     """Direct-Align without SRPO: its denoise branch (arXiv 2509.06942, section 3.1)."""
 
-    path = Pairs()
+    route = Pairs()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +61,7 @@ class ReFL(PlainReward):
     last_steps: int = 11
 
     @property
-    def path(self) -> LateStep:
+    def route(self) -> LateStep:
         return LateStep(last=self.last_steps)
 
 
@@ -75,7 +75,7 @@ class DRaFT(PlainReward):
     steps: int = 1
 
     @property
-    def path(self) -> LastSteps:
+    def route(self) -> LastSteps:
         return LastSteps(steps=self.steps)
 
     @property
@@ -93,7 +93,7 @@ class DRaFTLV(PlainReward):
     noises: int = 2
 
     @property
-    def path(self) -> LastStepAgain:
+    def route(self) -> LastStepAgain:
         return LastStepAgain(noises=self.noises)
 
     @property
@@ -106,7 +106,7 @@ class FlowBP(PlainReward):
     """FlowBP: back-propagation through a sparse set of the sampler's steps (arXiv 2606.11075).
 
     The defaults are those of its Bridge for FLUX.1-dev; without a coupling it is its Sparse, published with 3 steps.
-    See `paths.SparseSteps`; how much late steps are preferred by a bias of 2 is our reading.
+    See `routes.SparseSteps`; how much late steps are preferred by a bias of 2 is our reading.
     """
 
     steps: int = 5
@@ -114,7 +114,7 @@ class FlowBP(PlainReward):
     coupling: float = 0.1
 
     @property
-    def path(self) -> SparseSteps:
+    def route(self) -> SparseSteps:
         return SparseSteps(steps=self.steps, late_bias=self.late_bias, coupling=self.coupling)
 
     @property

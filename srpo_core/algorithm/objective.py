@@ -13,7 +13,7 @@ from torch import Tensor
 from ..checks import check_number
 from .control_words import PRESETS, with_word
 from .noise_levels import GRID, Branch
-from .paths import Pairs
+from .routes import Pairs
 
 ORDERS = ("rotate", "random")
 POSITIVE, NEGATIVE = PRESETS["realism"]
@@ -62,7 +62,7 @@ class Objective:
     branches: str = "both"
     order: str = "rotate"
 
-    path = Pairs()
+    route = Pairs()
 
     @property
     def forwards(self) -> int:

@@ -113,12 +113,12 @@ class PhotoDataset(Dataset, Protocol):
 class TrainingObjective(Protocol):
     """What a reward is asked of what, and how its answers become a loss.
 
-    path: where the gradient enters the model, a `paths.GradientPath`. forwards: how many trained forwards a picture
+    route: where the gradient enters the model, a `routes.Route`. forwards: how many trained forwards a picture
     has by it, for each pair.
     """
 
     @property
-    def path(self) -> Any: ...
+    def route(self) -> Any: ...
 
     @property
     def forwards(self) -> int: ...

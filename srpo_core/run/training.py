@@ -49,7 +49,7 @@ class Training:
     @property
     def traced(self) -> list[TrainingObjective]:
         """The objectives that need the trajectory of a rollout."""
-        return [term.objective for term in self.terms if term.trains and term.objective.path.traced]
+        return [term.objective for term in self.terms if term.trains and term.objective.route.traced]
 
     def example_of(self, draw: Draw) -> Any:
         """The conditioning of a draw like this one, of the same dataset and shape: the first of each is read."""

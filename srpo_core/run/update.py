@@ -172,12 +172,12 @@ class Forward:
 
 def forwards(training: Training, terms: Iterable[Term], pairs: range, groups: Iterable[Group]) -> Iterator[Forward]:
     """The scores of an update: of each group, every way of each pair that a reward trains; the others watch there."""
-    paths = list(dict.fromkeys(term.objective.path for term in terms if term.trains))
+    routes = list(dict.fromkeys(term.objective.route for term in terms if term.trains))
     for group in groups:
         cond = cond_of(group.draws)
-        for path, pair in product(paths, pairs):
-            here = [term for term in terms if term.objective.path == path or not term.trains]
-            for way in path.ways(group.sampled, training.window, pair):
+        for route, pair in product(routes, pairs):
+            here = [term for term in terms if term.objective.route == route or not term.trains]
+            for way in route.ways(group.sampled, training.window, pair):
                 asked = [term for term in here if term.objective.trains(way.branch)]
                 if any(term.trains for term in asked):
                     yield Forward(draws=group.draws, cond=cond, way=way, terms=asked)

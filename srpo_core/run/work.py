@@ -51,11 +51,11 @@ def sampled_steps(training: Training, steps: int) -> float:
 
 
 def trained_forwards(training: Training) -> int:
-    """Of an update; objectives whose gradient takes the same path share theirs."""
+    """Of an update; objectives whose gradient takes the same route share theirs."""
     batching = training.batching
-    by_path: dict[Any, int] = {}
+    by_route: dict[Any, int] = {}
     for term in training.terms:
         if term.trains:
-            path = term.objective.path
-            by_path[path] = max(by_path.get(path, 0), term.objective.forwards)
-    return batching.batch * batching.pairs * sum(by_path.values())
+            route = term.objective.route
+            by_route[route] = max(by_route.get(route, 0), term.objective.forwards)
+    return batching.batch * batching.pairs * sum(by_route.values())

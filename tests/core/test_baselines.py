@@ -43,7 +43,7 @@ class World:
         self.sampled = Traced(trajectory.x0, noise, SEEDS[:batch], trajectory)
 
     def ways(self, objective):
-        return list(objective.path.ways(self.sampled, Window(), 0))
+        return list(objective.route.ways(self.sampled, Window(), 0))
 
     def scores(self, objective, **options):
         for way in self.ways(objective):
@@ -144,7 +144,9 @@ def test_nothing_beyond_the_threshold_is_learned():
     assert all(not gradient.any() for gradient in world.gradient(ReFL(threshold=-9.0, last_steps=4)))
 
 
-@pytest.mark.parametrize("objective", [ReFL(threshold=FAR, last_steps=4), FlowBP(threshold=FAR, steps=3, coupling=0.0)], ids=str)
+@pytest.mark.parametrize(
+    "objective", [ReFL(threshold=FAR, last_steps=4), FlowBP(threshold=FAR, steps=3, coupling=0.0)], ids=str
+)
 def test_a_guard_holds_the_velocities_that_train(objective):
     world = World(trained=0.3)
     guard = Guard(distance_weight=2.0)
@@ -168,7 +170,7 @@ def test_a_guard_holds_the_velocities_that_train(objective):
 
 
 def chosen_of(sampled, coupling, pair):
-    (way,) = FlowBP(steps=2, coupling=coupling).path.ways(sampled, Window(), pair)
+    (way,) = FlowBP(steps=2, coupling=coupling).route.ways(sampled, Window(), pair)
     return way.chosen
 
 

@@ -17,7 +17,7 @@ from .step import Noised
 from .ways import OneStep, Sampled, ThroughSteps, Traced, Way, down_from, to_the_end
 
 
-class GradientPath(Protocol):
+class Route(Protocol):
     """All ways of an objective; equal ones share their forwards.
 
     traced: whether its samples must be `Traced`.
