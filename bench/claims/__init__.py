@@ -1,0 +1,1 @@
+"""What the paper claims, and what other methods do on the same ground at equal cost: `python -m bench.claims`."""
