@@ -76,10 +76,6 @@ SAID_IN_CHINESE = re.compile("\u5b8c\u6210 (\\d+) \u6b21\u66f4\u65b0\uff08\u7d2f
 SMALL = {"SRPO_Train": {"updates": 3, "batch": 2}, "SRPO_Rollouts": {"steps": 2}}
 
 
-# Without nodes that ask a service a ComfyUI starts sooner, and the front end has fewer schemas to read.
-LEAN = ("--disable-api-nodes",)
-
-
 class Site:
     """A ComfyUI that can be restarted, and pages of a browser on it, which share what they have fetched."""
 
@@ -89,14 +85,14 @@ class Site:
         self.context = browser.new_context(viewport={"width": 1900, "height": 1000})
         self.pictures = pictures
         self.pages = {}
-        self.host = HostServer(install, base, LEAN)
+        self.host = HostServer(install, base)
 
     def restart(self):
         for page in self.pages.values():
             page.close()
         self.pages.clear()
         self.host.stop()
-        self.host = HostServer(self.install, self.base, LEAN)
+        self.host = HostServer(self.install, self.base)
 
     def page(self, mode: str):
         """The page of this mode; `complaints` grows with what the console says, `baseline` is its start."""
@@ -480,6 +476,6 @@ def test_the_pack_imports_quickly(site, comfyui, tmp_path):
     seconds = import_seconds(site.host)
     for number in range(3):
         if seconds > 0.3:
-            with HostServer(comfyui, tmp_path / str(number), LEAN) as again:
+            with HostServer(comfyui, tmp_path / str(number)) as again:
                 seconds = min(seconds, import_seconds(again))
     assert seconds <= 0.3
