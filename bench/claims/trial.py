@@ -1,5 +1,6 @@
 """One trial: the toy trained by a method with a budget of forwards, and what became of it."""
 
+import contextlib
 import sys
 import tempfile
 from dataclasses import asdict, dataclass, replace
@@ -68,7 +69,7 @@ class Setting:
     steps: int = 10
     pairs: int = 1
     shared_noise: bool = False
-    ema_decay: float = 0.0
+    ema: float = 0.0
     budget: float = 8_000.0
     checks: tuple[float, ...] = (1.0,)
 
@@ -149,12 +150,12 @@ def run_trial(setting: Setting, pictures: int = PICTURES, scenes: int | None = N
     cost = forward_equivalents(training, setting.steps)
     found = []
     with tempfile.TemporaryDirectory(prefix="srpo-claims-") as folder:
-        settings = Settings(learning_rate=setting.learning_rate, ema_decay=setting.ema_decay)
+        settings = Settings(learning_rate=setting.learning_rate, ema=setting.ema)
         run = Run(Path(folder), world.flow.parameters, settings)
         for share in setting.checks:
             updates = max(1, round(share * setting.budget / cost)) - run.updates
             train(run, training, updates)
-            with run.averaged():
+            with run.averaged() if run.ema else contextlib.nullcontext():
                 numbers = world.judged(STEPS, pictures)
             found.append({"updates": run.updates, "forward_equivalents": run.updates * cost} | numbers)
     return {"setting": asdict(setting), "checks": found}
