@@ -11,8 +11,9 @@ from ..srpo_core.algorithm.objective import Objective
 from ..srpo_core.algorithm.protocols import Dataset, PhotoDataset, Shape
 from ..srpo_core.algorithm.terms import Term, combine
 from ..srpo_core.language import say
+from ..srpo_core.report.measures import FEW_STEPS
 from ..srpo_core.rewards import Reward
-from ..srpo_core.run.batch_check import held_against_singles
+from ..srpo_core.run.batch_check import held_against_singles, one_at_a_time
 from ..srpo_core.run.draws import Batching, cond_of, draws_of
 from ..srpo_core.run.loop import prepare_data
 from ..srpo_core.run.training import Training
@@ -94,7 +95,8 @@ def training_of(opened: OpenRun, inputs: TrainInputs, node: str) -> tuple[Traini
     # All at once: text encoders take long to load.
     first = opened.run.updates
     also = [] if inputs.previews.dataset else previewed(dataset, inputs.previews.count)
-    prepare_data(range(first, first + inputs.updates), batching, dataset, photos=photos, also=also)
+    coming = range(first, first + inputs.updates)
+    coming = range(first, prepare_data(coming, batching, dataset, photos=photos, also=also))
     workload = Workload(
         model=model,
         vae=decoder.vae,
@@ -111,18 +113,47 @@ def training_of(opened: OpenRun, inputs: TrainInputs, node: str) -> tuple[Traini
         terms=terms,
         dataset=dataset,
         batching=replace(batching, at_once=plan.use.at_once, sampled_at_once=plan.use.sampled_at_once),
-        window=inputs.levels.window_of(model),
+        window=inputs.levels.trained_window(model, inputs.rollouts.sampling),
         photos=photos,
         guard=inputs.watch.guard,
     )
-    training, reason = held_against_singles(training, first, opened.run.checked)
-    if reason is None:
-        return training, plan.text
-    alone = say(
-        "Pictures go through this model one at a time: two together do not come out as each alone, {reason}.",
-        reason=reason,
-    )
-    return training, " ".join(filter(None, [plan.text, alone]))
+    training, reason = held_against_singles(training, coming, opened.run.checked)
+    alone = one_at_a_time(reason) if reason else ""
+    return training, " ".join(filter(None, [plan.text, alone, on_few_steps(model, inputs, training)]))
+
+
+def on_few_steps(model: ModelPatcher, inputs: TrainInputs, training: Training) -> str:
+    """What there is to say where rollouts take few steps, as those of distilled models do; else empty."""
+    from .host.windows import inside, shown_levels, visited
+
+    sampling = inputs.rollouts.sampling
+    if sampling.steps > FEW_STEPS or isinstance(training.dataset, PhotoDataset):
+        return ""
+    window = training.window
+    levels = visited(model, sampling)
+    said = []
+    if not inside(window, levels):
+        said.append(
+            say(
+                "The rollouts' steps begin at {levels} of noise, and none of these lies in the trained window, "
+                "{high:.3f} to {low:.3f}: what is learned there may not reach pictures of {count} steps. Widen "
+                "the window on SRPO Noise Levels.",
+                levels=shown_levels(levels),
+                high=window.sigma_max,
+                low=window.sigma_min,
+                count=sampling.steps,
+            )
+        )
+    if cfg := next((cfg for cfg in (inputs.cfg, sampling.cfg) if cfg != 1), None):
+        said.append(
+            say(
+                "cfg is {cfg:g} and the rollouts take {count} steps: a model that was distilled to so few has its "
+                "guidance in it, and is sampled with cfg 1.",
+                cfg=cfg,
+                count=sampling.steps,
+            )
+        )
+    return " ".join(said)
 
 
 def largest_shape(rolled_out: Shape, dataset: Dataset, photos: PhotoDataset | None) -> Shape:

@@ -7,7 +7,6 @@ from typing import Any
 
 import comfy.model_management
 import comfy.samplers
-import node_helpers
 import torch
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
@@ -15,6 +14,7 @@ from torch._dynamo.exc import TorchDynamoException
 
 from ...srpo_core.algorithm import scaling as scaled
 from ...srpo_core.algorithm.direct_align import at_least_fp32
+from ...srpo_core.algorithm.path import Path
 from ...srpo_core.algorithm.protocols import Pullback
 from .adapters.readable import adapter_of, without_adapter
 from .fitting import (
@@ -32,12 +32,14 @@ from .gradients.differentiable import USUAL_BLOCKS, BlockSettings, Differentiabl
 from .gradients.frozen import is_stored_plainly
 from .gradients.guests import has_guests
 from .gradients.injection import KEY, calls_noted
+from .guiding import LEAST_SHARE, Followed, check_negative, with_guidance
 from .one_step import AsSampled, OneDifferentiableStep, OneStep
 from .patcher.carried import as_carried, latent_in, signature, structure_of
 from .patcher.loading import load, own
 from .sampling import Sampling
+from .windows import sigmas_of
 
-LEAST_SHARE = 1e-3  # of noise, at which a model is asked: at 0, where a window may end, a velocity would be 0 / 0
+NOISIEST = 1e-5  # above the process's largest share of noise: what is rounding
 
 
 class HostFlow:
@@ -48,6 +50,7 @@ class HostFlow:
     blocks: how the model's blocks run in it.
     working: bytes of the device that the host leaves free of weights for that step; None: as for a sampler's.
     on_step: called after each step of a sampler, and each trained step, with its number of pictures.
+    path: the last rollout's.
     Raises ValueError for a model that `check_model` refuses, and for a cfg without a negative conditioning.
     """
 
@@ -76,6 +79,7 @@ class HostFlow:
         self.parameters = adapter.parameters if adapter else {}
         self._names = list(adapter.modules) if adapter else []
         self._heard = False
+        self.path = Path()
         with as_carried(patcher) as model:
             trained = [model.get_submodule(name) for name in self._names]
         self.differentiable = Differentiable(patcher.model, trained, blocks)
@@ -181,8 +185,7 @@ class HostFlow:
     def rollout(self, noise: Tensor, cond: list, seed: int) -> Tensor:
         self._check(noise, cond)
         sampling = self.sampling
-        model_sampling = self.patcher.get_model_object("model_sampling")
-        sigmas = comfy.samplers.calculate_sigmas(model_sampling, sampling.scheduler, sampling.steps)
+        sigmas = sigmas_of(self.patcher, sampling)
         sampler = comfy.samplers.sampler_object(sampling.sampler_name)
 
         def told(*_: Any):
@@ -192,12 +195,14 @@ class HostFlow:
         def sample() -> Tensor:
             forget_prompts(self.patcher)
             latent = torch.zeros_like(noise)
-            guider = self._guider(self.patcher, cond, sampling.guidance, sampling.cfg)
+            guider = self._guided(Followed(self.patcher, self.process), cond, sampling.guidance, sampling.cfg)
             if self.differentiable.settings.compiled:  # if all is loaded, which the sampler would do later
                 load(self.patcher, self.patcher.memory_required(noise.shape))
             plain = self.differentiable.plain(self.patcher)
             with plain, self._attention(), names_other_text_encoders(self.patcher, cond):
-                return guider.sample(noise, latent, sampler, sigmas, callback=told, disable_pbar=True, seed=seed)
+                samples = guider.sample(noise, latent, sampler, sigmas, callback=told, disable_pbar=True, seed=seed)
+            self.path = guider.path
+            return samples
 
         samples = own(or_uncompiled(self, sample))
         samples = at_least_fp32(samples).to(comfy.model_management.intermediate_device())
@@ -243,41 +248,37 @@ class HostFlow:
         The core speaks of flows: of x at a share of noise.
         """
         patcher = patcher or self.patcher
+        self._check_level(sigma)
         forget_prompts(patcher)
         sampler.share = sigma.float().clamp(min=LEAST_SHARE)
         sampler.process = self.process
         ends = torch.stack([sampler.sigma.max(), sampler.sigma.new_zeros(())])
         with torch.inference_mode(), self._attention(), names_other_text_encoders(patcher, cond):  # see loading.py
-            guider = self._guider(patcher, cond, self.guidance, self.cfg)
+            guider = self._guided(comfy.samplers.CFGGuider(patcher), cond, self.guidance, self.cfg)
             guider.sample(x, torch.zeros_like(x), sampler, ends)
         return sampler.velocity
 
-    def _guider(
-        self, patcher: ModelPatcher, positive: list, guidance: float | None, cfg: float
+    def _guided(
+        self, guider: comfy.samplers.CFGGuider, positive: list, guidance: float | None, cfg: float
     ) -> comfy.samplers.CFGGuider:
-        guider = comfy.samplers.CFGGuider(patcher)
+        """The same guider, with what it guides by."""
         conds = {"positive": positive} | ({} if cfg == 1 else {"negative": self.negative})
         guider.inner_set_conds({name: with_guidance(cond, guidance) for name, cond in conds.items()})
         guider.set_cfg(cfg)
         return guider
 
+    def _check_level(self, sigma: Tensor):
+        most = self.process.largest_share
+        if sigma.max().item() > most + NOISIEST:
+            raise ValueError(
+                f"{type(self.patcher.model).__name__} was asked at {sigma.max().item():.4f} of noise, and knows no "
+                f"state with more than {most:.4f}: set the window below that on SRPO Noise Levels."
+            )
+
     def _check(self, x: Tensor, cond: list):
         check_latent(self.patcher, x)
         for each in (cond, *filter(None, [self.negative])):
             check_conditioning(self.patcher, each)
-
-
-def check_negative(cfg: float, negative: list | None):
-    """Raises ValueError for classifier-free guidance with nothing to guide away from."""
-    if cfg != 1 and negative is None:
-        raise ValueError(
-            f"cfg is {cfg:g}, and there is no conditioning to guide away from: connect negative (CLIP Text Encode, of "
-            "an empty prompt or of what you don't want), or set cfg to 1."
-        )
-
-
-def with_guidance(cond: list, guidance: float | None) -> list:
-    return cond if guidance is None else node_helpers.conditioning_set_values(cond, {"guidance": guidance})
 
 
 def latent_shape(patcher: ModelPatcher, width: int, height: int) -> tuple[int, ...]:

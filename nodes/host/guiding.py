@@ -1,0 +1,43 @@
+"""The host's guider, as it leads a MODEL's samples: with guidance, and with an eye on their path."""
+
+from typing import Any
+
+import comfy.samplers
+import node_helpers
+from comfy.model_patcher import ModelPatcher
+from torch import Tensor
+
+from ...srpo_core.algorithm.direct_align import per_sample
+from ...srpo_core.algorithm.path import Path
+from ...srpo_core.algorithm.process import Process
+
+LEAST_SHARE = 1e-3  # of noise, at which a model is asked: at 0, where a window may end, a velocity would be 0 / 0
+
+
+class Followed(comfy.samplers.CFGGuider):
+    """Tells `path` what the model says on its way, in the coordinates of a flow; that takes no further forward."""
+
+    def __init__(self, patcher: ModelPatcher, process: Process):
+        super().__init__(patcher)
+        self.process = process
+        self.path = Path()
+
+    def __call__(self, x: Tensor, sigma: Tensor, *args: Any, **more: Any) -> Tensor:
+        denoised = super().__call__(x, sigma, *args, **more)
+        share = self.process.share(sigma.float()).clamp(min=LEAST_SHARE)
+        state = x / per_sample(self.process.total(sigma.float()), x)
+        self.path.visit(share.max().item(), (state - denoised) / per_sample(share, x))
+        return denoised
+
+
+def check_negative(cfg: float, negative: list | None):
+    """Raises ValueError for classifier-free guidance with nothing to guide away from."""
+    if cfg != 1 and negative is None:
+        raise ValueError(
+            f"cfg is {cfg:g}, and there is no conditioning to guide away from: connect negative (CLIP Text Encode, of "
+            "an empty prompt or of what you don't want), or set cfg to 1."
+        )
+
+
+def with_guidance(cond: list, guidance: float | None) -> list:
+    return cond if guidance is None else node_helpers.conditioning_set_values(cond, {"guidance": guidance})
