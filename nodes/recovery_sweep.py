@@ -157,14 +157,16 @@ class RecoverySweep(io.ComfyNode):
             question = Question(term=term, prompt=prompt, seed=seed)
         with torch.inference_mode(False):
             x0, noise = first_picture(model, latent, seed)
+            flow = HostFlow(model, cfg=cfg, negative=negative)
             sweep = make_sweep(
-                HostFlow(model, cfg=cfg, negative=negative),
+                flow,
                 HostDecoder(vae, model),
                 x0,
                 noise,
                 cond=positive,
                 window=(levels or NoiseLevels()).window_of(model),
                 count=count,
+                noisiest=flow.process.largest_share,
                 question=question,
                 gradient=gradient,
                 on_progress=Progress(1 + 4 * count),

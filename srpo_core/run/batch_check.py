@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Hashable, Iterator
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -29,11 +30,15 @@ def held_against_singles(training: Training, coming: range, checked: set[Hashabl
             continue
         x = draw_noise([noise_seed(training.batching, draw) for draw in pair], shape_of(pair[0], training.batching))
         sigma = torch.tensor([training.window.sigma_max, max(training.window.sigma_min, 0.1)])
-        reason = difference(flow, x, sigma, lambda which, pair=pair: cond_of([pair[i] for i in which]))
+        reason = difference(flow, x, sigma, partial(_cond_of, pair))
         if reason:
             return replace(training, batching=replace(training.batching, at_once=1, sampled_at_once=1)), reason
         checked.add(signature)
     return training, None
+
+
+def _cond_of(pair: list[Draw], which: list[int]) -> Any:
+    return cond_of([pair[i] for i in which])
 
 
 def _pairs(training: Training, coming: range) -> Iterator[list[Draw]]:
