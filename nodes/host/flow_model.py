@@ -3,6 +3,7 @@
 import contextlib
 import inspect
 from collections.abc import Callable, Hashable, Iterator
+from functools import partial
 from typing import Any
 
 import comfy.model_management
@@ -20,10 +21,11 @@ from .adapters.readable import adapter_of, without_adapter
 from .fitting import (
     check_conditioning,
     check_latent,
+    check_level,
     check_model,
+    check_negative,
     forget_prompts,
     names_other_text_encoders,
-    names_what_writes,
     token_side,
 )
 from .gradients.attention import quickest
@@ -32,14 +34,13 @@ from .gradients.differentiable import USUAL_BLOCKS, BlockSettings, Differentiabl
 from .gradients.frozen import is_stored_plainly
 from .gradients.guests import has_guests
 from .gradients.injection import KEY, calls_noted
-from .guiding import LEAST_SHARE, Followed, check_negative, with_guidance
+from .gradients.writing import or_on_copies
+from .guiding import LEAST_SHARE, Followed, with_guidance
 from .one_step import AsSampled, OneDifferentiableStep, OneStep
 from .patcher.carried import as_carried, latent_in, signature, structure_of
 from .patcher.loading import load, own
 from .sampling import Sampling
 from .windows import sigmas_of
-
-NOISIEST = 1e-5  # above the process's largest share of noise: what is rounding
 
 
 class HostFlow:
@@ -108,7 +109,8 @@ class HostFlow:
                     self._pull(graph.pop() if graph else self._velocity(x, sigma, cond), gradient)
 
             # What compiling a backward fails with comes as it is.
-            or_uncompiled(self, ask, (TorchDynamoException, RuntimeError))
+            compiled = partial(or_uncompiled, self, ask, (TorchDynamoException, RuntimeError))
+            or_on_copies(self.patcher.model, compiled, again=self._can_start_over)
 
         return Pullback(value.detach().to(x), pull)
 
@@ -121,7 +123,7 @@ class HostFlow:
             self._backward(output, gradient)
 
     def _backward(self, output: Tensor, gradient: Tensor):
-        with self._whole_or_not_at_all(), names_what_writes(self.patcher):
+        with self._whole_or_not_at_all():
             scaled.backward(output, gradient, self.parameters.values())
 
     def _attention(self) -> contextlib.AbstractContextManager:
@@ -131,10 +133,15 @@ class HostFlow:
     def _is_compiled(self) -> bool:
         return self.differentiable.settings.compiled or is_compiled(self.patcher)
 
+    @property
+    def _can_start_over(self) -> bool:
+        """Whether a backward that fails half-way leaves gradients as they were: copies of large ones are dear."""
+        return self._is_compiled or all(parameter.grad is None for parameter in self.parameters.values())
+
     @contextlib.contextmanager
     def _whole_or_not_at_all(self) -> Iterator[None]:
-        """Where compiling may fail half-way, gradients are then as they were."""
-        before = {p: own(p.grad) for p in self.parameters.values()} if self._is_compiled else {}
+        """Where compiling may fail half-way, or autograd refuse a model, gradients are then as they were."""
+        before = {p: own(p.grad) for p in self.parameters.values()} if self._can_start_over else {}
         try:
             yield
         except Exception:
@@ -248,7 +255,7 @@ class HostFlow:
         The core speaks of flows: of x at a share of noise.
         """
         patcher = patcher or self.patcher
-        self._check_level(sigma)
+        check_level(patcher, self.process, sigma)
         forget_prompts(patcher)
         sampler.share = sigma.float().clamp(min=LEAST_SHARE)
         sampler.process = self.process
@@ -266,14 +273,6 @@ class HostFlow:
         guider.inner_set_conds({name: with_guidance(cond, guidance) for name, cond in conds.items()})
         guider.set_cfg(cfg)
         return guider
-
-    def _check_level(self, sigma: Tensor):
-        most = self.process.largest_share
-        if sigma.max().item() > most + NOISIEST:
-            raise ValueError(
-                f"{type(self.patcher.model).__name__} was asked at {sigma.max().item():.4f} of noise, and knows no "
-                f"state with more than {most:.4f}: set the window below that on SRPO Noise Levels."
-            )
 
     def _check(self, x: Tensor, cond: list):
         check_latent(self.patcher, x)

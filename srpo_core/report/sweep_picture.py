@@ -113,7 +113,7 @@ class _Layout:
         window = self.sweep.window
         self.sheet.box(left, top, width, bottom - top, colour=SHADE)
         self.sheet.box(left, top, width, 4, colour=RECOVERED)
-        text = f"trained window: {window.sigma_max:.4f} to {window.sigma_min:.4f} of noise"
+        text = f"trained: {window.sigma_max:.4f} to {window.sigma_min:.4f} of noise"
         self.sheet.text(left + 8, top + 20, text, 10.5, colour=RECOVERED, weight="bold", room=width - 12)
 
     def _draw_heads(self, top: int):
