@@ -21,15 +21,20 @@ OURS = "srpo"
 VERSION = re.search('^version = "(.+)"$', (ROOT / "pyproject.toml").read_text("utf-8"), re.MULTILINE)[1]
 NOTE = ("#432", "#653")  # colour of its title and of its body
 HEADER = 30
-TOP = 68  # of a group, to its first node below its header
-MARGIN = 20
-GAP = 44  # between nodes, with the header of the lower one
-BETWEEN = 30  # groups; the canvas has no text below a zoom of 0.572, so all is close together
-SOCKET = 20  # pixels of height
-WIDGET = 30
-BADGE = 40  # beneath them, with Nodes 2.0
+TOP = 66  # of a group, to its first node below its header
+MARGIN = 16
+GAP = 40  # between nodes, with the header of the lower one
+BETWEEN = 24  # groups
+# A template opens with all nodes in three quarters of the window, and the canvas has no text below a zoom of 4 / 7. So
+# in a window of 1600x857 they are to be read within this width and height.
+READABLE = (2068, 1098)
+SOCKET = 20  # pixels of height, as measured in both renderers
+ROW = 24  # of a widget on the classic canvas, which shows all
+WIDGET = 28  # of one with Nodes 2.0, which hides the advanced ones
+EDGES = 14
+BADGE = 24  # beneath them, with Nodes 2.0
 ADVANCED = 32  # its button that shows the rest
-TEXT = 90  # of a text of several lines
+TEXT = 70  # of a text of several lines, at least
 ZOOM = 0.8
 TWIN = 500  # between the ids of a workflow and those of its Chinese twin
 BLUE = "#3f789e"
@@ -79,6 +84,16 @@ class Workflow:
     note_size: tuple[int, int] = (330, 720)
     note_title: str = "Read me"
     first: int = 1
+
+
+@dataclass
+class Value:
+    """Of a widget. kind: its type. parts: the value, and what the front end keeps behind it."""
+
+    kind: str
+    parts: list
+    is_text: bool  # of several lines
+    is_advanced: bool
 
 
 def in_both_languages(workflows: dict[str, Workflow]) -> dict[str, Workflow]:
@@ -170,26 +185,24 @@ def _entry(node: Node, ids: dict[str, int], schema: dict) -> dict:
     values = dict(_values(node, schema["input"]))
     sockets = [{"name": name, "type": kind, "link": None} for name, kind in _sockets(node, schema["input"])]
     places = [
-        {"name": name, "type": kind, "widget": {"name": name}, "link": None} for name, (kind, _, _) in values.items()
+        {"name": name, "type": each.kind, "widget": {"name": name}, "link": None} for name, each in values.items()
     ]
     outputs = [
         {"name": name, "type": kind, "links": None} for name, kind in zip(schema["output_name"], schema["output"])
     ]
-    texts = sum(multiline for _, _, multiline in values.values())
-    rows = SOCKET * max(len(sockets), len(outputs)) + WIDGET * (len(values) - texts) + TEXT * texts
-    foot = BADGE + ADVANCED * any(options.get("advanced") for _, (_, options) in widgets(schema["input"]))
+    slots = max(len(sockets), len(outputs))
     entry = {
         "id": ids[node.key],
         "type": node.kind,
         "pos": [],
-        "size": [0, max(node.height, rows + foot)],
+        "size": [0, max(node.height, *_heights(slots, list(values.values()), schema))],
         "flags": {},
         "order": list(ids).index(node.key) + 1,
         "mode": 0,
         "inputs": sockets + places,
         "outputs": outputs,
         "properties": {"Node name for S&R": node.kind},
-        "widgets_values": [part for _, value, _ in values.values() for part in value],
+        "widgets_values": [part for each in values.values() for part in each.parts],
     }
     if node.kind.startswith("SRPO_"):
         entry["properties"] |= {"cnr_id": OURS, "ver": VERSION}
@@ -200,8 +213,19 @@ def _entry(node: Node, ids: dict[str, int], schema: dict) -> dict:
     return entry | ({"title": node.title} if node.title else {})
 
 
-def _values(node: Node, schema: dict, prefix: str = "") -> Iterator[tuple[str, tuple[str, list, bool]]]:
-    """(name, (type, its value and what follows it, whether it is a text of several lines)) of each widget."""
+def _heights(slots: int, values: list[Value], schema: dict) -> tuple[int, int]:
+    """The least that a node needs on the classic canvas and with Nodes 2.0. slots: in its longer row of sockets."""
+    texts = TEXT * sum(each.is_text for each in values)
+    lines = [each for each in values if not each.is_text]
+    shown = [each for each in lines if not each.is_advanced]
+    above = EDGES + SOCKET * slots + texts
+    has_badge = schema["name"].startswith("SRPO_") or schema.get("experimental")
+    foot = BADGE * bool(has_badge) + ADVANCED * (len(shown) < len(lines))
+    return above + ROW * sum(len(each.parts) for each in lines), above + WIDGET * len(shown) + foot
+
+
+def _values(node: Node, schema: dict, prefix: str = "") -> Iterator[tuple[str, Value]]:
+    """Each widget by its name."""
     for name, (kind, options) in widgets(schema):
         given = node.inputs.get(prefix + name)
         value = options.get("default") if given is None or isinstance(given, tuple) else given
@@ -213,7 +237,8 @@ def _values(node: Node, schema: dict, prefix: str = "") -> Iterator[tuple[str, t
         follows = (
             [node.inputs.get("after_generate", AFTER_GENERATE[0])] if options.get("control_after_generate") else []
         )
-        yield prefix + name, (kind, [value, *follows], bool(options.get("multiline")))
+        is_text, is_advanced = (bool(options.get(name)) for name in ("multiline", "advanced"))
+        yield prefix + name, Value(kind, [value, *follows], is_text, is_advanced)
         if kind == DYNAMIC:
             yield from _values(node, option_inputs(options, value), f"{prefix}{name}.")
 
