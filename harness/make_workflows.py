@@ -14,7 +14,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from find_host import ROOT, find_host
-from workflow import AFTER_GENERATE, DYNAMIC, WIDGETS, WORKFLOW_1, option_inputs, to_prompt, widgets
+from node_widgets import least_heights, values_of
+from workflow import WIDGETS, WORKFLOW_1, to_prompt
 
 CHINESE = Path(__file__).with_name("notes_zh.json")  # what sources in cp1252 can't hold
 OURS = "srpo"
@@ -28,13 +29,6 @@ BETWEEN = 24  # groups
 # A template opens with all nodes in three quarters of the window, and the canvas has no text below a zoom of 4 / 7. So
 # in a window of 1600x857 they are to be read within this width and height.
 READABLE = (2068, 1098)
-SOCKET = 20  # pixels of height, as measured in both renderers
-ROW = 24  # of a widget on the classic canvas, which shows all
-WIDGET = 28  # of one with Nodes 2.0, which hides the advanced ones
-EDGES = 14
-BADGE = 24  # beneath them, with Nodes 2.0
-ADVANCED = 32  # its button that shows the rest
-TEXT = 70  # of a text of several lines, at least
 ZOOM = 0.8
 TWIN = 500  # between the ids of a workflow and those of its Chinese twin
 BLUE = "#3f789e"
@@ -62,13 +56,18 @@ class Node:
 
 @dataclass
 class Group:
-    """Nodes below each other, in a frame. under: it stands below the one before it, which is as wide."""
+    """Nodes below each other, in a frame.
+
+    under: it stands below the one before it, which is as wide. spare: room below, where the last node grows as it shows
+    its picture with Nodes 2.0; the front end makes no room for frames when it opens a template.
+    """
 
     title: str
     color: str
     width: int
     nodes: list[Node]
     under: bool = False
+    spare: int = 0
 
 
 @dataclass
@@ -84,16 +83,6 @@ class Workflow:
     note_size: tuple[int, int] = (330, 720)
     note_title: str = "Read me"
     first: int = 1
-
-
-@dataclass
-class Value:
-    """Of a widget. kind: its type. parts: the value, and what the front end keeps behind it."""
-
-    kind: str
-    parts: list
-    is_text: bool  # of several lines
-    is_advanced: bool
 
 
 def in_both_languages(workflows: dict[str, Workflow]) -> dict[str, Workflow]:
@@ -122,7 +111,7 @@ def _in_chinese(name: str, workflow: Workflow, chinese: dict) -> Workflow:
 
 def lay_out(workflow: Workflow, schemas: dict) -> dict:
     """The workflow as the front end saves it. schemas: the host's object_info."""
-    ids = {node.key: number for number, node in enumerate(_nodes(workflow), workflow.first + 1)}
+    ids = numbers_of(workflow)
     entries = {workflow.first: _note(workflow)}
     groups = []
     left = workflow.note_size[0] + BETWEEN
@@ -138,7 +127,7 @@ def lay_out(workflow: Workflow, schemas: dict) -> dict:
             entry["size"][0] = group.width
             entries[ids[node.key]] = entry
             top += entry["size"][1] + GAP
-        bottom = top - GAP + MARGIN
+        bottom = top - GAP + MARGIN + group.spare
         bounding = [left, first, group.width + 2 * MARGIN, bottom - first]
         groups.append({"id": number, "title": group.title, "bounding": bounding, "color": group.color, "flags": {}})
         right = left + bounding[2] + BETWEEN
@@ -155,6 +144,11 @@ def lay_out(workflow: Workflow, schemas: dict) -> dict:
         "extra": {"ds": {"scale": ZOOM, "offset": [60, 80]}},
         "version": 0.4,
     }
+
+
+def numbers_of(workflow: Workflow) -> dict[str, int]:
+    """The nodes' ids by their keys."""
+    return {node.key: number for number, node in enumerate(_nodes(workflow), workflow.first + 1)}
 
 
 def _nodes(workflow: Workflow) -> Iterator[Node]:
@@ -182,7 +176,7 @@ def _note(workflow: Workflow) -> dict:
 
 def _entry(node: Node, ids: dict[str, int], schema: dict) -> dict:
     """The node with its widgets' values, its sockets not linked yet."""
-    values = dict(_values(node, schema["input"]))
+    values = dict(values_of(node.inputs, schema["input"]))
     sockets = [{"name": name, "type": kind, "link": None} for name, kind in _sockets(node, schema["input"])]
     places = [
         {"name": name, "type": each.kind, "widget": {"name": name}, "link": None} for name, each in values.items()
@@ -195,7 +189,7 @@ def _entry(node: Node, ids: dict[str, int], schema: dict) -> dict:
         "id": ids[node.key],
         "type": node.kind,
         "pos": [],
-        "size": [0, max(node.height, *_heights(slots, list(values.values()), schema))],
+        "size": [0, max(node.height, *least_heights(slots, list(values.values()), schema))],
         "flags": {},
         "order": list(ids).index(node.key) + 1,
         "mode": 0,
@@ -211,41 +205,6 @@ def _entry(node: Node, ids: dict[str, int], schema: dict) -> dict:
             {"name": url.rpartition("/")[2], "url": url, "directory": folder} for folder, url in node.files
         ]
     return entry | ({"title": node.title} if node.title else {})
-
-
-def _heights(slots: int, values: list[Value], schema: dict) -> tuple[int, int]:
-    """The least that a node needs on the classic canvas and with Nodes 2.0. slots: in its longer row of sockets."""
-    texts = TEXT * sum(each.is_text for each in values)
-    lines = [each for each in values if not each.is_text]
-    shown = [each for each in lines if not each.is_advanced]
-    above = EDGES + SOCKET * slots + texts
-    has_badge = schema["name"].startswith("SRPO_") or schema.get("experimental")
-    foot = BADGE * bool(has_badge) + ADVANCED * (len(shown) < len(lines))
-    return above + ROW * sum(len(each.parts) for each in lines), above + WIDGET * len(shown) + foot
-
-
-def _values(node: Node, schema: dict, prefix: str = "") -> Iterator[tuple[str, Value]]:
-    """Each widget by its name."""
-    for name, (kind, options) in widgets(schema):
-        given = node.inputs.get(prefix + name)
-        value = options.get("default") if given is None or isinstance(given, tuple) else given
-        if value is None and kind == "COMBO":
-            value = next(iter(options.get("options") or _listed(schema, name)), "")
-        if value is None and kind == DYNAMIC:
-            value = options["options"][0]["key"]
-        value = "" if value is None else value
-        follows = (
-            [node.inputs.get("after_generate", AFTER_GENERATE[0])] if options.get("control_after_generate") else []
-        )
-        is_text, is_advanced = (bool(options.get(name)) for name in ("multiline", "advanced"))
-        yield prefix + name, Value(kind, [value, *follows], is_text, is_advanced)
-        if kind == DYNAMIC:
-            yield from _values(node, option_inputs(options, value), f"{prefix}{name}.")
-
-
-def _listed(schema: dict, name: str) -> list:
-    """The options of a combo of the older form, whose type is the list of them."""
-    return next(part[name][0] for part in schema.values() if name in part)
 
 
 def _sockets(node: Node, schema: dict) -> Iterator[tuple[str, str]]:

@@ -75,6 +75,7 @@ def flux(note: str, run: str, dataset: Node) -> Workflow:
                     Node("lora", "LoraModelLoader", {"model": ("unet", 0), "lora": ("train", 1)}),
                     Node("compare", "SRPO_Compare", compare, height=670),
                 ],
+                spare=50,
             ),
         ],
     )

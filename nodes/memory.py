@@ -49,6 +49,7 @@ def by_hand_inputs() -> list[io.Input]:
             default=MemoryUse.sampled_at_once,
             min=1,
             max=1024,
+            advanced=True,
             tooltip="How many pictures of a batch are sampled together, if more than at_once: a GPU does so faster, "
             "above all where the model does not fit.",
         ),
