@@ -3,6 +3,7 @@
 import contextlib
 import inspect
 from collections.abc import Callable, Hashable, Iterator
+from functools import partial
 from typing import Any
 
 import comfy.model_management
@@ -21,9 +22,9 @@ from .fitting import (
     check_conditioning,
     check_latent,
     check_model,
+    check_negative,
     forget_prompts,
     names_other_text_encoders,
-    names_what_writes,
     token_side,
 )
 from .gradients.attention import quickest
@@ -32,6 +33,7 @@ from .gradients.differentiable import USUAL_BLOCKS, BlockSettings, Differentiabl
 from .gradients.frozen import is_stored_plainly
 from .gradients.guests import has_guests
 from .gradients.injection import KEY, calls_noted
+from .gradients.writing import or_on_copies
 from .one_step import AsSampled, OneDifferentiableStep, OneStep
 from .patcher.carried import as_carried, latent_in, signature, structure_of
 from .patcher.loading import load, own
@@ -104,7 +106,8 @@ class HostFlow:
                     self._pull(graph.pop() if graph else self._velocity(x, sigma, cond), gradient)
 
             # What compiling a backward fails with comes as it is.
-            or_uncompiled(self, ask, (TorchDynamoException, RuntimeError))
+            compiled = partial(or_uncompiled, self, ask, (TorchDynamoException, RuntimeError))
+            or_on_copies(self.patcher.model, compiled, again=self._can_start_over)
 
         return Pullback(value.detach().to(x), pull)
 
@@ -117,7 +120,7 @@ class HostFlow:
             self._backward(output, gradient)
 
     def _backward(self, output: Tensor, gradient: Tensor):
-        with self._whole_or_not_at_all(), names_what_writes(self.patcher):
+        with self._whole_or_not_at_all():
             scaled.backward(output, gradient, self.parameters.values())
 
     def _attention(self) -> contextlib.AbstractContextManager:
@@ -127,10 +130,15 @@ class HostFlow:
     def _is_compiled(self) -> bool:
         return self.differentiable.settings.compiled or is_compiled(self.patcher)
 
+    @property
+    def _can_start_over(self) -> bool:
+        """Whether a backward that fails half-way leaves gradients as they were: copies of large ones are dear."""
+        return self._is_compiled or all(parameter.grad is None for parameter in self.parameters.values())
+
     @contextlib.contextmanager
     def _whole_or_not_at_all(self) -> Iterator[None]:
-        """Where compiling may fail half-way, gradients are then as they were."""
-        before = {p: own(p.grad) for p in self.parameters.values()} if self._is_compiled else {}
+        """Where compiling may fail half-way, or autograd refuse a model, gradients are then as they were."""
+        before = {p: own(p.grad) for p in self.parameters.values()} if self._can_start_over else {}
         try:
             yield
         except Exception:
@@ -265,15 +273,6 @@ class HostFlow:
         check_latent(self.patcher, x)
         for each in (cond, *filter(None, [self.negative])):
             check_conditioning(self.patcher, each)
-
-
-def check_negative(cfg: float, negative: list | None):
-    """Raises ValueError for classifier-free guidance with nothing to guide away from."""
-    if cfg != 1 and negative is None:
-        raise ValueError(
-            f"cfg is {cfg:g}, and there is no conditioning to guide away from: connect negative (CLIP Text Encode, of "
-            "an empty prompt or of what you don't want), or set cfg to 1."
-        )
 
 
 def with_guidance(cond: list, guidance: float | None) -> list:
