@@ -1,12 +1,15 @@
 """The workflows that ship: what `make_workflows.py` lays out."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from make_workflows import BLUE, GREEN, OCHRE, PURPLE, Group, Node, Workflow
-from shipped_notes import FLUX_PROMPTS, LOOK_NOTE, PHOTOS_NOTE, PROMPTS_NOTE
+from shipped_notes import FLUX_PROMPTS, LOOK_NOTE, PHOTOS_NOTE, PROMPTS_NOTE, Z_IMAGE_NOTE
 from shipped_toy import GUIDANCE, SAYS, STEP, TOY, TRAIN_HEIGHT
 
 HUB = "https://huggingface.co"
+# Without an address: the front end offers it only for what a menu lacks, and ours lists what is published. Where the
+# file is missing, Run says on the node which one, its size, from where, into which folder, or what to tick.
+REWARD = Node("reward", "SRPO_LoadReward", {"file": "HPS_v2.1_compressed.pt"})
 FLUX_FILES = [
     Node(
         "unet",
@@ -29,21 +32,63 @@ FLUX_FILES = [
         {"vae_name": "ae.safetensors"},
         files=(("vae", f"{HUB}/black-forest-labs/FLUX.1-schnell/resolve/main/ae.safetensors"),),
     ),
-    # Without an address: the front end offers it only for what a menu lacks, and ours lists what is published. Where
-    # the file is missing, Run says on the node which one, its size, from where, into which folder, or what to tick.
-    Node("reward", "SRPO_LoadReward", {"file": "HPS_v2.1_compressed.pt"}),
+    REWARD,
 ]
+Z_IMAGE = f"{HUB}/Comfy-Org/z_image_turbo/resolve/main/split_files"  # as ComfyUI's own template has it
+Z_IMAGE_FILES = [
+    Node(
+        "unet",
+        "UNETLoader",
+        {"unet_name": "z_image_turbo_bf16.safetensors"},
+        files=(("diffusion_models", f"{Z_IMAGE}/diffusion_models/z_image_turbo_bf16.safetensors"),),
+    ),
+    Node(
+        "clip",
+        "CLIPLoader",
+        {"clip_name": "qwen_3_4b.safetensors", "type": "lumina2"},
+        files=(("text_encoders", f"{Z_IMAGE}/text_encoders/qwen_3_4b.safetensors"),),
+    ),
+    Node(
+        "vae",
+        "VAELoader",
+        {"vae_name": "ae.safetensors"},
+        files=(("vae", f"{Z_IMAGE}/vae/ae.safetensors"),),
+    ),
+    REWARD,
+]
+TURBO = {"sampler_name": "res_multistep", "scheduler": "simple", "steps": 8}  # likewise
 
 
-def flux(note: str, run: str, dataset: Node) -> Workflow:
-    """FLUX.1-dev by stock loaders, trained on a dataset, to pictures before and after by a stock LoRA loader."""
+@dataclass(frozen=True, kw_only=True)
+class Base:
+    """A model by stock loaders, and how it is sampled.
+
+    sampled: inputs of SRPO Train and SRPO Compare that say so. options: nodes at SRPO Train's sockets of their names.
+    """
+
+    files: list[Node]
+    sampled: dict
+    options: tuple[Node, ...] = ()
+
+
+FLUX = Base(files=FLUX_FILES, sampled={"guidance": GUIDANCE})
+Z_IMAGE_TURBO = Base(
+    files=Z_IMAGE_FILES,
+    sampled={"previews": ("previews", 0)},
+    options=(Node("rollouts", "SRPO_Rollouts", TURBO), Node("previews", "SRPO_Previews", TURBO)),
+)
+
+
+def training(note: str, run: str, base: Base, dataset: Node) -> Workflow:
+    """A base, trained on a dataset, to pictures before and after by a stock LoRA loader."""
     train = {
         "trainer": ("trainer", 0),
         "dataset": (dataset.key, 0),
         "vae": ("vae", 0),
         "reward": ("reward", 0),
         "objective": ("objective", 0),
-        "guidance": GUIDANCE,
+        **base.sampled,
+        **{node.key: (node.key, 0) for node in base.options},
     }
     compare = {
         "model_before": ("unet", 0),
@@ -52,7 +97,7 @@ def flux(note: str, run: str, dataset: Node) -> Workflow:
         "vae": ("vae", 0),
         "reward": ("reward", 0),
         "objective": ("objective", 0),
-        "guidance": GUIDANCE,
+        **base.sampled,
         "prompts": 2,  # from two seeds each: as many pictures as of four, and their diversity
         "seeds": 2,
     }
@@ -61,8 +106,8 @@ def flux(note: str, run: str, dataset: Node) -> Workflow:
         note=note,
         note_size=(400, 1000),
         groups=[
-            Group("1. Your files, and the run", BLUE, 300, [*FLUX_FILES, trainer]),
-            Group("2. What to teach", GREEN, 360, [dataset, Node("objective", "SRPO_Objective")]),
+            Group("1. Your files, and the run", BLUE, 300, [*base.files, trainer]),
+            Group("2. What to teach", GREEN, 360, [dataset, Node("objective", "SRPO_Objective"), *base.options]),
             Group("3. Train", OCHRE, 600, [Node("train", "SRPO_Train", train, height=TRAIN_HEIGHT)]),
             Group(
                 "4. Before and after",
@@ -160,9 +205,10 @@ LOOK = Workflow(
 
 LAID_OUT = {
     "1 Toy FLUX in one minute": TOY,
-    "2 FLUX.1-dev LoRA (online)": flux(PROMPTS_NOTE, "my-flux", PROMPTS),
-    "3 FLUX.1-dev LoRA from your photos (offline)": flux(PHOTOS_NOTE, "my-photos", PHOTOS),
+    "2 FLUX.1-dev LoRA (online)": training(PROMPTS_NOTE, "my-flux", FLUX, PROMPTS),
+    "3 FLUX.1-dev LoRA from your photos (offline)": training(PHOTOS_NOTE, "my-photos", FLUX, PHOTOS),
     "4 One SRPO step, node by node": STEP,
     "5 Look before you train": LOOK,
+    "7 Z-Image-Turbo LoRA (online)": training(Z_IMAGE_NOTE, "my-z-image", Z_IMAGE_TURBO, PROMPTS),
 }
 WORKFLOWS = {name: replace(each, first=100 * int(name[0]) + 1) for name, each in LAID_OUT.items()}

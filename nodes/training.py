@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from ..srpo_core.algorithm.objective import Objective
 from ..srpo_core.algorithm.protocols import Dataset, PhotoDataset, Shape
 from ..srpo_core.algorithm.terms import Term, combine
+from ..srpo_core.data.photo_latents import Photos
 from ..srpo_core.language import say
 from ..srpo_core.rewards import Reward
 from ..srpo_core.run.batch_check import held_against_singles
@@ -77,6 +78,7 @@ def training_of(opened: OpenRun, inputs: TrainInputs, node: str) -> tuple[Traini
     """
     from .host.decoder import HostDecoder
     from .host.memory_estimate import Workload
+    from .host.references import check_takes_references
 
     model = opened.model
     terms = combine([Term(reward=inputs.reward, objective=inputs.objective), *inputs.more_rewards])
@@ -115,14 +117,14 @@ def training_of(opened: OpenRun, inputs: TrainInputs, node: str) -> tuple[Traini
         photos=photos,
         guard=inputs.watch.guard,
     )
+    for photo_data in (each for each in (dataset, photos) if isinstance(each, Photos)):
+        check_takes_references(training.flow, photo_data, opened.run.checked)
     training, reason = held_against_singles(training, first, opened.run.checked)
-    if reason is None:
-        return training, plan.text
     alone = say(
         "Pictures go through this model one at a time: two together do not come out as each alone, {reason}.",
         reason=reason,
     )
-    return training, " ".join(filter(None, [plan.text, alone]))
+    return training, " ".join(filter(None, [inputs.levels.about(model), plan.text, alone if reason else ""]))
 
 
 def largest_shape(rolled_out: Shape, dataset: Dataset, photos: PhotoDataset | None) -> Shape:
@@ -161,6 +163,7 @@ def flow_of(model: ModelPatcher, inputs: TrainInputs, plan: MemoryPlan) -> HostF
         inputs.guidance,
         cfg=inputs.cfg,
         negative=inputs.negative,
+        edits=True,
         blocks=blocks,
         working=plan.working,
     )

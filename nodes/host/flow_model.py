@@ -7,7 +7,6 @@ from typing import Any
 
 import comfy.model_management
 import comfy.samplers
-import node_helpers
 import torch
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
@@ -32,6 +31,7 @@ from .gradients.differentiable import USUAL_BLOCKS, BlockSettings, Differentiabl
 from .gradients.frozen import is_stored_plainly
 from .gradients.guests import has_guests
 from .gradients.injection import KEY, calls_noted
+from .guiding import check_negative, with_guidance, with_references_of
 from .one_step import AsSampled, OneDifferentiableStep, OneStep
 from .patcher.carried import as_carried, latent_in, signature, structure_of
 from .patcher.loading import load, own
@@ -45,6 +45,7 @@ class HostFlow:
 
     guidance, cfg: of the differentiated step; see Sampling.
     negative: the conditioning that classifier-free guidance leads away from.
+    edits: it gets the references of what it is asked with, where it has none of its own.
     blocks: how the model's blocks run in it.
     working: bytes of the device that the host leaves free of weights for that step; None: as for a sampler's.
     on_step: called after each step of a sampler, and each trained step, with its number of pictures.
@@ -59,6 +60,7 @@ class HostFlow:
         *,
         cfg: float = 1.0,
         negative: list | None = None,
+        edits: bool = False,
         blocks: BlockSettings = USUAL_BLOCKS,
         working: int | None = None,
     ):
@@ -70,6 +72,7 @@ class HostFlow:
         self.guidance = guidance
         self.cfg = cfg
         self.negative = negative
+        self.edits = edits
         self.working = working
         self.on_step: Callable[[int], None] = lambda pictures: None
         adapter = adapter_of(patcher)
@@ -256,7 +259,8 @@ class HostFlow:
         self, patcher: ModelPatcher, positive: list, guidance: float | None, cfg: float
     ) -> comfy.samplers.CFGGuider:
         guider = comfy.samplers.CFGGuider(patcher)
-        conds = {"positive": positive} | ({} if cfg == 1 else {"negative": self.negative})
+        negative = with_references_of(positive, self.negative) if self.edits and cfg != 1 else self.negative
+        conds = {"positive": positive} | ({} if cfg == 1 else {"negative": negative})
         guider.inner_set_conds({name: with_guidance(cond, guidance) for name, cond in conds.items()})
         guider.set_cfg(cfg)
         return guider
@@ -265,19 +269,6 @@ class HostFlow:
         check_latent(self.patcher, x)
         for each in (cond, *filter(None, [self.negative])):
             check_conditioning(self.patcher, each)
-
-
-def check_negative(cfg: float, negative: list | None):
-    """Raises ValueError for classifier-free guidance with nothing to guide away from."""
-    if cfg != 1 and negative is None:
-        raise ValueError(
-            f"cfg is {cfg:g}, and there is no conditioning to guide away from: connect negative (CLIP Text Encode, of "
-            "an empty prompt or of what you don't want), or set cfg to 1."
-        )
-
-
-def with_guidance(cond: list, guidance: float | None) -> list:
-    return cond if guidance is None else node_helpers.conditioning_set_values(cond, {"guidance": guidance})
 
 
 def latent_shape(patcher: ModelPatcher, width: int, height: int) -> tuple[int, ...]:

@@ -39,7 +39,7 @@ class FixedSamples:
 
     def sample(self, patcher: ModelPatcher, on_step: Callable[[int], None] = lambda pictures: None) -> list[Tensor]:
         """Latents (B, C, H, W) of each part, as the VAE takes them. on_step: told the pictures of every step."""
-        flow = HostFlow(patcher, self.sampling, negative=self.negative)
+        flow = HostFlow(patcher, self.sampling, negative=self.negative, edits=True)
         flow.on_step = on_step
         latents = []
         for part in self._parts(1 if flow.samples_depend_on_batch else self.at_once):
