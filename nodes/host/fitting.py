@@ -107,6 +107,15 @@ def check_conditioning(patcher: ModelPatcher, cond: list):
         )
 
 
+def check_negative(cfg: float, negative: list | None):
+    """Raises ValueError for classifier-free guidance with nothing to guide away from."""
+    if cfg != 1 and negative is None:
+        raise ValueError(
+            f"cfg is {cfg:g}, and there is no conditioning to guide away from: connect negative (CLIP Text Encode, of "
+            "an empty prompt or of what you don't want), or set cfg to 1."
+        )
+
+
 @contextlib.contextmanager
 def names_other_text_encoders(patcher: ModelPatcher, cond: list) -> Iterator[None]:
     """Where a layer gets an input of another width than it takes, and the prompt has that width; or lacks a part."""
@@ -126,20 +135,6 @@ def names_other_text_encoders(patcher: ModelPatcher, cond: list) -> Iterator[Non
             f"The encoded prompt is {width} wide, and {type(patcher.model).__name__} takes "
             f"{refused['taken'] or refused['expected']} there: encode it with the text encoders that belong to this "
             f"model ({error})."
-        ) from error
-
-
-@contextlib.contextmanager
-def names_what_writes(patcher: ModelPatcher) -> Iterator[None]:
-    """Where a block of the model writes into what one of its layers keeps for the backward."""
-    try:
-        yield
-    except RuntimeError as error:
-        if "modified by an inplace operation" not in str(error):
-            raise
-        raise ValueError(
-            f"{type(patcher.model).__name__} can't be trained on this ComfyUI: its blocks write into what their layers "
-            f"were given, which the gradient needs. Load another model ({error})."
         ) from error
 
 

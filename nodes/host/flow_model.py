@@ -3,6 +3,7 @@
 import contextlib
 import inspect
 from collections.abc import Callable, Hashable, Iterator
+from functools import partial
 from typing import Any
 
 import comfy.model_management
@@ -20,9 +21,9 @@ from .fitting import (
     check_conditioning,
     check_latent,
     check_model,
+    check_negative,
     forget_prompts,
     names_other_text_encoders,
-    names_what_writes,
     token_side,
 )
 from .gradients.attention import quickest
@@ -31,7 +32,8 @@ from .gradients.differentiable import USUAL_BLOCKS, BlockSettings, Differentiabl
 from .gradients.frozen import is_stored_plainly
 from .gradients.guests import has_guests
 from .gradients.injection import KEY, calls_noted
-from .guiding import check_negative, with_guidance, with_references_of
+from .gradients.writing import or_on_copies
+from .guiding import with_guidance, with_references_of
 from .one_step import AsSampled, OneDifferentiableStep, OneStep
 from .patcher.carried import as_carried, latent_in, signature, structure_of
 from .patcher.loading import load, own
@@ -107,7 +109,8 @@ class HostFlow:
                     self._pull(graph.pop() if graph else self._velocity(x, sigma, cond), gradient)
 
             # What compiling a backward fails with comes as it is.
-            or_uncompiled(self, ask, (TorchDynamoException, RuntimeError))
+            compiled = partial(or_uncompiled, self, ask, (TorchDynamoException, RuntimeError))
+            or_on_copies(self.patcher.model, compiled, again=self._can_start_over)
 
         return Pullback(value.detach().to(x), pull)
 
@@ -120,7 +123,7 @@ class HostFlow:
             self._backward(output, gradient)
 
     def _backward(self, output: Tensor, gradient: Tensor):
-        with self._whole_or_not_at_all(), names_what_writes(self.patcher):
+        with self._whole_or_not_at_all():
             scaled.backward(output, gradient, self.parameters.values())
 
     def _attention(self) -> contextlib.AbstractContextManager:
@@ -130,10 +133,15 @@ class HostFlow:
     def _is_compiled(self) -> bool:
         return self.differentiable.settings.compiled or is_compiled(self.patcher)
 
+    @property
+    def _can_start_over(self) -> bool:
+        """Whether a backward that fails half-way leaves gradients as they were: copies of large ones are dear."""
+        return self._is_compiled or all(parameter.grad is None for parameter in self.parameters.values())
+
     @contextlib.contextmanager
     def _whole_or_not_at_all(self) -> Iterator[None]:
-        """Where compiling may fail half-way, gradients are then as they were."""
-        before = {p: own(p.grad) for p in self.parameters.values()} if self._is_compiled else {}
+        """Where compiling may fail half-way, or autograd refuse a model, gradients are then as they were."""
+        before = {p: own(p.grad) for p in self.parameters.values()} if self._can_start_over else {}
         try:
             yield
         except Exception:

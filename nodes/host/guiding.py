@@ -5,15 +5,6 @@ import node_helpers
 from ...srpo_core.data.photo_latents import REFERENCES
 
 
-def check_negative(cfg: float, negative: list | None):
-    """Raises ValueError for classifier-free guidance with nothing to guide away from."""
-    if cfg != 1 and negative is None:
-        raise ValueError(
-            f"cfg is {cfg:g}, and there is no conditioning to guide away from: connect negative (CLIP Text Encode, of "
-            "an empty prompt or of what you don't want), or set cfg to 1."
-        )
-
-
 def with_guidance(cond: list, guidance: float | None) -> list:
     return cond if guidance is None else node_helpers.conditioning_set_values(cond, {"guidance": guidance})
 

@@ -34,6 +34,7 @@ from .decoder import HostDecoder
 from .gradients.attention import with_backward
 from .gradients.differentiable import USUAL_BLOCKS, BlockSettings, Differentiable, blocks
 from .gradients.injection import eject_all
+from .gradients.writing import or_on_copies
 from .patcher.carried import as_carried
 from .patcher.forwards import replaced_forwards
 from .reward import device_of
@@ -79,7 +80,7 @@ def estimate(workload: Workload, at_once: int, settings: BlockSettings = USUAL_B
     image = 0
     picture = 0
     asked = torch.cat([x, x]) if workload.asked_twice else x
-    rollout, branch, graph = _flow(patcher, asked, workload.cond, settings)
+    rollout, branch, graph = or_on_copies(patcher.model, lambda: _flow(patcher, asked, workload.cond, settings))
     needs = {
         "rollout": StageBytes(patcher.model_size(), resting + rollout),
         "branch": StageBytes(patcher.model_size(), own + branch),

@@ -25,6 +25,7 @@ from .guests import CONSTANTS, Guests
 from .injection import eject_all, injected
 from .kernels import kernels_with_backward
 from .prefetch import fetching
+from .writing import saving
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,9 +47,10 @@ USUAL_BLOCKS = BlockSettings()
 
 
 class _OpenState:
-    """While a model is open: how its blocks' weights are fetched, and what else takes part in the step."""
+    """While a model is open: how its blocks' weights are fetched, what they run in, and what else takes part."""
 
     fetch: Callable[[nn.Module], None]
+    saving: Callable[[], contextlib.AbstractContextManager] = contextlib.nullcontext
     guests: Guests | None = None
 
 
@@ -84,6 +86,8 @@ class Differentiable:
                 forwards = forwards | guests.forwards
                 stack.enter_context(guests.constant())
             self._state.guests = guests
+            self._state.saving = saving(self.root)
+            stack.enter_context(self._state.saving())
             stack.enter_context(replaced_forwards(forwards))
             stack.enter_context(own_parameters(self._beside_layers))
             stack.enter_context(ordinary_parameters(self.root.modules() if compiles or is_compiled(patcher) else ()))
@@ -156,7 +160,8 @@ class Differentiable:
 
         def fetched(*args: Any, **kwargs: Any):
             state.fetch(block)
-            return run(forward, *args, **kwargs)
+            with state.saving():
+                return run(forward, *args, **kwargs)
 
         return fetched
 
