@@ -174,15 +174,15 @@ class PhotosNode(io.ComfyNode):
                     options=[NO_REFERENCES, *folders_to_choose_from()],
                     default=NO_REFERENCES,
                     optional=True,
-                    tooltip="For models that edit: a folder in ComfyUI's input folder with the picture before the edit "
-                    "for each photo, under the same name. Photos are the results, captions what to do.",
+                    tooltip="The folder in ComfyUI's input folder with each photo's picture before the edit, under the "
+                    "same name: for models that edit. The photos are the results, the captions what to do.",
                 ),
                 io.Boolean.Input(
                     "encoder_sees_reference",
                     default=False,
                     optional=True,
-                    tooltip="Shows the reference to the text encoders, too, as Qwen-Image-Edit has it. Off for FLUX.1 "
-                    "Kontext, FLUX.2 and OmniGen2.",
+                    tooltip="Whether the text encoders see the reference, too, as those of Qwen-Image-Edit do. Off for "
+                    "FLUX.1 Kontext, FLUX.2 and OmniGen2.",
                 ),
             ],
             outputs=[

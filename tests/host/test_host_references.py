@@ -1,6 +1,5 @@
 """Photos with references on the real host: what each model makes of them, alone and in a batch."""
 
-import json
 from types import SimpleNamespace
 
 import families
@@ -186,8 +185,6 @@ def test_a_run_on_pairs_goes_on_as_if_it_had_not_stopped(host, folders):
     once, twice, without = (state(host, run) for run in ("edit once", "edit twice", "no edit"))
     assert all(torch.equal(twice[key], value) for key, value in once.items())
     assert any(not torch.equal(without[key], value) for key, value in once.items())
-    logged = json.loads((host.base / "output/srpo/edit once/run.json").read_text("utf-8"))
-    assert "3 photos" in str(logged)
 
 
 def test_sentences_for_references_that_do_not_fit(host, folders):
@@ -198,7 +195,7 @@ def test_sentences_for_references_that_do_not_fit(host, folders):
 
     assert 'no folder "nowhere"' in said(references="nowhere")
     assert "neither inside the other" in said(references="after")
-    assert "SD1Tokenizer) read no pictures" in said(encoder_sees_reference=True)
+    assert "Tokenizer) read no pictures" in said(encoder_sees_reference=True)
     (host.base / "input/before/2.png").rename(host.base / "input/before/two.png")
     assert "1 of 3 photos have no reference" in said()
     (host.base / "input/before/two.png").rename(host.base / "input/before/2.png")
