@@ -181,7 +181,7 @@ Nothing is trained here. One picture is made by your model, and you see what SRP
 **What to try**
 - Other words in *SRPO Objective*: those that leave the words-gap flat teach nothing.
 - *SRPO Noise Levels* on *noise levels*: move the window, and see what comes into it.
-- Another picture: the same new *seed* on *KSampler* and on *SRPO Recovery Sweep*, so that the noise that is put back is its own.
+- Another picture: another *Seed*. *KSampler* and *SRPO Recovery Sweep* both take it, so that the noise that is put back is the picture's own.
 - A photo: Load Image and VAE Encode in place of the sampler.
 
 **About how much**: sampling one picture of 720x720, one forward of the model and two scores with gradient for each of 9 levels; memory as of a training step, but that nothing is held for the adapter (estimated). It was never run on real FLUX.1-dev and HPS weights.
@@ -209,7 +209,7 @@ Where each goes in `models/`, and where it is on Hugging Face, as ComfyUI's own 
 **Turbo is distilled to 8 steps**, so *SRPO Rollouts* and *SRPO Previews* take 8, by res_multistep, without cfg, as that template does. People who trained it on their own images report that it unlearns this: blurred at 8 steps, well at 30. Here it learns from its own 8-step pictures; whether that keeps them was not tried. Look at *SRPO Compare* after a few updates, and keep the run short. The plain Z-Image (`z_image_bf16.safetensors`) wants 25 steps or more, cfg 4 and a *negative* instead.
 
 **What to expect**, at 720x720 with one picture at a time
-- Memory: XX GB in bf16, YY GB with *weight_dtype* fp8_e4m3fn (counted, without a GPU). Where it does not fit, ComfyUI keeps weights in RAM, and is slower.
+- Memory: 14.3 GB in bf16, 8.1 GB with *weight_dtype* fp8_e4m3fn (counted, without a GPU). Where it does not fit, ComfyUI keeps weights in RAM, and is slower.
 - Time: not measured. It has half the weights of FLUX.1-dev, and a rollout takes 8 forwards in place of 25.
 - The noise that is trained is untried for this model: the part of its schedule that was published for FLUX.1-dev.
 - With the weights of the real Z-Image-Turbo and HPS it has not been run yet.
