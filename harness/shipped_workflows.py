@@ -57,7 +57,7 @@ Z_IMAGE_FILES = [
     ),
 ]
 TURBO = {"sampler_name": "res_multistep", "scheduler": "simple", "steps": 8}  # likewise
-WORDS = Node("objective", "SRPO_Objective", height=460)
+WORDS = Node("objective", "SRPO_Objective", height=450)
 
 
 @dataclass(frozen=True, kw_only=True)
