@@ -91,7 +91,7 @@ FLUX = Base(files=FLUX_FILES, sampled={"guidance": GUIDANCE})
 Z_IMAGE_TURBO = Base(
     files=Z_IMAGE_FILES,
     sampled={"previews": ("previews", 0)},
-    options=(Node("rollouts", "SRPO_Rollouts", TURBO), Node("previews", "SRPO_Previews", TURBO)),
+    options=(Node("rollouts", "SRPO_Rollouts", TURBO), Node("previews", "SRPO_Previews", TURBO, height=290)),
 )
 
 

@@ -18,7 +18,7 @@ CONFIG = FAMILY.config | {"cap_feat_dim": TEXT_WIDTH}
 QWEN = {
     "hidden_size": TEXT_WIDTH,
     "intermediate_size": 64,
-    "num_hidden_layers": 2,
+    "num_hidden_layers": 3,  # the last but one is read
     "num_attention_heads": 2,
     "num_key_value_heads": 1,
 }
