@@ -31,6 +31,58 @@ WAN = {
 }
 
 
+def _hunyuan(module: str, regularizer: str, sizes: dict) -> dict:
+    """Of the host's AutoencodingEngine."""
+    return {
+        "regularizer_config": {"target": f"comfy.ldm.models.autoencoder.{regularizer}"},
+        "encoder_config": {"target": f"comfy.ldm.hunyuan_video.{module}.Encoder", "params": sizes},
+        "decoder_config": {"target": f"comfy.ldm.hunyuan_video.{module}.Decoder", "params": sizes},
+    }
+
+
+HUNYUAN = {
+    "in_channels": 3,
+    "out_channels": 3,
+    "num_res_blocks": 1,
+    "downsample_match_channel": True,
+    "upsample_match_channel": True,
+}
+COSMOS = {
+    "z_channels": 16,
+    "latent_channels": 16,
+    "z_factor": 1,
+    "resolution": 1024,
+    "in_channels": 3,
+    "out_channels": 3,
+    "channels": 8,
+    "channels_mult": [2, 4, 4],
+    "num_res_blocks": 1,
+    "attn_resolutions": [32],
+    "dropout": 0.0,
+    "patch_size": 4,
+    "num_groups": 1,
+    "temporal_compression": 8,
+    "spacial_compression": 8,
+}
+LTXV = {
+    "dims": 3,
+    "latent_channels": 128,
+    "blocks": [
+        ["res_x", 1],
+        ["compress_all", 1],
+        ["res_x_y", 1],
+        ["compress_all", 1],
+        ["compress_all", 1],
+        ["res_x", 1],
+    ],
+    "norm_layer": "pixel_norm",
+    "patch_size": 4,
+    "latent_log_var": "uniform",
+    "encoder_base_channels": 8,
+    "decoder_base_channels": 8,
+}
+
+
 @dataclass(frozen=True, kw_only=True)
 class TinyVae:
     """place: the host's class, where its loader finds it. sizes: what the small one is made with."""
@@ -55,7 +107,41 @@ VAES = {
     ),
     "Wan 2.1": TinyVae(place="comfy.ldm.wan.vae.WanVAE", sizes=WAN | {"dim": 8}),
     "Wan 2.2": TinyVae(place="comfy.ldm.wan.vae2_2.WanVAE", sizes=WAN | {"z_dim": 48, "dim": 8, "dec_dim": 8}),
+    "HunyuanImage 2.1": TinyVae(
+        place="comfy.sd.AutoencodingEngine",
+        sizes=_hunyuan(
+            "vae",
+            "DiagonalGaussianRegularizer",
+            HUNYUAN | {"z_channels": 64, "block_out_channels": [32] * 6, "ffactor_spatial": 32},
+        ),
+    ),
+    "HunyuanVideo 1.5": TinyVae(
+        place="comfy.sd.AutoencodingEngine",
+        sizes=_hunyuan(
+            "vae_refiner",
+            "EmptyRegularizer",
+            HUNYUAN | {"z_channels": 32, "block_out_channels": [32] * 5, "ffactor_spatial": 16, "ffactor_temporal": 4},
+        ),
+    ),
+    "LTXV": TinyVae(
+        place="comfy.ldm.lightricks.vae.causal_video_autoencoder.VideoVAE",
+        sizes={"config": LTXV},
+    ),
+    "CogVideoX": TinyVae(
+        place="comfy.ldm.cogvideo.vae.AutoencoderKLCogVideoX",
+        sizes={"block_out_channels": (32, 32, 32, 32), "layers_per_block": 1},
+    ),
+    "Cosmos 1": TinyVae(place="comfy.ldm.cosmos.vae.CausalContinuousVideoTokenizer", sizes=COSMOS),
+    "Stable Cascade C": TinyVae(place="comfy.sd.StageC_coder", sizes={}),
+    "Stable Cascade B": TinyVae(place="comfy.sd.StageA", sizes={"c_hidden": 32, "bottleneck_blocks": 1}),
+    "Mage-Flow": TinyVae(place="comfy.ldm.mage_flow.vae.MageVAE", sizes={}),
     "pixels": TinyVae(place="comfy.pixel_space_convert.PixelspaceConversionVAE", sizes={}),
+}
+
+
+# Of videos; they decode the latents of several families, and none is a family's own.
+VAES_BESIDE = {
+    "TAEHV": TinyVae(place="comfy.taesd.taehv.TAEHV", sizes={"latent_channels": 16}),
 }
 
 
@@ -63,7 +149,7 @@ def vae(name: str, dtype: torch.dtype = torch.float32):
     """The VAE as a loader node makes it."""
     import comfy.sd
 
-    tiny = VAES[name]
+    tiny = (VAES | VAES_BESIDE)[name]
     module, kind = tiny.place.rsplit(".", 1)
     made = getattr(importlib.import_module(module), kind)(**tiny.sizes)
     draw_weights(made, 3, torch.float32)
