@@ -47,6 +47,8 @@ DOSE = (
     "SDXL v",
     "PixArt sigma",
 )
+# Of one kind each; the others' decoders take long.
+DOSE_VAES = ("SD", "FLUX", "FLUX.2", "HunyuanVideo", "Wan 2.1", "Wan 2.2", "CogVideoX", "pixels")
 
 
 def test_each_model_of_the_host_is_a_family_or_left_out_for_a_reason(pack):
@@ -58,6 +60,7 @@ def test_each_model_of_the_host_is_a_family_or_left_out_for_a_reason(pack):
     names = [family.name for family in FAMILIES]
     assert len(set(names)) == len(names)
     assert set(DOSE) <= set(names)
+    assert {family.vae for family in FAMILIES} == {None, *VAES} and set(DOSE_VAES) <= VAES.keys()
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +86,7 @@ def test_a_family(pack, table, family, tmp_path):
     assert not off, f"{family.name}: {off}"
 
 
-@pytest.mark.parametrize("name", VAES)
+@pytest.mark.parametrize("name", VAES if TABLE else DOSE_VAES)
 def test_pictures_and_gradients_of_a_vae(pack, table, name):
     off, gradient_off = decoded(next(family for family in FAMILIES if family.vae == name), name)
     table["decoders"][name] = {"class": VAES[name].place, "pictures": off, "gradient": gradient_off}
@@ -103,9 +106,10 @@ def test_a_tiny_vae_of_videos_decodes_as_a_whole_for_its_gradient(pack, table, m
 
 @pytest.mark.parametrize("name", TWINS)
 def test_the_trained_step_is_that_of_diffusers(pack, table, name):
+    """Of both, tables of times and places are in fp32, which single tensors show."""
     off = compared(TWINS[name])
     table["diffusers"][name] = {"class": TWINS[name].kind} | vars(off)
-    assert off.recovered < 1e-5 and off.gradient < 1e-5
+    assert off.recovered < 1e-5 and off.gradient < 1e-5 and off.worst < 5e-5
 
 
 def outcome(check, checked: Checked) -> float | str:

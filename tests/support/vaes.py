@@ -85,10 +85,14 @@ LTXV = {
 
 @dataclass(frozen=True, kw_only=True)
 class TinyVae:
-    """place: the host's class, where its loader finds it. sizes: what the small one is made with."""
+    """place: the host's class, where its loader finds it. sizes: what the small one is made with.
+
+    sign: a name that the loader knows it by in files, beside those of its own tensors.
+    """
 
     place: str
     sizes: dict
+    sign: str = ""
 
 
 VAES = {
@@ -112,7 +116,7 @@ VAES = {
         sizes=_hunyuan(
             "vae",
             "DiagonalGaussianRegularizer",
-            HUNYUAN | {"z_channels": 64, "block_out_channels": [32] * 6, "ffactor_spatial": 32},
+            HUNYUAN | {"z_channels": 64, "block_out_channels": [32] * 5 + [64], "ffactor_spatial": 32},
         ),
     ),
     "HunyuanVideo 1.5": TinyVae(
@@ -131,10 +135,13 @@ VAES = {
         place="comfy.ldm.cogvideo.vae.AutoencoderKLCogVideoX",
         sizes={"block_out_channels": (32, 32, 32, 32), "layers_per_block": 1},
     ),
-    "Cosmos 1": TinyVae(place="comfy.ldm.cosmos.vae.CausalContinuousVideoTokenizer", sizes=COSMOS),
+    "Cosmos 1": TinyVae(
+        place="comfy.ldm.cosmos.vae.CausalContinuousVideoTokenizer",
+        sizes=COSMOS,
+        sign="decoder.unpatcher3d.wavelets",
+    ),
     "Stable Cascade C": TinyVae(place="comfy.sd.StageC_coder", sizes={}),
     "Stable Cascade B": TinyVae(place="comfy.sd.StageA", sizes={"c_hidden": 32, "bottleneck_blocks": 1}),
-    "Mage-Flow": TinyVae(place="comfy.ldm.mage_flow.vae.MageVAE", sizes={}),
     "pixels": TinyVae(place="comfy.pixel_space_convert.PixelspaceConversionVAE", sizes={}),
 }
 
@@ -156,6 +163,8 @@ def vae(name: str, dtype: torch.dtype = torch.float32):
     state = made.state_dict()
     for key in [key for key in state if key.endswith("running_var")]:
         state[key] = state[key].abs() + 0.5
+    if tiny.sign:
+        state[tiny.sign] = torch.zeros(1)
     with torch.inference_mode(), made_small(tiny):
         return comfy.sd.VAE(sd={key: value.clone() for key, value in state.items()}, dtype=dtype)
 
