@@ -94,14 +94,13 @@ def test_pictures_and_gradients_of_a_vae(pack, table, name):
 
 
 def test_a_tiny_vae_of_videos_decodes_as_a_whole_for_its_gradient(pack, table, monkeypatch):
-    """In pieces, of which it keeps no graph, as it does for pictures alone, it is refused."""
+    """In pieces, as for pictures alone, it keeps no graph of the last one. Its ReLUs turn within a difference."""
     family = next(family for family in FAMILIES if family.name == "Wan 2.1")
     off, gradient_off = decoded(family, "TAEHV")
     table["decoders"]["TAEHV"] = {"class": VAES_BESIDE["TAEHV"].place, "pictures": off, "gradient": gradient_off}
-    assert off < 1e-6 and gradient_off < 1e-6
-    monkeypatch.setattr(pack("nodes.host.decoder"), "_whole", contextlib.nullcontext)
-    with pytest.raises(RuntimeError, match="gradient that comes back through this VAE is wrong"):
-        decoded(family, "TAEHV")
+    assert off < 1e-6 and gradient_off < 1e-2
+    monkeypatch.setattr(pack("nodes.host.decoder"), "_whole", lambda _: contextlib.nullcontext())
+    assert decoded(family, "TAEHV")[1] > 0.1
 
 
 @pytest.mark.parametrize("name", TWINS)

@@ -126,7 +126,7 @@ def decoded(family: Family, name: str) -> tuple[float, float]:
         pictures = (pictures[:, 0] if pictures.ndim == 5 else pictures).movedim(-1, 1)
         theirs = central(ask, STEP)
         ours = (decoded.pull(weights) * along).sum().item()
-    return relative(decoded.value.clamp(0, 1), pictures), abs(ours - theirs) / abs(theirs)
+    return relative(decoded.value.clamp(0, 1), pictures.clamp(0, 1)), abs(ours - theirs) / abs(theirs)
 
 
 CHECKS = {

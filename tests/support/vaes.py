@@ -64,23 +64,6 @@ COSMOS = {
     "temporal_compression": 8,
     "spacial_compression": 8,
 }
-LTXV = {
-    "dims": 3,
-    "latent_channels": 128,
-    "blocks": [
-        ["res_x", 1],
-        ["compress_all", 1],
-        ["res_x_y", 1],
-        ["compress_all", 1],
-        ["compress_all", 1],
-        ["res_x", 1],
-    ],
-    "norm_layer": "pixel_norm",
-    "patch_size": 4,
-    "latent_log_var": "uniform",
-    "encoder_base_channels": 8,
-    "decoder_base_channels": 8,
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,10 +110,6 @@ VAES = {
             HUNYUAN | {"z_channels": 32, "block_out_channels": [32] * 5, "ffactor_spatial": 16, "ffactor_temporal": 4},
         ),
     ),
-    "LTXV": TinyVae(
-        place="comfy.ldm.lightricks.vae.causal_video_autoencoder.VideoVAE",
-        sizes={"config": LTXV},
-    ),
     "CogVideoX": TinyVae(
         place="comfy.ldm.cogvideo.vae.AutoencoderKLCogVideoX",
         sizes={"block_out_channels": (32, 32, 32, 32), "layers_per_block": 1},
@@ -140,7 +119,6 @@ VAES = {
         sizes=COSMOS,
         sign="decoder.unpatcher3d.wavelets",
     ),
-    "Stable Cascade C": TinyVae(place="comfy.sd.StageC_coder", sizes={}),
     "Stable Cascade B": TinyVae(place="comfy.sd.StageA", sizes={"c_hidden": 32, "bottleneck_blocks": 1}),
     "pixels": TinyVae(place="comfy.pixel_space_convert.PixelspaceConversionVAE", sizes={}),
 }
