@@ -133,7 +133,8 @@ def _gradients(adapter, expected: dict[str, Tensor]) -> list[tuple[Tensor, Tenso
     pairs = []
     for name, module in adapter.modules.items():
         at_weight = expected[f"{name.removeprefix('diffusion_model.')}.weight"]
-        up, down = module.lora_up.weight, module.lora_down.weight
+        up = module.lora_up.weight
+        down = module.lora_down.weight
         pairs.append((_gradient(up), at_weight @ down.detach().t()))
         pairs.append((_gradient(down), up.detach().t() @ at_weight))
     return pairs
