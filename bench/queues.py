@@ -3,8 +3,8 @@
     python -m bench.queues --queues 200
 
 Each queue trains one update of one run with SRPO Train. The last line is one JSON object: `ram_growth`, bytes that the
-host's process holds more than after the first ten queues; `files_elsewhere`, files that came to be outside the run's
-folders and the kept prompts after the first ten.
+host's process holds more than after the first ten queues (or --warm); `files_elsewhere`, files that came to be outside
+the run's folders and the kept prompts after these.
 """
 
 import argparse
@@ -16,7 +16,6 @@ from find_host import find_host
 from host_server import HostServer
 from workflow import workflow_1
 
-WARM = 10
 RUN = "queues"
 OURS = (f"output/srpo/{RUN}", f"output/loras/srpo/{RUN}")
 PASSING = ("temp", "host.log", "user")  # the host's own: pictures of previews, its log
@@ -42,7 +41,7 @@ def elsewhere(base: Path) -> set[str]:
     return {file for file in files if not file.startswith((*OURS, *PASSING, KEPT)) and "__pycache__" not in file}
 
 
-def measure(queues: int, base: Path) -> dict:
+def measure(queues: int, warm: int, base: Path) -> dict:
     host = find_host()
     if host is None:
         raise SystemExit("There is no ComfyUI to measure on: set COMFYUI_PATH.")
@@ -51,15 +50,15 @@ def measure(queues: int, base: Path) -> dict:
         for number in range(queues):
             server.run(workflow())
             memory.append(server.memory())
-            if number + 1 == min(WARM, queues):
+            if number + 1 == warm:
                 files = elsewhere(base)
         grown = sorted(elsewhere(base) - files)
         updates = json.loads((base / OURS[0] / "run.json").read_text())["updates"]
     return {
         "queues": queues,
         "updates": updates,
-        "ram_after_first": memory[min(WARM, queues) - 1],
-        "ram_growth": memory[-1] - memory[min(WARM, queues) - 1],
+        "ram_after_first": memory[warm - 1],
+        "ram_growth": memory[-1] - memory[warm - 1],
         "files_elsewhere": grown,
     }
 
@@ -67,8 +66,10 @@ def measure(queues: int, base: Path) -> dict:
 def main():
     parser = argparse.ArgumentParser(prog="python -m bench.queues", description=__doc__.splitlines()[0])
     parser.add_argument("--queues", type=int, default=200)
+    parser.add_argument("--warm", type=int, default=10, help="first queues, by which ComfyUI warms up")
+    options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="srpo-queues-") as folder:
-        print(json.dumps(measure(parser.parse_args().queues, Path(folder))))
+        print(json.dumps(measure(options.queues, min(options.warm, options.queues), Path(folder))))
 
 
 if __name__ == "__main__":

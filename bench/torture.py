@@ -8,13 +8,13 @@ line is one JSON object: `kills`; `resumed`, how many of the processes after a k
 """
 
 import argparse
+import contextlib
 import json
+import multiprocessing
 import random
-import signal
-import subprocess
-import sys
 import tempfile
 import time
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
@@ -27,8 +27,15 @@ SETTINGS = Settings(save_every=3, snapshot_every=6, keep_snapshots=2, ema=0.9)
 MOST = 10.0  # updates that a process finishes before it is killed
 
 
-def child(folder: Path):
-    """Train for ever; a line on the standard output for each finished update."""
+# Where processes can be forked, one that is never killed has made the imports for all, which take longer than training.
+FORKED = "forkserver" in multiprocessing.get_all_start_methods()
+PROCESSES = multiprocessing.get_context("forkserver" if FORKED else "spawn")
+if FORKED:
+    PROCESSES.set_forkserver_preload(["srpo_core.toy.world", "srpo_core.run.loop"])
+
+
+def child(folder: Path, told: Connection):
+    """Train for ever; tell the update that it begins after, then each that is finished."""
     import torch
 
     from srpo_core.algorithm.objective import Objective
@@ -41,7 +48,7 @@ def child(folder: Path):
     torch.set_num_threads(1)
     flow, decoder, reward, dataset = toy_world(["a red circle on grass", "a blue square on sand"], rank=4, steps=2)
     run = Run(folder, flow.parameters, SETTINGS)
-    print(f"from {run.updates}", flush=True)
+    told.send(run.updates)
     training = Training(
         flow=flow,
         decoder=decoder,
@@ -49,11 +56,7 @@ def child(folder: Path):
         dataset=dataset,
         batching=Batching(shape=(16, 8, 8)),
     )
-    train(run, training, 10_000, report)
-
-
-def report(metrics: dict):
-    print(metrics["update"], flush=True)
+    train(run, training, 10_000, lambda metrics: told.send(metrics["update"]))
 
 
 def train_and_kill(folder: Path, updates: float) -> tuple[int, int]:
@@ -61,23 +64,24 @@ def train_and_kill(folder: Path, updates: float) -> tuple[int, int]:
 
     Of a broken number of updates, the part is that of the time that the last whole one took.
     """
-    command = [sys.executable, "-m", "bench.torture", "--child", str(folder)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    first = process.stdout.readline()
-    if not first.startswith("from "):
-        raise RuntimeError(f"The run in {folder} did not open: {first or 'see above'}")
-    began = int(first.split()[1])
+    heard, told = PROCESSES.Pipe(duplex=False)
+    process = PROCESSES.Process(target=child, args=(folder, told))
+    process.start()
+    told.close()  # here, so that it ends with the process
+    began = heard.recv()
     finished = [began]
     since = time.monotonic()
     took = 0.0
     while len(finished) <= int(updates):
-        finished.append(int(process.stdout.readline()))
+        finished.append(heard.recv())
         took = time.monotonic() - since
         since = time.monotonic()
     time.sleep(updates % 1 * took)
-    process.send_signal(signal.SIGKILL)
-    finished += map(int, process.stdout.read().splitlines())
-    process.wait()
+    process.kill()
+    process.join()
+    with contextlib.suppress(EOFError):
+        while True:
+            finished.append(heard.recv())
     return began, finished[-1]
 
 
@@ -131,10 +135,7 @@ def main():
     parser = argparse.ArgumentParser(prog="python -m bench.torture", description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=30)
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
-    parser.add_argument("--child", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.child:
-        return child(options.child)
     with tempfile.TemporaryDirectory(prefix="srpo-torture-") as folder:
         result = torture(options.kills, Path(folder) / "run", options.seed)
     print(json.dumps(result))

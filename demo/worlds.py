@@ -52,7 +52,7 @@ class HostWorld(HostServer):
     """
 
     def __init__(self, install: Path, base: Path, seed: int):
-        super().__init__(install, base)
+        super().__init__(install, base, ("--disable-api-nodes",))  # which ask services: it starts sooner
         self.prompt, self.inputs = seeded(seed)
         self.run_name = self.inputs["SRPO_Trainer"]["run_name"]
         self.on_progress: Callable[[float], Any] = lambda share: None

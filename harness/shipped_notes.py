@@ -181,7 +181,7 @@ Nothing is trained here. One picture is made by your model, and you see what SRP
 **What to try**
 - Other words in *SRPO Objective*: those that leave the words-gap flat teach nothing.
 - *SRPO Noise Levels* on *noise levels*: move the window, and see what comes into it.
-- Another picture: the same new *seed* on *KSampler* and on *SRPO Recovery Sweep*, so that the noise that is put back is its own.
+- Another picture: another *Seed*. *KSampler* and *SRPO Recovery Sweep* both take it, so that the noise that is put back is the picture's own.
 - A photo: Load Image and VAE Encode in place of the sampler.
 
 **About how much**: sampling one picture of 720x720, one forward of the model and two scores with gradient for each of 9 levels; memory as of a training step, but that nothing is held for the adapter (estimated). It was never run on real FLUX.1-dev and HPS weights.

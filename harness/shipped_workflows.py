@@ -28,11 +28,13 @@ FLUX_FILES = [
         "VAELoader",
         {"vae_name": "ae.safetensors"},
         files=(("vae", f"{HUB}/black-forest-labs/FLUX.1-schnell/resolve/main/ae.safetensors"),),
+        height=90,  # with its error where the file is missing
     ),
-    # Without an address: the front end offers it only for what a menu lacks, and ours lists what is published. Where
-    # the file is missing, Run says on the node which one, its size, from where, into which folder, or what to tick.
-    Node("reward", "SRPO_LoadReward", {"file": "HPS_v2.1_compressed.pt"}),
 ]
+# Without an address: the front end offers it only for what a menu lacks, and ours lists what is published. Where
+# the file is missing, Run says on the node which one, its size, from where, into which folder, or what to tick.
+REWARD = Node("reward", "SRPO_LoadReward", {"file": "HPS_v2.1_compressed.pt"})
+WORDS = Node("objective", "SRPO_Objective", height=460)
 
 
 def flux(note: str, run: str, dataset: Node) -> Workflow:
@@ -59,43 +61,45 @@ def flux(note: str, run: str, dataset: Node) -> Workflow:
     trainer = Node("trainer", "SRPO_Trainer", {"model": ("unet", 0), "run_name": run})
     return Workflow(
         note=note,
-        note_size=(400, 1000),
+        note_size=(320, 1066),
         groups=[
-            Group("1. Your files, and the run", BLUE, 300, [*FLUX_FILES, trainer]),
-            Group("2. What to teach", GREEN, 360, [dataset, Node("objective", "SRPO_Objective")]),
-            Group("3. Train", OCHRE, 600, [Node("train", "SRPO_Train", train, height=TRAIN_HEIGHT)]),
+            Group("1. Your files, and the run", BLUE, 280, [*FLUX_FILES, trainer]),
+            Group("2. What to teach", GREEN, 340, [REWARD, dataset, WORDS]),
+            Group("3. Train", OCHRE, 520, [Node("train", "SRPO_Train", train, height=TRAIN_HEIGHT)]),
             Group(
                 "4. Before and after",
                 PURPLE,
                 400,
                 [
-                    SAYS,
+                    replace(SAYS, height=140),
                     Node("lora", "LoraModelLoader", {"model": ("unet", 0), "lora": ("train", 1)}),
-                    Node("compare", "SRPO_Compare", compare, height=760),
+                    Node("compare", "SRPO_Compare", compare, height=670),
                 ],
+                spare=50,
             ),
         ],
     )
 
 
-PROMPTS = Node("prompts", "SRPO_Prompts", {"clip": ("clip", 0), "text": FLUX_PROMPTS}, height=400)
-PHOTOS = Node("photos", "SRPO_Photos", {"clip": ("clip", 0), "vae": ("vae", 0), "folder": "photos"})
+PROMPTS = Node("prompts", "SRPO_Prompts", {"clip": ("clip", 0), "text": FLUX_PROMPTS}, height=235)
+PHOTOS = Node("photos", "SRPO_Photos", {"clip": ("clip", 0), "vae": ("vae", 0), "folder": "photos"}, height=200)
 
 LOOK_PROMPT = "a portrait of a woman in a cafe by the window"
 LOOK = Workflow(
     note=LOOK_NOTE,
-    note_size=(400, 900),
+    note_size=(320, 900),
     groups=[
-        Group("1. Your files", BLUE, 300, FLUX_FILES),
+        Group("1. Your FLUX, and the words", BLUE, 280, [*FLUX_FILES, replace(WORDS, height=570)]),
         Group(
             "2. One picture",
             GREEN,
-            300,
+            260,
             [
                 Node("prompt", "PrimitiveStringMultiline", {"value": LOOK_PROMPT}, "Prompt"),
                 Node("text", "CLIPTextEncode", {"clip": ("clip", 0), "text": ("prompt", 0)}),
                 Node("guidance", "FluxGuidance", {"conditioning": ("text", 0)}),
                 Node("empty", "EmptySD3LatentImage", {"width": 720, "height": 720}),
+                Node("seed", "PrimitiveInt", {"value": 0}, "Seed"),
                 Node(
                     "sample",
                     "KSampler",
@@ -104,6 +108,7 @@ LOOK = Workflow(
                         "positive": ("guidance", 0),
                         "negative": ("guidance", 0),
                         "latent_image": ("empty", 0),
+                        "seed": ("seed", 0),
                         "steps": 25,
                         "cfg": 1.0,
                         "sampler_name": "euler",
@@ -116,9 +121,9 @@ LOOK = Workflow(
         Group(
             "3. What SRPO sees of it",
             OCHRE,
-            620,
+            560,
             [
-                Node("objective", "SRPO_Objective"),
+                REWARD,
                 Node(
                     "sweep",
                     "SRPO_RecoverySweep",
@@ -128,17 +133,18 @@ LOOK = Workflow(
                         "latent": ("sample", 0),
                         "vae": ("vae", 0),
                         "prompt": ("prompt", 0),
+                        "seed": ("seed", 0),
                         "reward": ("reward", 0),
                         "objective": ("objective", 0),
                     },
-                    height=670,
+                    height=735,
                 ),
             ],
         ),
         Group(
             "4. What each word sees",
             PURPLE,
-            500,
+            440,
             [
                 Node(
                     "table",
@@ -150,7 +156,7 @@ LOOK = Workflow(
                         "words": "Natural-lighting\nDetail\nDetailed\nReal",
                         "negative": "Concept art\nPainting\nAnime\nFlat\nOil",
                     },
-                    height=720,
+                    height=790,
                 ),
                 Node("says", "PreviewAny", {"source": ("sweep", 3)}, title="What the sweep found", height=200),
             ],

@@ -74,7 +74,8 @@ def test_realism_rises_and_little_is_lost(comfyui, demo, tmp_path, monkeypatch, 
 
 
 def test_it_runs_without_comfyui(demo, tmp_path, monkeypatch, shares):
-    """Two updates and few pictures: what it makes of them is measured through ComfyUI."""
+    """Two updates, and few pictures in few steps: what it makes of them is measured through ComfyUI."""
+    monkeypatch.setattr(sys.modules["worlds"], "STEPS", 6)
     few = demo.measured_scenes()[::6]
     monkeypatch.setattr(demo, "measured_scenes", lambda: few)
     world = demo.DiffusersWorld(seed=0)

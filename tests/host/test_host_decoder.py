@@ -55,30 +55,22 @@ def test_the_step_is_its_three_layers(pack, monkeypatch):
 
 def test_bf16_is_as_exact_as_bf16_allows(pack, model):
     """Against fp32, by strips errs no more than the layers one by one do."""
-    vae = random_vae((128, 256, 512, 512))
+    vae = random_vae((32, 64, 64, 64))
     latent = torch.randn(1, 16, 3, 2)
     exact = DiffusersDecoder(vae, checkpointing=False).decode(latent)
     gradient = torch.cos(9 * exact.value)
     expected = exact.pull(gradient)
-    ours = pack("nodes.host.decoder").HostDecoder(in_bf16(vae), model).decode(latent)
+    ours = pack("nodes.host.decoder").HostDecoder(host_vae(vae, torch.bfloat16), model).decode(latent)
     theirs = DiffusersDecoder(vae.to(torch.bfloat16), checkpointing=False).decode(latent)
     assert relative(ours.value, exact.value) < 1.2 * relative(theirs.value, exact.value)
     assert relative(ours.pull(gradient), expected) < 1.2 * relative(theirs.pull(gradient), expected)
 
 
-def in_bf16(vae):
-    """VAE as a loader node makes it on a GPU."""
-    import comfy.sd
-
-    with torch.inference_mode():
-        loaded = comfy.sd.VAE(sd={k: v.bfloat16() for k, v in vae.state_dict().items()}, dtype=torch.bfloat16)
-    return loaded
-
-
 @pytest.fixture(scope="module")
 def flux_decoder(pack, model):
     """Of FLUX's own sizes, in bf16."""
-    return pack("nodes.host.decoder").HostDecoder(in_bf16(random_vae((128, 256, 512, 512))), model)
+    vae = host_vae(random_vae((128, 256, 512, 512)), torch.bfloat16)
+    return pack("nodes.host.decoder").HostDecoder(vae, model)
 
 
 def test_flux_vae_at_1024_fits(flux_decoder):

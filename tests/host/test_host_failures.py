@@ -14,8 +14,8 @@ def state(host, run: str) -> dict[str, torch.Tensor]:
 
 
 def test_out_of_memory_leaves_the_last_update_and_the_next_queue_goes_on(host):
-    host.run(prompts.train("memory enough", 4, batch=2))
-    prompt = prompts.train("out of memory", 3, batch=2)
+    host.run(prompts.train("memory enough", 3, batch=2))
+    prompt = prompts.train("out of memory", 2, batch=2)
     # Each runs again for its backward: some check the model and its gradient, and eight are an update.
     prompt["once"] = prompts.node("OutOfMemoryOnce", model=["toy", 0], call=15)
     prompt["trainer"]["inputs"]["model"] = ["once", 0]

@@ -113,7 +113,7 @@ def drawn_vae(widths: tuple[int, ...]) -> AutoencoderKL:
     return vae.eval().requires_grad_(False)
 
 
-def host_vae(vae: AutoencoderKL):
+def host_vae(vae: AutoencoderKL, dtype=torch.float32):
     """VAE as a loader node makes it; the narrow one by the host's configuration for such, since it knows 128 alone."""
     import comfy.sd
 
@@ -123,9 +123,8 @@ def host_vae(vae: AutoencoderKL):
     sizes |= {"ch": width, "ch_mult": multiples, "num_res_blocks": 2, "attn_resolutions": [], "dropout": 0.0}
     narrow = {"params": {"ddconfig": sizes, "embed_dim": 16}} if width != 128 else None
     with torch.inference_mode():
-        loaded = comfy.sd.VAE(
-            sd={k: v.clone() for k, v in vae.state_dict().items()}, config=narrow, dtype=torch.float32
-        )
+        state = {k: v.to(dtype, copy=True) for k, v in vae.state_dict().items()}
+        loaded = comfy.sd.VAE(sd=state, config=narrow, dtype=dtype)
     loaded.latent_channels = 16  # read from the weights unless there is a configuration
     return loaded
 
