@@ -57,7 +57,7 @@ Z_IMAGE_FILES = [
     ),
 ]
 TURBO = {"sampler_name": "res_multistep", "scheduler": "simple", "steps": 8}  # likewise
-WORDS = Node("objective", "SRPO_Objective", height=450)
+WORDS = Node("objective", "SRPO_Objective", height=440)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,7 +143,7 @@ def training(note: str, run: str, base: Base, dataset: Node) -> Workflow:
 
 
 PROMPTS = Node("prompts", "SRPO_Prompts", {"clip": ("clip", 0), "text": FLUX_PROMPTS}, height=235)
-PHOTOS = Node("photos", "SRPO_Photos", {"clip": ("clip", 0), "vae": ("vae", 0), "folder": "photos"}, height=200)
+PHOTOS = Node("photos", "SRPO_Photos", {"clip": ("clip", 0), "vae": ("vae", 0), "folder": "photos"}, height=254)
 
 LOOK_PROMPT = "a portrait of a woman in a cafe by the window"
 LOOK = Workflow(
