@@ -30,7 +30,7 @@ BETWEEN = 24  # groups
 # in a window of 1600x857 they are to be read within this width and height.
 READABLE = (2068, 1098)
 ZOOM = 0.8
-TWIN = 500  # between the ids of a workflow and those of its Chinese twin
+TWIN = 1000  # between the ids of a workflow and those of its Chinese twin
 BLUE = "#3f789e"
 GREEN = "#8A8"
 OCHRE = "#b58b2a"

@@ -19,7 +19,7 @@ from ..srpo_core.rewards import Reward
 from .checked import checked
 from .host.progress import Progress, show_text
 from .host.sampling import Sampling
-from .inputs import asked_guidance, guidance_inputs, negative_input, size_inputs
+from .inputs import asked_guidance, check_asked, guidance_inputs, negative_input, size_inputs
 from .outputs import preview, summary_output
 from .previews import PreviewSettings
 from .sockets import CATEGORY, DatasetType, ObjectiveType, PreviewsType, RewardModelType
@@ -182,11 +182,10 @@ class Compare(io.ComfyNode):
         reward: Reward | None,
         objective: Objective | None,
     ) -> io.NodeOutput:
-        from .host.flow_model import latent_shape
+        from .host.fitting import latent_shape
         from .host.samples import decode
 
-        if objective is not None and reward is None:
-            raise ValueError("An objective is connected, but no reward to ask: connect a reward too, or neither.")
+        check_asked(reward, objective)
         check_models(model_before, model_after, vae)
         previews = previews or PreviewSettings()
         dataset = previews.dataset or dataset

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from comfy_api.latest import io
 
 from ..srpo_core.algorithm.noise_levels import Window
+from ..srpo_core.language import called, say
 from ..srpo_core.run.draws import Batching
 from .checked import answer_of, checked
 from .host.sampling import Sampling
@@ -50,6 +51,19 @@ class NoiseLevels:
 
         window = self.window_of(model)
         return at_steps(model, window, rollouts) if self.at_steps else window
+
+    def about(self, model: ModelPatcher) -> str:
+        """What a run is told of its window: where it lies, and who says so."""
+        from .host.presets import SOURCES, preset_of
+
+        window = self.window_of(model)
+        source = called(preset_of(model).source, SOURCES) if self.window is None else say("as set on SRPO Noise Levels")
+        return say(
+            "Trained at {high:.3f} to {low:.3f} of noise, {source}.",
+            high=window.sigma_max,
+            low=window.sigma_min,
+            source=source,
+        )
 
 
 class NoiseLevelsNode(io.ComfyNode):

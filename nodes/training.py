@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from ..srpo_core.algorithm.objective import Objective
 from ..srpo_core.algorithm.protocols import Dataset, PhotoDataset, Shape
 from ..srpo_core.algorithm.terms import Term, combine
+from ..srpo_core.data.photo_latents import Photos
 from ..srpo_core.language import say
 from ..srpo_core.report.measures import FEW_STEPS
 from ..srpo_core.rewards import Reward
@@ -61,7 +62,7 @@ class TrainInputs:
 
     def latent_shape(self, model: ModelPatcher, own: Rollouts | PreviewSettings) -> Shape:
         """That of rollouts or previews, which may have a size of their own. Raises ValueError, saying whose."""
-        from .host.flow_model import latent_shape
+        from .host.fitting import latent_shape
 
         try:
             return latent_shape(model, own.width or self.width, own.height or self.height)
@@ -78,6 +79,7 @@ def training_of(opened: OpenRun, inputs: TrainInputs, node: str) -> tuple[Traini
     """
     from .host.decoder import HostDecoder
     from .host.memory_estimate import Workload
+    from .host.references import check_takes_references
 
     model = opened.model
     terms = combine([Term(reward=inputs.reward, objective=inputs.objective), *inputs.more_rewards])
@@ -117,9 +119,12 @@ def training_of(opened: OpenRun, inputs: TrainInputs, node: str) -> tuple[Traini
         photos=photos,
         guard=inputs.watch.guard,
     )
+    for photo_data in (each for each in (dataset, photos) if isinstance(each, Photos)):
+        check_takes_references(training.flow, photo_data, opened.run.checked)
     training, reason = held_against_singles(training, coming, opened.run.checked)
     alone = one_at_a_time(reason) if reason else ""
-    return training, " ".join(filter(None, [plan.text, alone, on_few_steps(model, inputs, training)]))
+    told = [inputs.levels.about(model), plan.text, alone, on_few_steps(model, inputs, training)]
+    return training, " ".join(filter(None, told))
 
 
 def on_few_steps(model: ModelPatcher, inputs: TrainInputs, training: Training) -> str:
@@ -131,9 +136,9 @@ def on_few_steps(model: ModelPatcher, inputs: TrainInputs, training: Training) -
         return ""
     window = training.window
     levels = visited(model, sampling)
-    said = []
+    notes = []
     if not inside(window, levels):
-        said.append(
+        notes.append(
             say(
                 "The rollouts' steps begin at {levels} of noise, and none of these lies in the trained window, "
                 "{high:.3f} to {low:.3f}: what is learned there may not reach pictures of {count} steps. Widen "
@@ -145,7 +150,7 @@ def on_few_steps(model: ModelPatcher, inputs: TrainInputs, training: Training) -
             )
         )
     if cfg := next((cfg for cfg in (inputs.cfg, sampling.cfg) if cfg != 1), None):
-        said.append(
+        notes.append(
             say(
                 "cfg is {cfg:g} and the rollouts take {count} steps: a model that was distilled to so few has its "
                 "guidance in it, and is sampled with cfg 1.",
@@ -153,7 +158,7 @@ def on_few_steps(model: ModelPatcher, inputs: TrainInputs, training: Training) -
                 count=sampling.steps,
             )
         )
-    return " ".join(said)
+    return " ".join(notes)
 
 
 def largest_shape(rolled_out: Shape, dataset: Dataset, photos: PhotoDataset | None) -> Shape:
@@ -192,6 +197,7 @@ def flow_of(model: ModelPatcher, inputs: TrainInputs, plan: MemoryPlan) -> HostF
         inputs.guidance,
         cfg=inputs.cfg,
         negative=inputs.negative,
+        edits=True,
         blocks=blocks,
         working=plan.working,
     )

@@ -77,6 +77,25 @@ def token_side(patcher: ModelPatcher) -> int:
     return max(sizes) if all(isinstance(size, int) for size in sizes) else 2
 
 
+def latent_shape(patcher: ModelPatcher, width: int, height: int) -> tuple[int, ...]:
+    """(C, H, W) of the model's latents of a picture of this size, (C, 1, H, W) of those of one frame of a video.
+
+    Raises ValueError for a size that doesn't fit.
+    """
+    check_model(patcher)
+    latent_format = patcher.get_model_object("latent_format")
+    ratio = latent_format.spacial_downscale_ratio
+    multiple = ratio * token_side(patcher)
+    if width % multiple or height % multiple:
+        fitting = [max(multiple, round(side / multiple) * multiple) for side in (width, height)]
+        raise ValueError(
+            f"The size is {width}x{height}, and {type(patcher.model).__name__} takes multiples of {multiple}: choose "
+            f"{fitting[0]}x{fitting[1]}."
+        )
+    frames = (1,) * (latent_format.latent_dimensions - 2)
+    return latent_format.latent_channels, *frames, height // ratio, width // ratio
+
+
 def check_latent(patcher: ModelPatcher, latent: Tensor):
     """Raises ValueError when the model can't take the latent."""
     check_model(patcher)

@@ -26,7 +26,6 @@ from .fitting import (
     check_negative,
     forget_prompts,
     names_other_text_encoders,
-    token_side,
 )
 from .gradients.attention import quickest
 from .gradients.compiled import is_compiled, or_uncompiled
@@ -35,7 +34,7 @@ from .gradients.frozen import is_stored_plainly
 from .gradients.guests import has_guests
 from .gradients.injection import KEY, calls_noted
 from .gradients.writing import or_on_copies
-from .guiding import LEAST_SHARE, Followed, with_guidance
+from .guiding import LEAST_SHARE, Followed, with_guidance, with_references_of
 from .one_step import AsSampled, OneDifferentiableStep, OneStep
 from .patcher.carried import as_carried, latent_in, signature, structure_of
 from .patcher.loading import load, own
@@ -48,6 +47,7 @@ class HostFlow:
 
     guidance, cfg: of the differentiated step; see Sampling.
     negative: the conditioning that classifier-free guidance leads away from.
+    edits: it gets the references of what it is asked with, where it has none of its own.
     blocks: how the model's blocks run in it.
     working: bytes of the device that the host leaves free of weights for that step; None: as for a sampler's.
     on_step: called after each step of a sampler, and each trained step, with its number of pictures.
@@ -63,6 +63,7 @@ class HostFlow:
         *,
         cfg: float = 1.0,
         negative: list | None = None,
+        edits: bool = False,
         blocks: BlockSettings = USUAL_BLOCKS,
         working: int | None = None,
     ):
@@ -74,6 +75,7 @@ class HostFlow:
         self.guidance = guidance
         self.cfg = cfg
         self.negative = negative
+        self.edits = edits
         self.working = working
         self.on_step: Callable[[int], None] = lambda pictures: None
         adapter = adapter_of(patcher)
@@ -269,7 +271,8 @@ class HostFlow:
         self, guider: comfy.samplers.CFGGuider, positive: list, guidance: float | None, cfg: float
     ) -> comfy.samplers.CFGGuider:
         """The same guider, with what it guides by."""
-        conds = {"positive": positive} | ({} if cfg == 1 else {"negative": self.negative})
+        negative = with_references_of(positive, self.negative) if self.edits and cfg != 1 else self.negative
+        conds = {"positive": positive} | ({} if cfg == 1 else {"negative": negative})
         guider.inner_set_conds({name: with_guidance(cond, guidance) for name, cond in conds.items()})
         guider.set_cfg(cfg)
         return guider
@@ -278,22 +281,3 @@ class HostFlow:
         check_latent(self.patcher, x)
         for each in (cond, *filter(None, [self.negative])):
             check_conditioning(self.patcher, each)
-
-
-def latent_shape(patcher: ModelPatcher, width: int, height: int) -> tuple[int, ...]:
-    """(C, H, W) of the model's latents of a picture of this size, (C, 1, H, W) of those of one frame of a video.
-
-    Raises ValueError for a size that doesn't fit.
-    """
-    check_model(patcher)
-    latent_format = patcher.get_model_object("latent_format")
-    ratio = latent_format.spacial_downscale_ratio
-    multiple = ratio * token_side(patcher)
-    if width % multiple or height % multiple:
-        fitting = [max(multiple, round(side / multiple) * multiple) for side in (width, height)]
-        raise ValueError(
-            f"The size is {width}x{height}, and {type(patcher.model).__name__} takes multiples of {multiple}: choose "
-            f"{fitting[0]}x{fitting[1]}."
-        )
-    frames = (1,) * (latent_format.latent_dimensions - 2)
-    return latent_format.latent_channels, *frames, height // ratio, width // ratio

@@ -10,6 +10,7 @@ from torch import Tensor
 from ...srpo_core.algorithm.direct_align import per_sample
 from ...srpo_core.algorithm.path import Path
 from ...srpo_core.algorithm.process import Process
+from ...srpo_core.data.photo_latents import REFERENCES
 
 LEAST_SHARE = 1e-3  # of noise, at which a model is asked: at 0, where a window may end, a velocity would be 0 / 0
 
@@ -32,3 +33,9 @@ class Followed(comfy.samplers.CFGGuider):
 
 def with_guidance(cond: list, guidance: float | None) -> list:
     return cond if guidance is None else node_helpers.conditioning_set_values(cond, {"guidance": guidance})
+
+
+def with_references_of(positive: list, negative: list) -> list:
+    """The negative conditioning with the positive one's references where it has none: edits are sampled so."""
+    found = [extra[REFERENCES] for _, extra in positive if REFERENCES in extra]
+    return [[context, {REFERENCES: found[0]} | extra] for context, extra in negative] if found else negative

@@ -61,7 +61,7 @@ class FixedSamples:
     def sample(self, patcher: ModelPatcher, on_step: Callable[[int], None] = lambda pictures: None) -> Sampled:
         """on_step: told the pictures of every step."""
         sampling = self.sampling
-        flow = HostFlow(patcher, sampling, sampling.guidance, cfg=sampling.cfg, negative=self.negative)
+        flow = HostFlow(patcher, sampling, sampling.guidance, cfg=sampling.cfg, negative=self.negative, edits=True)
         flow.on_step = on_step
         draws_noise = flow.samples_depend_on_batch
         reason = None if draws_noise else self._differs(flow)

@@ -134,21 +134,21 @@ class _Layout:
             i = row * self.columns + column
             for which in range(2):
                 self._draw_few(which, i, column, top)
-                if self.comparison.many:
-                    self._draw_many(self.comparison.many, which, i, column, top + round(self._line_height()))
+                if many := self.comparison.many:
+                    self._draw_many(which, i, column, top=top + round(self._line_height()), many=many)
 
     def _draw_few(self, which: int, i: int, column: int, top: int):
         scores = self.comparison.scores
         score = scores.show(scores.values[which, i].item()) if scores else ""
         image = (self.comparison.before, self.comparison.after)[which][i]
-        self._draw_picture(image, (NAMES[which], score), which, column, top)
+        self._draw_picture(image, (NAMES[which], score), which, column, top=top)
 
-    def _draw_many(self, many: ManySteps, which: int, i: int, column: int, top: int):
+    def _draw_many(self, which: int, i: int, column: int, *, top: int, many: ManySteps):
         error = shown_number(FEW_STEP_ERROR, self.comparison.few_step_errors[which, i].item())
         image = (many.before, many.after)[which][i]
-        self._draw_picture(image, (plural(many.steps, "step"), error), which, column, top)
+        self._draw_picture(image, (plural(many.steps, "step"), error), which, column, top=top)
 
-    def _draw_picture(self, image: Tensor, caption: tuple[str, str], which: int, column: int, top: int):
+    def _draw_picture(self, image: Tensor, caption: tuple[str, str], which: int, column: int, *, top: int):
         """One picture, under it a bar and a caption in the colour of before or after: what it is, and a number."""
         (height, width) = self.size
         points = self._points()

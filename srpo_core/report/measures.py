@@ -30,9 +30,8 @@ CURVATURE = "curvature"
 FEW_STEP_ERROR = "few-step error"
 FINE = (CURVATURE, FEW_STEP_ERROR)  # numbers that are small, with a third decimal
 FEW_STEPS = 8  # up to so many are a distilled model's
-MEASURES = names("words-gap", "saturation", "diversity", "curvature", "few-step error") + names(
-    "grid 16 px", "grid 8 px"
-)
+MEASURES = names("words-gap", "saturation", "diversity")
+MEASURES += names("curvature", "few-step error", "grid 16 px", "grid 8 px")
 
 
 @torch.no_grad()

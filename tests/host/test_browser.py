@@ -37,7 +37,7 @@ EVENTS = """() => { window.ended = null; window.progress = 0
     app.api.addEventListener('progress', () => window.progress += 1)
     for (const event of ['execution_success', 'execution_error', 'execution_interrupted'])
         app.api.addEventListener(event, () => window.ended = event) }"""
-LOADERS = {"UNETLoader", "DualCLIPLoader", "VAELoader", "SRPO_LoadReward"}
+LOADERS = {"UNETLoader", "CLIPLoader", "DualCLIPLoader", "VAELoader", "SRPO_LoadReward"}
 PIXELS = """image => { const canvas = document.createElement('canvas')
     canvas.width = image.naturalWidth; canvas.height = image.naturalHeight
     canvas.getContext('2d').drawImage(image, 0, 0)
