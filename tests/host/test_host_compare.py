@@ -183,6 +183,7 @@ def test_cancel_is_heard_at_each_step_of_a_picture(pack, toy, monkeypatch):
         return noise
 
     monkeypatch.setattr(flow_model.HostFlow, "rollout", rollout)
+    monkeypatch.setattr(pack("srpo_core.algorithm.path").Path, "curvature", lambda self: torch.zeros(1))
     model = toy.load_model()
     inputs = {"model_before": model, "model_after": model, "dataset": Captions(), "vae": toy.load_vae()}
     inputs |= {"width": 64, "height": 64, "prompts": 3, "seeds": 2, "seed": SEED, "at_once": 1}

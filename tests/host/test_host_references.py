@@ -77,7 +77,7 @@ def held(flow, pairs):
     training = pack_module("srpo_core.run.training").Training(
         flow=flow, decoder=None, terms=[], dataset=pairs, batching=batching
     )
-    now, reason = held_against_singles(training, 0, set())
+    now, reason = held_against_singles(training, range(1), set())
     return now.batching.at_once, reason
 
 
