@@ -14,24 +14,23 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from find_host import ROOT, find_host
-from workflow import AFTER_GENERATE, DYNAMIC, WIDGETS, WORKFLOW_1, option_inputs, to_prompt, widgets
+from node_widgets import least_heights, values_of
+from workflow import WIDGETS, WORKFLOW_1, to_prompt
 
 CHINESE = Path(__file__).with_name("notes_zh.json")  # what sources in cp1252 can't hold
 OURS = "srpo"
 VERSION = re.search('^version = "(.+)"$', (ROOT / "pyproject.toml").read_text("utf-8"), re.MULTILINE)[1]
 NOTE = ("#432", "#653")  # colour of its title and of its body
 HEADER = 30
-TOP = 68  # of a group, to its first node below its header
-MARGIN = 20
-GAP = 44  # between nodes, with the header of the lower one
-BETWEEN = 30  # groups; the canvas has no text below a zoom of 0.572, so all is close together
-SOCKET = 20  # pixels of height
-WIDGET = 30
-BADGE = 40  # beneath them, with Nodes 2.0
-ADVANCED = 32  # its button that shows the rest
-TEXT = 90  # of a text of several lines
+TOP = 66  # of a group, to its first node below its header
+MARGIN = 16
+GAP = 40  # between nodes, with the header of the lower one
+BETWEEN = 24  # groups
+# A template opens with all nodes in three quarters of the window, and the canvas has no text below a zoom of 4 / 7. So
+# in a window of 1600x857 they are to be read within this width and height.
+READABLE = (2068, 1098)
 ZOOM = 0.8
-TWIN = 500  # between the ids of a workflow and those of its Chinese twin
+TWIN = 1000  # between the ids of a workflow and those of its Chinese twin
 BLUE = "#3f789e"
 GREEN = "#8A8"
 OCHRE = "#b58b2a"
@@ -57,13 +56,18 @@ class Node:
 
 @dataclass
 class Group:
-    """Nodes below each other, in a frame. under: it stands below the one before it, which is as wide."""
+    """Nodes below each other, in a frame.
+
+    under: it stands below the one before it, which is as wide. spare: room below, where the last node grows as it shows
+    its picture with Nodes 2.0; the front end makes no room for frames when it opens a template.
+    """
 
     title: str
     color: str
     width: int
     nodes: list[Node]
     under: bool = False
+    spare: int = 0
 
 
 @dataclass
@@ -107,7 +111,7 @@ def _in_chinese(name: str, workflow: Workflow, chinese: dict) -> Workflow:
 
 def lay_out(workflow: Workflow, schemas: dict) -> dict:
     """The workflow as the front end saves it. schemas: the host's object_info."""
-    ids = {node.key: number for number, node in enumerate(_nodes(workflow), workflow.first + 1)}
+    ids = numbers_of(workflow)
     entries = {workflow.first: _note(workflow)}
     groups = []
     left = workflow.note_size[0] + BETWEEN
@@ -123,7 +127,7 @@ def lay_out(workflow: Workflow, schemas: dict) -> dict:
             entry["size"][0] = group.width
             entries[ids[node.key]] = entry
             top += entry["size"][1] + GAP
-        bottom = top - GAP + MARGIN
+        bottom = top - GAP + MARGIN + group.spare
         bounding = [left, first, group.width + 2 * MARGIN, bottom - first]
         groups.append({"id": number, "title": group.title, "bounding": bounding, "color": group.color, "flags": {}})
         right = left + bounding[2] + BETWEEN
@@ -140,6 +144,11 @@ def lay_out(workflow: Workflow, schemas: dict) -> dict:
         "extra": {"ds": {"scale": ZOOM, "offset": [60, 80]}},
         "version": 0.4,
     }
+
+
+def numbers_of(workflow: Workflow) -> dict[str, int]:
+    """The nodes' ids by their keys."""
+    return {node.key: number for number, node in enumerate(_nodes(workflow), workflow.first + 1)}
 
 
 def _nodes(workflow: Workflow) -> Iterator[Node]:
@@ -167,29 +176,27 @@ def _note(workflow: Workflow) -> dict:
 
 def _entry(node: Node, ids: dict[str, int], schema: dict) -> dict:
     """The node with its widgets' values, its sockets not linked yet."""
-    values = dict(_values(node, schema["input"]))
+    values = dict(values_of(node.inputs, schema["input"]))
     sockets = [{"name": name, "type": kind, "link": None} for name, kind in _sockets(node, schema["input"])]
     places = [
-        {"name": name, "type": kind, "widget": {"name": name}, "link": None} for name, (kind, _, _) in values.items()
+        {"name": name, "type": each.kind, "widget": {"name": name}, "link": None} for name, each in values.items()
     ]
     outputs = [
         {"name": name, "type": kind, "links": None} for name, kind in zip(schema["output_name"], schema["output"])
     ]
-    texts = sum(multiline for _, _, multiline in values.values())
-    rows = SOCKET * max(len(sockets), len(outputs)) + WIDGET * (len(values) - texts) + TEXT * texts
-    foot = BADGE + ADVANCED * any(options.get("advanced") for _, (_, options) in widgets(schema["input"]))
+    slots = max(len(sockets), len(outputs))
     entry = {
         "id": ids[node.key],
         "type": node.kind,
         "pos": [],
-        "size": [0, max(node.height, rows + foot)],
+        "size": [0, max(node.height, *least_heights(slots, list(values.values()), schema))],
         "flags": {},
         "order": list(ids).index(node.key) + 1,
         "mode": 0,
         "inputs": sockets + places,
         "outputs": outputs,
         "properties": {"Node name for S&R": node.kind},
-        "widgets_values": [part for _, value, _ in values.values() for part in value],
+        "widgets_values": [part for each in values.values() for part in each.parts],
     }
     if node.kind.startswith("SRPO_"):
         entry["properties"] |= {"cnr_id": OURS, "ver": VERSION}
@@ -198,29 +205,6 @@ def _entry(node: Node, ids: dict[str, int], schema: dict) -> dict:
             {"name": url.rpartition("/")[2], "url": url, "directory": folder} for folder, url in node.files
         ]
     return entry | ({"title": node.title} if node.title else {})
-
-
-def _values(node: Node, schema: dict, prefix: str = "") -> Iterator[tuple[str, tuple[str, list, bool]]]:
-    """(name, (type, its value and what follows it, whether it is a text of several lines)) of each widget."""
-    for name, (kind, options) in widgets(schema):
-        given = node.inputs.get(prefix + name)
-        value = options.get("default") if given is None or isinstance(given, tuple) else given
-        if value is None and kind == "COMBO":
-            value = next(iter(options.get("options") or _listed(schema, name)), "")
-        if value is None and kind == DYNAMIC:
-            value = options["options"][0]["key"]
-        value = "" if value is None else value
-        follows = (
-            [node.inputs.get("after_generate", AFTER_GENERATE[0])] if options.get("control_after_generate") else []
-        )
-        yield prefix + name, (kind, [value, *follows], bool(options.get("multiline")))
-        if kind == DYNAMIC:
-            yield from _values(node, option_inputs(options, value), f"{prefix}{name}.")
-
-
-def _listed(schema: dict, name: str) -> list:
-    """The options of a combo of the older form, whose type is the list of them."""
-    return next(part[name][0] for part in schema.values() if name in part)
 
 
 def _sockets(node: Node, schema: dict) -> Iterator[tuple[str, str]]:

@@ -13,9 +13,11 @@ from pathlib import Path
 
 from find_host import ROOT, find_host
 from host_server import HostServer
+from make_workflows import lay_out, numbers_of
 from PIL import Image
 from playwright.sync_api import Browser, Page, sync_playwright
-from workflow import workflow_1
+from shipped_toy import STEP
+from workflow import to_prompt, workflow_1
 
 PAGES = ROOT / "web/docs"
 LANGUAGES = ("en", "zh")
@@ -27,7 +29,6 @@ EDGE = 8  # pixels around a node
 COLORS = 48  # enough for a node's flat colours, at a fifth of the bytes
 WIDEST = 800  # pixels of a result
 WIDTH = 320  # of a node
-PROMPT = "a red circle on grass"
 ALONE = """([kind, corner, width]) => {
     for (const other of [...app.graph.nodes]) app.graph.remove(other)  // clear() would give ids again, and values
     const node = LiteGraph.createNode(kind)
@@ -67,17 +68,14 @@ def take_nodes(page: Page, node_ids: list[str], language: str):
         image.save(PAGES / node_id / f"node_{language}.png", optimize=True)
 
 
-def stages() -> dict:
+def stages(schemas: dict) -> dict:
     """A prompt that trains the toy, compares it, scores its pictures and goes once through the stages of an update."""
     prompt, inputs = workflow_1()
     ids = {entry["class_type"]: number for number, entry in prompt.items()}
-    added = judged(ids, inputs["SRPO_Objective"]) | one_update(ids)
-    for name, latent in (("noisy", ["inject", 1]), ("denoise", ["recover", 1]), ("inversion", ["recover", 2])):
-        added[f"{name} decoded"] = ("VAEDecode", {"samples": latent, "vae": [ids["SRPO_ToyModels"], 2]})
-        added[f"{name} shown"] = ("PreviewImage", {"images": [f"{name} decoded", 0]})
-    added["scored shown"] = ("PreviewImage", {"images": ["scored", 2]})
+    added = judged(ids, inputs["SRPO_Objective"]) | {"sweep": ("SRPO_RecoverySweep", SWEEP)}
     added["samples shown"] = ("PreviewImage", {"images": ["compare", 1]})
-    return prompt | {name: {"class_type": kind, "inputs": given} for name, (kind, given) in added.items()}
+    entries = {name: {"class_type": kind, "inputs": given} for name, (kind, given) in added.items()}
+    return prompt | one_update(schemas) | entries
 
 
 def judged(ids: dict[str, str], objective: dict) -> dict[str, tuple[str, dict]]:
@@ -116,73 +114,45 @@ def judged(ids: dict[str, str], objective: dict) -> dict[str, tuple[str, dict]]:
     }
 
 
-def one_update(ids: dict[str, str]) -> dict[str, tuple[str, dict]]:
-    """The nodes of one update up to its scores, with the toy as it is before training."""
-    toy = ids["SRPO_ToyModels"]
-    sample = {
-        "noise": ["noise", 0],
-        "guider": ["guider", 0],
-        "sampler": ["sampler", 0],
-        "sigmas": ["sigmas", 0],
-        "latent_image": ["empty", 0],
-    }
-    scored = {
-        "reward": [toy, 3],
-        "vae": [toy, 2],
-        "recovered": ["recover", 0],
-        "objective": [ids["SRPO_Objective"], 0],
-        "prompt": PROMPT,
-    }
-    sweep = {
-        "model": [toy, 0],
-        "positive": ["text", 0],
-        "latent": ["sample", 0],
-        "vae": [toy, 2],
-        "prompt": PROMPT,
-        "count": 9,
-        "seed": 0,
-        "gradient": True,
-        "cfg": 1.0,
-        "reward": [toy, 3],
-        "objective": [ids["SRPO_Objective"], 0],
-    }
-    return {
-        "sweep": ("SRPO_RecoverySweep", sweep),
-        "text": ("CLIPTextEncode", {"clip": [toy, 1], "text": PROMPT}),
-        "noise": ("RandomNoise", {"noise_seed": 1}),
-        "empty": ("EmptySD3LatentImage", {"width": 64, "height": 64, "batch_size": 1}),
-        "guider": ("BasicGuider", {"model": [toy, 0], "conditioning": ["text", 0]}),
-        "sampler": ("KSamplerSelect", {"sampler_name": "euler"}),
-        "sigmas": ("BasicScheduler", {"model": [toy, 0], "scheduler": "simple", "steps": 25, "denoise": 1.0}),
-        "sample": ("SamplerCustomAdvanced", sample),
-        "inject": (
-            "SRPO_NoisePriorInject",
-            {"model": [toy, 0], "latent": ["sample", 0], "noise": ["noise", 0], "position": 0},
-        ),
-        "recover": (
-            "SRPO_OneStepRecover",
-            {"model": [toy, 0], "positive": ["text", 0], "noised": ["inject", 0], "cfg": 1.0},
-        ),
-        "scored": ("SRPO_Reward", scored),
-    }
+def one_update(schemas: dict) -> dict[str, dict]:
+    """The nodes of the workflow of one update, by their keys. schemas: the host's object_info."""
+    keys = {str(number): key for key, number in numbers_of(STEP).items()}
+    prompt = to_prompt(lay_out(STEP, schemas), schemas)
+    for entry in prompt.values():
+        links = {name: value for name, value in entry["inputs"].items() if isinstance(value, list)}
+        entry["inputs"] |= {name: [keys[number], output] for name, (number, output) in links.items()}
+    return {keys[number]: entry for number, entry in prompt.items()}
 
 
+SWEEP = {  # of what the workflow of one update samples
+    "model": ["toy", 0],
+    "positive": ["guidance", 0],
+    "latent": ["sample", 0],
+    "vae": ["toy", 2],
+    "prompt": ["prompt", 0],
+    "count": 9,
+    "seed": 0,
+    "gradient": True,
+    "cfg": 1.0,
+    "reward": ["toy", 3],
+    "objective": ["objective", 0],
+}
 SHOWN_BY = {  # the node whose page shows a picture: the outputs that it is made of, side by side
     "SRPO_Compare": ("compare",),
     "SRPO_RewardTable": ("table",),
     "SRPO_RecoverySweep": ("sweep",),
     "SRPO_NoisePriorInject": ("noisy shown",),
-    "SRPO_OneStepRecover": ("denoise shown", "inversion shown"),
-    "SRPO_Reward": ("scored shown",),
+    "SRPO_OneStepRecover": ("recovered shown", "inverted shown"),
+    "SRPO_Reward": ("scored",),
     "SRPO_ToyModels": ("samples shown",),
 }
 
 
 def results(host: HostServer) -> Iterator[tuple[str, Image.Image]]:
     """(node, picture) of what the nodes show when they have run."""
-    prompt = stages()
+    prompt = stages(host.object_info())
     outputs = host.run(prompt, seconds=1800)["outputs"]
-    train = next(number for number, entry in prompt.items() if entry["class_type"] == "SRPO_Train")
+    train = next(name for name, entry in prompt.items() if entry["class_type"] == "SRPO_Train")
     for node, names in (SHOWN_BY | {"SRPO_Train": (train,)}).items():
         images = [host.picture(each) for name in names for each in outputs[name]["images"]]
         yield node, beside_each_other(images)

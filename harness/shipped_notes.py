@@ -181,10 +181,42 @@ Nothing is trained here. One picture is made by your model, and you see what SRP
 **What to try**
 - Other words in *SRPO Objective*: those that leave the words-gap flat teach nothing.
 - *SRPO Noise Levels* on *noise levels*: move the window, and see what comes into it.
-- Another picture: the same new *seed* on *KSampler* and on *SRPO Recovery Sweep*, so that the noise that is put back is its own.
+- Another picture: another *Seed*. *KSampler* and *SRPO Recovery Sweep* both take it, so that the noise that is put back is the picture's own.
 - A photo: Load Image and VAE Encode in place of the sampler.
 
 **About how much**: sampling one picture of 720x720, one forward of the model and two scores with gradient for each of 9 levels; memory as of a training step, but that nothing is held for the adapter (estimated). It was never run on real FLUX.1-dev and HPS weights.
+"""
+
+Z_IMAGE_NOTE = """\
+# Z-Image-Turbo LoRA (online)
+
+Teaches Z-Image-Turbo to make pictures that look like photographs, from words alone: *Natural-lighting*, *Detail* against *Painting*, *Concept art*. Out comes a LoRA; no pictures of yours are needed.
+
+**Four files, then Run**
+1. Load Diffusion Model: `z_image_turbo_bf16.safetensors`.
+2. Load CLIP: `qwen_3_4b.safetensors`, type *lumina2*.
+3. Load VAE: `ae.safetensors`, the one of FLUX.1.
+4. Load SRPO Reward: HPS v2.1, or tick *download if missing*.
+
+The run is called *my-z-image*; to begin another, give it a new name in *SRPO Trainer*.
+
+Where each goes in `models/`, and where it is on Hugging Face, as ComfyUI's own template names them:
+- `diffusion_models`: z_image_turbo_bf16.safetensors, 12.3\N{NO-BREAK SPACE}GB, from Comfy-Org/z_image_turbo
+- `text_encoders`: qwen_3_4b.safetensors, 8.0\N{NO-BREAK SPACE}GB, from Comfy-Org/z_image_turbo
+- `vae`: ae.safetensors, 0.34\N{NO-BREAK SPACE}GB, from Comfy-Org/z_image_turbo
+- `rewards`: HPS_v2.1_compressed.pt, 2\N{NO-BREAK SPACE}GB, from xswu/HPSv2
+
+**Turbo is distilled to 8 steps**, so *SRPO Rollouts* and *SRPO Previews* take 8, by res_multistep, without cfg, as that template does. People who trained it on their own images report that it unlearns this: blurred at 8 steps. Here it learns from its own 8-step pictures; whether that keeps them was not tried. Look at *SRPO Compare* after a few updates, and keep the run short. The plain Z-Image (`z_image_bf16.safetensors`) wants 25 steps or more, cfg 4 and a *negative* instead.
+
+**What to expect**, at 720x720 with one picture at a time
+- Memory: 14.3 GB in bf16, 8.1 GB with *weight_dtype* fp8_e4m3fn (counted, without a GPU). Where it does not fit, ComfyUI keeps weights in RAM, and is slower.
+- Time: not measured; half the weights of FLUX.1-dev, and 8 forwards a rollout in place of 25.
+- The noise that is trained is untried for this model: the part of its schedule that was published for FLUX.1-dev.
+- With the weights of the real Z-Image-Turbo and HPS it has not been run yet.
+
+**The prompts** are 160, as many as 20 updates of 8 draw: a line with {a|b} stands for each of its choices. Put yours in their place.
+
+**Then**: the LoRA is in `output/loras/srpo/<run name>/`. Look at the pictures, not at the reward.
 """
 
 STEP_BLUEPRINT_NOTE = """## One update of SRPO

@@ -4,7 +4,7 @@ from make_workflows import BLUE, BROWN, GREEN, OCHRE, PURPLE, Group, Node, Workf
 from shipped_notes import STEP_NOTE, TOY_NOTE, TOY_PROMPTS
 
 GUIDANCE = 3.5  # what FLUX is usually sampled with
-TRAIN_HEIGHT = 1020  # with its card and its text in Nodes 2.0
+TRAIN_HEIGHT = 1030  # with its card and its text in Nodes 2.0
 SAYS = Node("says", "PreviewAny", {"source": ("train", 4)}, title="What became of it", height=180)
 
 TOY = Workflow(
@@ -23,9 +23,9 @@ TOY = Workflow(
         Group(
             "2. What to teach",
             GREEN,
-            320,
+            340,
             [
-                Node("prompts", "SRPO_Prompts", {"clip": ("toy", 1), "text": TOY_PROMPTS}, height=340),
+                Node("prompts", "SRPO_Prompts", {"clip": ("toy", 1), "text": TOY_PROMPTS}, height=420),
                 Node(
                     "objective",
                     "SRPO_Objective",
@@ -35,13 +35,14 @@ TOY = Workflow(
                         "threshold": 0.75,
                         "branches": "denoise",
                     },
+                    height=560,
                 ),
             ],
         ),
         Group(
             "3. Train",
             OCHRE,
-            500,
+            530,
             [
                 Node(
                     "train",
@@ -68,7 +69,7 @@ TOY = Workflow(
         Group(
             "4. Look",
             PURPLE,
-            380,
+            400,
             [
                 SAYS,
                 Node(
@@ -91,11 +92,11 @@ TOY = Workflow(
 )
 
 
-def looked_at(name: str, latent: tuple[str, int], title: str) -> list[Node]:
+def looked_at(name: str, latent: tuple[str, int], title: str, height: int = 200) -> list[Node]:
     """The nodes that show a latent of the toy's."""
     return [
         Node(f"{name} decoded", "VAEDecode", {"samples": latent, "vae": ("toy", 2)}),
-        Node(f"{name} shown", "PreviewImage", {"images": (f"{name} decoded", 0)}, title=title, height=260),
+        Node(f"{name} shown", "PreviewImage", {"images": (f"{name} decoded", 0)}, title=title, height=height),
     ]
 
 
@@ -107,72 +108,62 @@ def sampled(name: str, guider: str) -> Node:
 
 STEP = Workflow(
     note=STEP_NOTE,
-    note_size=(380, 860),
+    note_size=(308, 900),
     groups=[
         Group(
             "Models, run and words",
             BLUE,
-            240,
+            270,
             [
                 Node("toy", "SRPO_ToyModels"),
                 Node(
                     "trainer", "SRPO_Trainer", {"model": ("toy", 0), "run_name": "step by step", "learning_rate": 1e-3}
                 ),
-                Node("objective", "SRPO_Objective"),
+                Node("objective", "SRPO_Objective", height=520),
             ],
         ),
         Group(
-            "Prompt and noise",
+            "Prompt, noise and sampler",
             GREEN,
-            240,
+            230,
             [
                 Node("prompt", "PrimitiveStringMultiline", {"value": "a red circle on grass"}, "Prompt"),
                 Node("text", "CLIPTextEncode", {"clip": ("toy", 1), "text": ("prompt", 0)}),
                 Node("guidance", "FluxGuidance", {"conditioning": ("text", 0)}),
                 Node("noise", "RandomNoise", {"noise_seed": 1, "after_generate": "increment"}, height=110),
                 Node("empty", "EmptySD3LatentImage", {"width": 64, "height": 64}),
+                Node("sampler", "KSamplerSelect", {"sampler_name": "euler"}),
+                Node("sigmas", "BasicScheduler", {"model": ("trainer", 1), "scheduler": "simple", "steps": 25}),
             ],
         ),
         Group(
             "0. Sample",
             BLUE,
-            240,
+            250,
             [
                 Node("guider", "BasicGuider", {"model": ("trainer", 1), "conditioning": ("guidance", 0)}),
-                Node("sampler", "KSamplerSelect", {"sampler_name": "euler"}),
-                Node("sigmas", "BasicScheduler", {"model": ("trainer", 1), "scheduler": "simple", "steps": 25}),
                 sampled("sample", "guider"),
-                *looked_at("sampled", ("sample", 0), "Sampled"),
+                *looked_at("sampled", ("sample", 0), "Sampled", 150),
             ],
         ),
         Group(
             "1. Inject",
             OCHRE,
-            240,
+            250,
             [
                 Node(
                     "inject",
                     "SRPO_NoisePriorInject",
                     {"model": ("trainer", 1), "latent": ("sample", 0), "noise": ("noise", 0)},
                 ),
-                *looked_at("noisy", ("inject", 1), "Noisy"),
-            ],
-        ),
-        Group(
-            "6. What the step changed",
-            GREEN,
-            240,
-            [
-                Node("guider after", "BasicGuider", {"model": ("step", 2), "conditioning": ("guidance", 0)}),
-                sampled("sample after", "guider after"),
-                *looked_at("after", ("sample after", 0), "After the update"),
+                *looked_at("noisy", ("inject", 1), "Noisy", 150),
             ],
             under=True,
         ),
         Group(
             "2. and 3. Recover",
             BROWN,
-            240,
+            230,
             [
                 Node(
                     "recover",
@@ -184,28 +175,9 @@ STEP = Workflow(
             ],
         ),
         Group(
-            "7. The difference",
-            GREEN,
-            240,
-            [
-                Node(
-                    "difference",
-                    "ImageBlend",
-                    {
-                        "image1": ("after decoded", 0),
-                        "image2": ("sampled decoded", 0),
-                        "blend_factor": 1.0,
-                        "blend_mode": "difference",
-                    },
-                ),
-                Node("difference shown", "PreviewImage", {"images": ("difference", 0)}, title="Lighter by", height=260),
-            ],
-            under=True,
-        ),
-        Group(
             "4. Score, 5. Update",
             PURPLE,
-            240,
+            230,
             [
                 Node(
                     "reward",
@@ -217,14 +189,44 @@ STEP = Workflow(
                         "objective": ("objective", 0),
                         "prompt": ("prompt", 0),
                     },
+                    height=280,
                 ),
-                Node("gap", "PreviewAny", {"source": ("reward", 1)}, title="Words-gap", height=140),
-                Node("scored", "PreviewImage", {"images": ("reward", 2)}, title="What the reward saw", height=260),
+                Node("gap", "PreviewAny", {"source": ("reward", 1)}, title="Words-gap", height=138),
+                Node("scored", "PreviewImage", {"images": ("reward", 2)}, title="What the reward saw", height=160),
                 Node(
                     "step", "SRPO_TrainStep", {"trainer": ("trainer", 0), "rewards.reward0": ("reward", 0)}, height=150
                 ),
-                Node("loss", "PreviewAny", {"source": ("step", 1)}, title="Loss", height=140),
+                Node("loss", "PreviewAny", {"source": ("step", 1)}, title="Loss", height=138),
             ],
+        ),
+        Group(
+            "6. What the step changed",
+            GREEN,
+            230,
+            [
+                Node("guider after", "BasicGuider", {"model": ("step", 2), "conditioning": ("guidance", 0)}),
+                sampled("sample after", "guider after"),
+                *looked_at("after", ("sample after", 0), "After the update"),
+            ],
+        ),
+        Group(
+            "7. The difference",
+            GREEN,
+            230,
+            [
+                Node(
+                    "difference",
+                    "ImageBlend",
+                    {
+                        "image1": ("after decoded", 0),
+                        "image2": ("sampled decoded", 0),
+                        "blend_factor": 1.0,
+                        "blend_mode": "difference",
+                    },
+                ),
+                Node("difference shown", "PreviewImage", {"images": ("difference", 0)}, title="Lighter by", height=200),
+            ],
+            under=True,
         ),
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -12,13 +13,13 @@ from ..srpo_core.algorithm.objective import Objective
 from ..srpo_core.algorithm.protocols import Dataset
 from ..srpo_core.language import plural
 from ..srpo_core.pictures import to_tensor
-from ..srpo_core.report.compare import Comparison, score_pictures
+from ..srpo_core.report.compare import Comparison, ManySteps, score_pictures
 from ..srpo_core.report.compare_picture import draw_comparison
 from ..srpo_core.rewards import Reward
 from .checked import checked
 from .host.progress import Progress, show_text
 from .host.sampling import Sampling
-from .inputs import asked_guidance, guidance_inputs, negative_input, size_inputs
+from .inputs import asked_guidance, check_asked, guidance_inputs, negative_input, size_inputs
 from .outputs import preview, summary_output
 from .previews import PreviewSettings
 from .sockets import CATEGORY, DatasetType, ObjectiveType, PreviewsType, RewardModelType
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from comfy.model_patcher import ModelPatcher
     from comfy.sd import VAE
 
-    from .host.samples import FixedSamples
+    from .host.samples import FixedSamples, Sampled
 
 
 def check_models(before: ModelPatcher, after: ModelPatcher, vae: VAE):
@@ -57,6 +58,21 @@ def fixed_samples(dataset: Dataset, prompts: int, seeds: list[int], **how: Any) 
     indices = [i for i in range(prompts) for _ in seeds]
     dataset.prepare(indices)
     return FixedSamples(dataset=dataset, indices=indices, seeds=seeds * prompts, **how)
+
+
+def check_many_steps(many_steps: int, steps: int):
+    """Raises ValueError where these are not more."""
+    if 0 < many_steps <= steps:
+        raise ValueError(
+            f"many_steps is {many_steps}, and the pictures have {steps} already: give more of them, or 0, or fewer "
+            "steps on SRPO Previews."
+        )
+
+
+def summary_of(comparison: Comparison, sampled: Sequence[Sampled]) -> str:
+    """What became of the pictures, and why they were made one at a time, if they were."""
+    alone = next((each.alone for each in sampled if each.alone), "")
+    return f"{comparison.summary()}. {alone}" if alone else comparison.summary()
 
 
 def note_of(comparison: Comparison, sampling: Sampling, size: str) -> str:
@@ -110,6 +126,14 @@ class Compare(io.ComfyNode):
                     max=1024,
                     tooltip="How many pictures share a forward; more is faster and needs more memory.",
                 ),
+                io.Int.Input(
+                    "many_steps",
+                    default=0,
+                    min=0,
+                    max=1000,
+                    tooltip="The steps of a second picture of each seed, which the first is held against: whether a "
+                    "model that was distilled to few steps still manages with them. 0 makes none.",
+                ),
                 negative_input(),
                 PreviewsType.Input(
                     "previews",
@@ -152,16 +176,16 @@ class Compare(io.ComfyNode):
         guidance: float,
         cfg: float,
         at_once: int,
+        many_steps: int,
         negative: list | None,
         previews: PreviewSettings | None,
         reward: Reward | None,
         objective: Objective | None,
     ) -> io.NodeOutput:
-        from .host.flow_model import latent_shape
+        from .host.fitting import latent_shape
         from .host.samples import decode
 
-        if objective is not None and reward is None:
-            raise ValueError("An objective is connected, but no reward to ask: connect a reward too, or neither.")
+        check_asked(reward, objective)
         check_models(model_before, model_after, vae)
         previews = previews or PreviewSettings()
         dataset = previews.dataset or dataset
@@ -170,20 +194,31 @@ class Compare(io.ComfyNode):
         numbers = list(previews.seeds) or [seed + i for i in range(seeds)]
         sampling = replace(previews.sampling, guidance=asked_guidance(guidance), cfg=cfg)
         shape = latent_shape(model_before, width, height)
+        check_many_steps(many_steps, sampling.steps)
         samples = fixed_samples(
             dataset, prompts, numbers, sampling=sampling, shape=shape, negative=negative, at_once=at_once
         )
-        decoded_and_scored = len(samples.indices) * (2 if reward is None else 4)
-        on_progress = Progress(2 * samples.work + decoded_and_scored)
-        latents = [samples.sample(model, on_progress) for model in (model_before, model_after)]
-        before, after = (decode(vae, latent, on_progress) for latent in latents)
+        made = [samples, samples.with_steps(many_steps)] if many_steps else [samples]
+        decoded_and_scored = len(samples.indices) * (2 * len(made) + (0 if reward is None else 2))
+        on_progress = Progress(2 * sum(each.work for each in made) + decoded_and_scored)
+        sampled = [each.sample(model, on_progress) for each in made for model in (model_before, model_after)]
+        before, after, *more = (decode(vae, each.latents, on_progress) for each in sampled)
         texts = dataset.prompts[:prompts]  # by now a photo that turned out broken has another's
         device = comfy.model_management.get_torch_device()
-        comparison = Comparison(texts, numbers, before, after, reward=reward, device=device)
+        comparison = Comparison(
+            texts,
+            numbers,
+            before,
+            after,
+            reward=reward,
+            device=device,
+            curvatures=(sampled[0].curvature, sampled[1].curvature),
+            many=ManySteps(steps=many_steps, before=more[0], after=more[1]) if more else None,
+        )
         if reward is not None:
             scores = score_pictures(comparison, reward, objective, device=device, on_progress=on_progress)
             comparison = replace(comparison, scores=scores)
         sheet = to_tensor(draw_comparison(comparison, note_of(comparison, sampling, f"{width}x{height}")))
-        summary = comparison.summary()
+        summary = summary_of(comparison, sampled)
         show_text(summary, cls.hidden.unique_id)
         return io.NodeOutput(sheet, comparison.before, comparison.after, summary, ui=preview(sheet, summary, cls))

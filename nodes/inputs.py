@@ -128,3 +128,9 @@ def negative_input() -> io.Conditioning.Input:
 def asked_guidance(guidance: float) -> float | None:
     """That of a widget; None where it leaves the guidance to the conditioning and the model."""
     return None if guidance < 0 else guidance
+
+
+def check_asked(reward: Any, objective: Any):
+    """Raises ValueError for words without a reward that could be asked."""
+    if objective is not None and reward is None:
+        raise ValueError("An objective is connected, but no reward to ask: connect a reward too, or neither.")

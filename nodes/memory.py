@@ -49,6 +49,7 @@ def by_hand_inputs() -> list[io.Input]:
             default=MemoryUse.sampled_at_once,
             min=1,
             max=1024,
+            advanced=True,
             tooltip="How many pictures of a batch are sampled together, if more than at_once: a GPU does so faster, "
             "above all where the model does not fit.",
         ),
@@ -57,18 +58,21 @@ def by_hand_inputs() -> list[io.Input]:
             default=MemoryUse.kept_blocks,
             min=0,
             max=1000,
+            advanced=True,
             tooltip="How many of the model's blocks keep their activations for the backward instead of computing them "
             "again: faster, where there is memory.",
         ),
         io.Boolean.Input(
             "offload",
             default=MemoryUse.offload,
+            advanced=True,
             tooltip="Whether the inputs of the blocks wait for the backward in RAM: a little slower, but frees about 1 "
             "GB at 720x720.",
         ),
         io.Boolean.Input(
             "compile_blocks",
             default=False,
+            advanced=True,
             tooltip="Whether torch.compile is used on the model's blocks, to sample and to train: experimental. It "
             "takes minutes at first, and needs the whole model on the GPU; where it fails, training goes on without.",
         ),

@@ -1,5 +1,6 @@
-"""What SRPO Train says on its node, in words."""
+"""What SRPO Train and Train Step say on their nodes, in words."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from ..srpo_core.language import say, say_many
@@ -111,4 +112,16 @@ def changes(history: list[dict[str, float]]) -> str:
         count,
         " (the first and the last update)",
         " (means of the first and the last {count} updates)",
+    )
+
+
+def update_summary(name: str, metrics: Mapping[str, float]) -> str:
+    """What Train Step says of an update of the run of this name."""
+    gaps = {key.removeprefix("words_gap"): gap for key, gap in metrics.items() if key.startswith("words_gap")}
+    return say(
+        "Update {update} of {name}: {gaps}, gradient norm {norm:.3g}",
+        update=metrics["update"],
+        name=name,
+        gaps=", ".join(f"{say('words-gap')}{reward} {gap:+.3f}" for reward, gap in gaps.items()),
+        norm=metrics["gradient_norm"],
     )

@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING
 from comfy_api.latest import io
 
 from ..srpo_core.algorithm.noise_levels import Window
+from ..srpo_core.language import called, say
 from ..srpo_core.run.draws import Batching
 from .checked import answer_of, checked
+from .host.sampling import Sampling
 from .sockets import CATEGORY, NoiseLevelsType
 
 if TYPE_CHECKING:
@@ -18,17 +20,21 @@ if TYPE_CHECKING:
 DEFAULT = Window()
 SHARE = "noise share"
 SCHEDULE = "schedule"
+ANY_LEVEL = "any level"
+ROLLOUT_STEPS = "rollout steps"
 
 
 @dataclass(frozen=True, kw_only=True)
 class NoiseLevels:
     """The trained window, and whether the prompts of an update share one noise.
 
-    window: in shares of noise, or in parts of the MODEL's own schedule; None is the preset of the MODEL.
+    window: in shares of noise, or in parts of the MODEL's own schedule; None is the preset of the MODEL. at_steps:
+    train in it only where a step of the rollouts begins.
     """
 
     window: Window | None = None
     of_schedule: bool = False
+    at_steps: bool = False
     shared_noise: bool = Batching.shared_noise
 
     def window_of(self, model: ModelPatcher) -> Window:
@@ -38,6 +44,26 @@ class NoiseLevels:
         if self.window is None:
             return preset_window(model)
         return scheduled(model, self.window) if self.of_schedule else checked_window(model, self.window)
+
+    def trained_window(self, model: ModelPatcher, rollouts: Sampling) -> Window:
+        """The same, with the levels that are trained. Raises ValueError, too, where no step of the rollouts is in."""
+        from .host.windows import at_steps
+
+        window = self.window_of(model)
+        return at_steps(model, window, rollouts) if self.at_steps else window
+
+    def about(self, model: ModelPatcher) -> str:
+        """What a run is told of its window: where it lies, and who says so."""
+        from .host.presets import SOURCES, preset_of
+
+        window = self.window_of(model)
+        source = called(preset_of(model).source, SOURCES) if self.window is None else say("as set on SRPO Noise Levels")
+        return say(
+            "Trained at {high:.3f} to {low:.3f} of noise, {source}.",
+            high=window.sigma_max,
+            low=window.sigma_min,
+            source=source,
+        )
 
 
 class NoiseLevelsNode(io.ComfyNode):
@@ -76,7 +102,7 @@ class NoiseLevelsNode(io.ComfyNode):
                     options=[SHARE, SCHEDULE],
                     default=SHARE,
                     tooltip="What both numbers are. noise share: how much of a state is noise, which means the same to "
-                    "every model; it is the sigma of FLUX. schedule: how much of the model's own schedule is still to "
+                    "every model; of FLUX it is the sigma. schedule: how much of the model's own schedule is still to "
                     "come, with the shift that it carries; 0.9 to 0.5 is steps 5 to 25 of 50.",
                 ),
                 io.Boolean.Input(
@@ -84,6 +110,14 @@ class NoiseLevelsNode(io.ComfyNode):
                     default=Batching.shared_noise,
                     tooltip="Whether all prompts of an update begin from one noise, as published, instead of each from "
                     "its own. Their noise levels still differ. It is for SRPO Train alone.",
+                ),
+                io.Combo.Input(
+                    "trained_at",
+                    options=[ANY_LEVEL, ROLLOUT_STEPS],
+                    default=ANY_LEVEL,
+                    tooltip="Which levels in the window are trained. any level: all of them, as published. rollout "
+                    "steps: only those where a step of SRPO Rollouts begins, for models that were distilled to few "
+                    "steps and are asked nowhere else.",
                 ),
             ],
             outputs=[
@@ -99,9 +133,16 @@ class NoiseLevelsNode(io.ComfyNode):
 
     @classmethod
     @checked
-    def execute(cls, sigma_max: float, sigma_min: float, measured_in: str, shared_noise: bool) -> io.NodeOutput:
-        window = Window(sigma_max=sigma_max, sigma_min=sigma_min)
-        return io.NodeOutput(NoiseLevels(window=window, of_schedule=measured_in == SCHEDULE, shared_noise=shared_noise))
+    def execute(
+        cls, sigma_max: float, sigma_min: float, measured_in: str, shared_noise: bool, trained_at: str
+    ) -> io.NodeOutput:
+        levels = NoiseLevels(
+            window=Window(sigma_max=sigma_max, sigma_min=sigma_min),
+            of_schedule=measured_in == SCHEDULE,
+            at_steps=trained_at == ROLLOUT_STEPS,
+            shared_noise=shared_noise,
+        )
+        return io.NodeOutput(levels)
 
 
 def check_window(sigma_max: float | None = None, sigma_min: float | None = None):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import comfy.model_management
 import torch
@@ -134,11 +134,18 @@ def seeds_of(typed: Sequence[int], count: int) -> list[int]:
     return [seeds[i % len(seeds)] for i in range(count)]
 
 
+class Shown(NamedTuple):
+    """Samples (count, H, W, 3) in [0, 1], on the CPU, and their numbers by name."""
+
+    images: torch.Tensor
+    numbers: dict[str, float]
+
+
 class Previews:
-    """Samples before training, and as the run is now: each (count, H, W, 3) in [0, 1], on the CPU.
+    """Samples before training, and as the run is now.
 
     Those of now are of the run's moving average, if it has one. vae: decodes them. reward: see `features_of`.
-    on_step: told the pictures of each step of the sampler.
+    on_step: told the pictures of each step of the sampler. alone: why they are made one at a time, if they are.
     """
 
     def __init__(self, opened: OpenRun, samples: FixedSamples, vae: VAE, reward: Reward):
@@ -148,30 +155,29 @@ class Previews:
         self.vae = vae
         self.reward = reward
         self.on_step: Callable[[int], None] = lambda pictures: None
+        self.alone = ""
 
     @cached_property
-    def before(self) -> torch.Tensor:
+    def before(self) -> Shown:
         return self._sample(self.opened.base)
-
-    @cached_property
-    def measured_before(self) -> dict[str, float]:
-        return self.measure(self.before)
-
-    def measure(self, images: torch.Tensor) -> dict[str, float]:
-        """The numbers of such samples, by name."""
-        device = comfy.model_management.get_torch_device()
-        return measure_pictures(images, self.samples.indices, self.reward, device=device)
 
     def about(self) -> list[dict[str, Any]]:
         """Of which prompt and noise each of the samples is."""
         prompts = self.samples.dataset.prompts
         return [{"prompt": prompts[i], "seed": seed} for i, seed in zip(self.samples.indices, self.samples.seeds)]
 
-    def now(self) -> torch.Tensor:
+    def now(self) -> Shown:
         with self.opened.run.averaged():
             return self._sample(self.opened.model)
 
-    def _sample(self, model: ModelPatcher) -> torch.Tensor:
+    def _sample(self, model: ModelPatcher) -> Shown:
         from .host.samples import decode
 
-        return decode(self.vae, self.samples.sample(model, self.on_step))
+        sampled = self.samples.sample(model, self.on_step)
+        self.alone = self.alone or sampled.alone
+        images = decode(self.vae, sampled.latents)
+        device = comfy.model_management.get_torch_device()
+        numbers = measure_pictures(
+            images, self.samples.indices, self.reward, device=device, curvature=sampled.curvature
+        )
+        return Shown(images, numbers)

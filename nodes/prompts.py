@@ -67,23 +67,37 @@ class Prompts:
         """One CONDITIONING for the batch of these prompts, which have the same shapes."""
         self.prepare(indices)
         parts = [self.conditioning[i][0] for i in indices]
-        together = {
-            name: torch.cat([part[1][name] for part in parts]) if isinstance(value, torch.Tensor) else value
-            for name, value in parts[0][1].items()
-        }
+        together = {name: joined([part[1][name] for part in parts]) for name in parts[0][1]}
         return [[torch.cat([part[0] for part in parts]), together]]
 
     def cond_shape(self, index: int) -> tuple:
         if index not in self._shapes:
             context, extra = self.conditioning[index][0]
-            tensors = {name: value for name, value in extra.items() if isinstance(value, torch.Tensor)}
-            self._shapes[index] = context.shape, *((name, value.shape) for name, value in tensors.items())
+            shapes = ((name, shape_of(value)) for name, value in extra.items())
+            self._shapes[index] = context.shape, *(each for each in shapes if each[1])
         return self._shapes[index]
 
     @cached_property
     def _shapes(self) -> dict[int, tuple]:
         """The shapes of those asked for: each is in a file of its own."""
         return {}
+
+
+def shape_of(value: Any) -> tuple:
+    """That of a tensor, or those of a list of tensors; empty for anything else."""
+    if isinstance(value, list):
+        return tuple(shape_of(item) for item in value)
+    return tuple(value.shape) if isinstance(value, torch.Tensor) else ()
+
+
+def joined(values: list) -> Any:
+    """What conditionings of one shape have under one name, as a batch has it: what is no tensor is as the first's."""
+    first = values[0]
+    if isinstance(first, torch.Tensor):
+        return torch.cat(values)
+    if isinstance(first, list) and all(isinstance(value, torch.Tensor) for value in first):
+        return [torch.cat(several) for several in zip(*values, strict=True)]
+    return first
 
 
 def choose(text: Sequence[str], file: str, texts: Sequence[str] | None = None) -> list[str]:

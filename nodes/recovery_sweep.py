@@ -17,7 +17,7 @@ from ..srpo_core.report.sweep_picture import draw_sweep
 from ..srpo_core.rewards import Reward
 from .checked import checked
 from .host.progress import Progress, show_text
-from .inputs import cfg_input, negative_input
+from .inputs import cfg_input, check_asked, negative_input
 from .noise_levels import NoiseLevels
 from .outputs import preview
 from .sockets import CATEGORY, NoiseLevelsType, ObjectiveType, RewardModelType
@@ -149,22 +149,23 @@ class RecoverySweep(io.ComfyNode):
         from .host.decoder import HostDecoder
         from .host.flow_model import HostFlow
 
-        if objective is not None and reward is None:
-            raise ValueError("An objective is connected, but no reward to ask: connect a reward too, or neither.")
+        check_asked(reward, objective)
         question = None
         if reward is not None:
             term = Term(reward=reward, objective=objective or Objective())
             question = Question(term=term, prompt=prompt, seed=seed)
         with torch.inference_mode(False):
             x0, noise = first_picture(model, latent, seed)
+            flow = HostFlow(model, cfg=cfg, negative=negative)
             sweep = make_sweep(
-                HostFlow(model, cfg=cfg, negative=negative),
+                flow,
                 HostDecoder(vae, model),
                 x0,
                 noise,
                 cond=positive,
                 window=(levels or NoiseLevels()).window_of(model),
                 count=count,
+                noisiest=flow.process.largest_share,
                 question=question,
                 gradient=gradient,
                 on_progress=Progress(1 + 4 * count),

@@ -15,7 +15,7 @@ from PIL.Image import Image
 
 from ..srpo_core.language import say
 from ..srpo_core.report.card import draw_card, text_on_card, tiled, with_text
-from ..srpo_core.report.measures import changed_numbers
+from ..srpo_core.report.measures import CURVATURE, about_curvature, changed_numbers
 from ..srpo_core.run.loop import train
 from ..srpo_core.run.training import Training
 from ..srpo_core.run.watch import crossed
@@ -25,7 +25,7 @@ from .host.progress import Work, output_of, show_output, show_text
 from .messages import stopped, training_summary, update_line, warning
 from .open_run import OpenRun
 from .photos import replaced
-from .previews import Previews
+from .previews import Previews, Shown
 from .sample_files import SampleFiles
 from .watch import STOP, Watch
 
@@ -96,7 +96,7 @@ class Session:
         except BaseException:
             self._say_stopped(self._save_lora())
             raise
-        self._measure(after)
+        self._remember(after.numbers)
         report = partial(self._report, time.monotonic() - self.started, lora)
         left_out = "" if self.plan.first else self.opened.left_out
         before = [*filter(None, [left_out, self.advice])]
@@ -104,7 +104,7 @@ class Session:
         card = self._draw_card(after, text_on_card(report, before))
         self.work.reach(self.work.total, self.work.total)
         self._say(summary)
-        return Pictures(torch.cat([self.previews.before, after]), card, summary)
+        return Pictures(torch.cat([self.previews.before.images, after.images]), card, summary)
 
     def _save_lora(self) -> Path | None:
         """The file, if there were updates."""
@@ -116,7 +116,7 @@ class Session:
         card = self.files.newest_card() if self.plan.first else None
         if card:
             self._show_picture(card)
-        before = self.previews.before
+        before = self.previews.before.images
         self.files.write_samples("before", before, self.previews.about())
         self.work.reach(self.plan.until(0), self.plan.until(1))
         if not card:
@@ -147,7 +147,7 @@ class Session:
         elif self.plan.is_due(made):
             self.work.reach(done - self.plan.samples, done)
             now = self.previews.now()
-            self._measure(now)
+            self._remember(now.numbers)
             self.work.reach(done, self.plan.until(made + 1))
             self._show_picture(self._draw_card(now))
         else:
@@ -170,23 +170,29 @@ class Session:
         run = self.opened.run
         text = training_summary(self.opened, run.updates - self.plan.first, seconds, lora)
         broken = replaced(self.training.dataset, self.training.photos)
-        samples = say("Samples: {changes}.", changes=changed_numbers(self.previews.measured_before, self.measured))
-        return [*filter(None, [text, broken, samples, self._reached(), *run.troubles])]
+        samples = say("Samples: {changes}.", changes=changed_numbers(self.previews.before.numbers, self.measured))
+        bends = about_curvature(self.previews.samples.sampling.steps) if CURVATURE in self.measured else ""
+        return [*filter(None, [text, broken, samples, bends, self._alone(), self._reached(), *run.troubles])]
 
-    def _measure(self, now: torch.Tensor):
+    def _alone(self) -> str:
+        """Why previews are made one at a time, where nothing was said of it at the beginning."""
+        return "" if self.previews.alone in self.advice else self.previews.alone
+
+    def _remember(self, numbers: dict[str, float]):
         """The numbers of the samples, also in the run's metrics."""
-        self.measured = self.previews.measure(now)
-        self.opened.run.add_numbers({f"samples {name}": value for name, value in self.measured.items()})
+        self.measured = numbers
+        self.opened.run.add_numbers({f"samples {name}": value for name, value in numbers.items()})
 
-    def _draw_card(self, now: torch.Tensor, text: str = "") -> Image:
+    def _draw_card(self, now: Shown, text: str = "") -> Image:
         """Samples before and now, with their numbers, beside the curves; all also files in the run's folder."""
         run = self.opened.run
         previews = self.previews
         title = f"{self.opened.name}, update {run.updates}"
-        measured = (previews.measured_before, self.measured)
-        card = draw_card(previews.before, now, run.history, title, measured=measured, text=text)
+        before = previews.before
+        measured = (before.numbers, now.numbers)
+        card = draw_card(before.images, now.images, run.history, title, measured=measured, text=text)
         self.files.write_card(card)
-        self.files.write_samples(f"{run.updates:06d}", now, previews.about())
+        self.files.write_samples(f"{run.updates:06d}", now.images, previews.about())
         return card
 
     def _say_stopped(self, lora: Path | None):

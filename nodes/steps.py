@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import torch
@@ -14,7 +13,6 @@ from ..srpo_core.algorithm.noise_levels import GRID, draw_position
 from ..srpo_core.algorithm.objective import Objective
 from ..srpo_core.algorithm.step import Noised, normalise, one_step_recover, score_recovered
 from ..srpo_core.algorithm.terms import Term
-from ..srpo_core.language import say
 from ..srpo_core.rewards import Reward
 from ..srpo_core.run.update import make_update
 from ..srpo_core.seeds import derived_seed
@@ -22,10 +20,12 @@ from .checked import checked
 from .file_metadata import taught_by
 from .host.progress import show_text
 from .inputs import cfg_input, negative_input, reward_name, weighing_inputs
+from .messages import update_summary
 from .noise_levels import NoiseLevels
 from .open_run import OpenRun
 from .open_runs import run_of
 from .outputs import summary_output
+from .rollouts import Rollouts
 from .sockets import (
     CATEGORY,
     BothRecovered,
@@ -36,6 +36,7 @@ from .sockets import (
     Rewarded,
     RewardModelType,
     RewardType,
+    RolloutsType,
     TrainerType,
 )
 
@@ -76,6 +77,9 @@ class NoisePriorInject(io.ComfyNode):
                 NoiseLevelsType.Input(
                     "levels", optional=True, tooltip="The window of noise levels; without it, the published one."
                 ),
+                RolloutsType.Input(
+                    "rollouts", optional=True, tooltip="The steps, where the window is trained at those of rollouts."
+                ),
             ],
             outputs=[
                 NoisedType.Output(
@@ -97,6 +101,7 @@ class NoisePriorInject(io.ComfyNode):
         noise: Noise_RandomNoise,
         position: int,
         levels: NoiseLevels | None,
+        rollouts: Rollouts | None,
     ) -> io.NodeOutput:
         from .host.flow_model import check_latent
         from .host.patcher.carried import latent_in, latent_out
@@ -107,7 +112,7 @@ class NoisePriorInject(io.ComfyNode):
             x0 = latent_in(model, at_least_fp32(samples.clone()))
             prior = noise.generate_noise(latent).to(x0)
             seeds = sample_seeds(noise, len(x0))
-            window = (levels or NoiseLevels()).window_of(model)
+            window = (levels or NoiseLevels()).trained_window(model, (rollouts or Rollouts()).sampling)
             branches = window.branches([position or draw_position(seeds[0])] * len(x0))
             noised = Noised(x0, prior, branches, seeds)
             start = latent_out(model, inject(x0, prior, branches[0].sigma_in))
@@ -225,18 +230,6 @@ class RewardNode(io.ComfyNode):
         gap = sum((a.positive - a.negative).mean().item() for s in scores for a in s.answers) / len(scores)
         images = torch.cat([s.image for s in scores]).movedim(1, -1).cpu()
         return io.NodeOutput(Rewarded(recovered.noised, scores, normalise, taught_by(terms)), gap, images)
-
-
-def update_summary(name: str, metrics: Mapping[str, float]) -> str:
-    """What Train Step says of an update of the run of this name."""
-    gaps = {key.removeprefix("words_gap"): gap for key, gap in metrics.items() if key.startswith("words_gap")}
-    return say(
-        "Update {update} of {name}: {gaps}, gradient norm {norm:.3g}",
-        update=metrics["update"],
-        name=name,
-        gaps=", ".join(f"{say('words-gap')}{reward} {gap:+.3f}" for reward, gap in gaps.items()),
-        norm=metrics["gradient_norm"],
-    )
 
 
 class TrainStep(io.ComfyNode):

@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Any
 from ..srpo_core.algorithm.objective import Objective
 from ..srpo_core.algorithm.protocols import Dataset, PhotoDataset, Shape
 from ..srpo_core.algorithm.terms import Term, combine
+from ..srpo_core.data.photo_latents import Photos
 from ..srpo_core.language import say
+from ..srpo_core.report.measures import FEW_STEPS
 from ..srpo_core.rewards import Reward
-from ..srpo_core.run.batch_check import held_against_singles
+from ..srpo_core.run.batch_check import held_against_singles, one_at_a_time
 from ..srpo_core.run.draws import Batching, cond_of, draws_of
 from ..srpo_core.run.loop import prepare_data
 from ..srpo_core.run.training import Training
@@ -60,7 +62,7 @@ class TrainInputs:
 
     def latent_shape(self, model: ModelPatcher, own: Rollouts | PreviewSettings) -> Shape:
         """That of rollouts or previews, which may have a size of their own. Raises ValueError, saying whose."""
-        from .host.flow_model import latent_shape
+        from .host.fitting import latent_shape
 
         try:
             return latent_shape(model, own.width or self.width, own.height or self.height)
@@ -77,6 +79,7 @@ def training_of(opened: OpenRun, inputs: TrainInputs, node: str) -> tuple[Traini
     """
     from .host.decoder import HostDecoder
     from .host.memory_estimate import Workload
+    from .host.references import check_takes_references
 
     model = opened.model
     terms = combine([Term(reward=inputs.reward, objective=inputs.objective), *inputs.more_rewards])
@@ -94,7 +97,8 @@ def training_of(opened: OpenRun, inputs: TrainInputs, node: str) -> tuple[Traini
     # All at once: text encoders take long to load.
     first = opened.run.updates
     also = [] if inputs.previews.dataset else previewed(dataset, inputs.previews.count)
-    prepare_data(range(first, first + inputs.updates), batching, dataset, photos=photos, also=also)
+    coming = range(first, first + inputs.updates)
+    coming = range(first, prepare_data(coming, batching, dataset, photos=photos, also=also))
     workload = Workload(
         model=model,
         vae=decoder.vae,
@@ -111,18 +115,50 @@ def training_of(opened: OpenRun, inputs: TrainInputs, node: str) -> tuple[Traini
         terms=terms,
         dataset=dataset,
         batching=replace(batching, at_once=plan.use.at_once, sampled_at_once=plan.use.sampled_at_once),
-        window=inputs.levels.window_of(model),
+        window=inputs.levels.trained_window(model, inputs.rollouts.sampling),
         photos=photos,
         guard=inputs.watch.guard,
     )
-    training, reason = held_against_singles(training, first, opened.run.checked)
-    if reason is None:
-        return training, plan.text
-    alone = say(
-        "Pictures go through this model one at a time: two together do not come out as each alone, {reason}.",
-        reason=reason,
-    )
-    return training, " ".join(filter(None, [plan.text, alone]))
+    for photo_data in (each for each in (dataset, photos) if isinstance(each, Photos)):
+        check_takes_references(training.flow, photo_data, opened.run.checked)
+    training, reason = held_against_singles(training, coming, opened.run.checked)
+    alone = one_at_a_time(reason) if reason else ""
+    told = [inputs.levels.about(model), plan.text, alone, on_few_steps(model, inputs, training)]
+    return training, " ".join(filter(None, told))
+
+
+def on_few_steps(model: ModelPatcher, inputs: TrainInputs, training: Training) -> str:
+    """What there is to say where rollouts take few steps, as those of distilled models do; else empty."""
+    from .host.windows import inside, shown_levels, visited
+
+    sampling = inputs.rollouts.sampling
+    if sampling.steps > FEW_STEPS or isinstance(training.dataset, PhotoDataset):
+        return ""
+    window = training.window
+    levels = visited(model, sampling)
+    notes = []
+    if not inside(window, levels):
+        notes.append(
+            say(
+                "The rollouts' steps begin at {levels} of noise, and none of these lies in the trained window, "
+                "{high:.3f} to {low:.3f}: what is learned there may not reach pictures of {count} steps. Widen "
+                "the window on SRPO Noise Levels.",
+                levels=shown_levels(levels),
+                high=window.sigma_max,
+                low=window.sigma_min,
+                count=sampling.steps,
+            )
+        )
+    if cfg := next((cfg for cfg in (inputs.cfg, sampling.cfg) if cfg != 1), None):
+        notes.append(
+            say(
+                "cfg is {cfg:g} and the rollouts take {count} steps: a model that was distilled to so few has its "
+                "guidance in it, and is sampled with cfg 1.",
+                cfg=cfg,
+                count=sampling.steps,
+            )
+        )
+    return " ".join(notes)
 
 
 def largest_shape(rolled_out: Shape, dataset: Dataset, photos: PhotoDataset | None) -> Shape:
@@ -161,6 +197,7 @@ def flow_of(model: ModelPatcher, inputs: TrainInputs, plan: MemoryPlan) -> HostF
         inputs.guidance,
         cfg=inputs.cfg,
         negative=inputs.negative,
+        edits=True,
         blocks=blocks,
         working=plan.working,
     )

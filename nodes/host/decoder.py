@@ -17,6 +17,7 @@ from comfy.taesd.taesd import TAESD
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from ...srpo_core.algorithm.decoder_check import check_decoder
 from ...srpo_core.algorithm.protocols import Pullback, Shape
 from ...srpo_core.algorithm.scaling import pulled
 from ...srpo_core.run.memory import GB, LiveBytes
@@ -31,7 +32,7 @@ from .without_content import without_content
 log = logging.getLogger(__name__)
 
 SMALL = 64 * 64  # places of a latent batch, up to which the decoder's activations are kept: recomputing costs a third
-SIDE = 8  # of the noise on which blocks are held against the host's
+SIDE = 8  # of the noise on which blocks are held against the host's, and the gradient against pictures
 AGREES = 0.03  # of the norm: a block that is another one differs by tenths, the rounding of bf16 by a hundredth
 
 
@@ -44,6 +45,7 @@ class HostDecoder:
     def __init__(self, vae: VAE, patcher: ModelPatcher):
         self.vae = vae
         self._held = False  # against the host's own blocks
+        self._checked = False  # whether its gradient is that of its pictures
         self._frugal = True
         self._made: dict[bool, tuple[dict[nn.Module, Callable], Differentiable]] = {}
         check_model(patcher)
@@ -59,13 +61,17 @@ class HostDecoder:
         self._contrast, self._brightness = _range_of(vae)
 
     def decode(self, latent: Tensor) -> Pullback:
-        """See Decoder. Out of memory, it and the way back raise torch.OutOfMemoryError that says which size fits."""
+        """See Decoder. Out of memory, it and the way back raise torch.OutOfMemoryError that says which size fits.
+
+        Raises RuntimeError where the gradient of the VAE is wrong: see check_decoder.
+        """
         vae = self.vae
         shape = latent.shape
         load(vae.patcher, vae.memory_used_decode(shape, vae.vae_dtype))
         free = comfy.model_management.get_free_memory(vae.device)
         with self._says_what_fits(shape, free):
             self._hold_against_the_host()
+            self._check_gradient(shape)
         with self._says_what_fits(shape, free), self._differentiable(shape):
             leaf = latent.clone().requires_grad_()
             image = self._image(leaf)
@@ -108,10 +114,21 @@ class HostDecoder:
             self._made.clear()
             log.warning("This VAE's blocks are not those of FLUX's: decoding takes more memory for its gradient.")
 
+    def _check_gradient(self, shape: tuple[int, ...]):
+        """Once: see check_decoder."""
+        if self._checked:
+            return
+        self._checked = True  # the check decodes, too
+        try:
+            check_decoder(self, (1, *shape[1:-2], SIDE, SIDE))
+        except BaseException:
+            self._checked = False
+            raise
+
     @contextlib.contextmanager
     def _differentiable(self, shape: tuple[int, ...]) -> Iterator[None]:
         frugal, model = self._forwards(shape[0] * shape[-2] * shape[-1] > SMALL)
-        with replaced_forwards(frugal), model.open(self.vae.patcher):
+        with _whole(self.vae.first_stage_model), replaced_forwards(frugal), model.open(self.vae.patcher):
             yield
 
     def _forwards(self, checkpointing: bool) -> tuple[dict[nn.Module, Callable], Differentiable]:
@@ -151,6 +168,19 @@ class HostDecoder:
         )
 
 
+@contextlib.contextmanager
+def _whole(model: nn.Module) -> Iterator[None]:
+    """Where the host's tiny VAEs of videos decode in pieces, which they detach, they do it as a whole meanwhile."""
+    in_pieces = getattr(model, "parallel", None) is False
+    try:
+        if in_pieces:
+            model.parallel = True
+        yield
+    finally:
+        if in_pieces:
+            model.parallel = False
+
+
 def _own_format(latent_format: LatentFormat) -> LatentFormat:
     """The same, with means and deviations that autograd can compute with, whenever the host made them."""
     latent_format = copy(latent_format)
@@ -177,7 +207,7 @@ def _range_of(vae: VAE) -> tuple[float, float]:
 def tiny_vae(latent_format: LatentFormat, vae: VAE) -> str | None:
     """The name of the tiny VAE for latents of pictures, if there is one, and this is none.
 
-    Those of videos decode in pieces, through which only a part of the gradient passes.
+    None is named for videos: what their pictures of a single frame are worth was not tried.
     """
     if latent_format.latent_dimensions != 2 or isinstance(vae.first_stage_model, TAESD):
         return None

@@ -77,6 +77,25 @@ def token_side(patcher: ModelPatcher) -> int:
     return max(sizes) if all(isinstance(size, int) for size in sizes) else 2
 
 
+def latent_shape(patcher: ModelPatcher, width: int, height: int) -> tuple[int, ...]:
+    """(C, H, W) of the model's latents of a picture of this size, (C, 1, H, W) of those of one frame of a video.
+
+    Raises ValueError for a size that doesn't fit.
+    """
+    check_model(patcher)
+    latent_format = patcher.get_model_object("latent_format")
+    ratio = latent_format.spacial_downscale_ratio
+    multiple = ratio * token_side(patcher)
+    if width % multiple or height % multiple:
+        fitting = [max(multiple, round(side / multiple) * multiple) for side in (width, height)]
+        raise ValueError(
+            f"The size is {width}x{height}, and {type(patcher.model).__name__} takes multiples of {multiple}: choose "
+            f"{fitting[0]}x{fitting[1]}."
+        )
+    frames = (1,) * (latent_format.latent_dimensions - 2)
+    return latent_format.latent_channels, *frames, height // ratio, width // ratio
+
+
 def check_latent(patcher: ModelPatcher, latent: Tensor):
     """Raises ValueError when the model can't take the latent."""
     check_model(patcher)
@@ -104,6 +123,16 @@ def check_conditioning(patcher: ModelPatcher, cond: list):
         raise ValueError(
             "The conditioning has a hook, for which ComfyUI makes a second copy of a model that it streams, without "
             "the adapter: take the hook (Create Hook ...) away, or start ComfyUI with --disable-dynamic-vram."
+        )
+
+
+def check_level(patcher: ModelPatcher, process: Process, share: Tensor):
+    """Raises ValueError for shares of noise (B,) that the model has never seen; what is rounding is none."""
+    noisiest = share.max().item()
+    if noisiest > process.largest_share + 1e-5:
+        raise ValueError(
+            f"{type(patcher.model).__name__} was asked at {noisiest:.4f} of noise, and knows no state with more than "
+            f"{process.largest_share:.4f}: set the window below that on SRPO Noise Levels."
         )
 
 

@@ -8,7 +8,6 @@ from typing import Any
 
 import comfy.model_management
 import comfy.samplers
-import node_helpers
 import torch
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
@@ -16,16 +15,17 @@ from torch._dynamo.exc import TorchDynamoException
 
 from ...srpo_core.algorithm import scaling as scaled
 from ...srpo_core.algorithm.direct_align import at_least_fp32
+from ...srpo_core.algorithm.path import Path
 from ...srpo_core.algorithm.protocols import Pullback
 from .adapters.readable import adapter_of, without_adapter
 from .fitting import (
     check_conditioning,
     check_latent,
+    check_level,
     check_model,
     check_negative,
     forget_prompts,
     names_other_text_encoders,
-    token_side,
 )
 from .gradients.attention import quickest
 from .gradients.compiled import is_compiled, or_uncompiled
@@ -34,12 +34,12 @@ from .gradients.frozen import is_stored_plainly
 from .gradients.guests import has_guests
 from .gradients.injection import KEY, calls_noted
 from .gradients.writing import or_on_copies
+from .guiding import LEAST_SHARE, Followed, with_guidance, with_references_of
 from .one_step import AsSampled, OneDifferentiableStep, OneStep
 from .patcher.carried import as_carried, latent_in, signature, structure_of
 from .patcher.loading import load, own
 from .sampling import Sampling
-
-LEAST_SHARE = 1e-3  # of noise, at which a model is asked: at 0, where a window may end, a velocity would be 0 / 0
+from .windows import sigmas_of
 
 
 class HostFlow:
@@ -47,9 +47,11 @@ class HostFlow:
 
     guidance, cfg: of the differentiated step; see Sampling.
     negative: the conditioning that classifier-free guidance leads away from.
+    edits: it gets the references of what it is asked with, where it has none of its own.
     blocks: how the model's blocks run in it.
     working: bytes of the device that the host leaves free of weights for that step; None: as for a sampler's.
     on_step: called after each step of a sampler, and each trained step, with its number of pictures.
+    path: the last rollout's.
     Raises ValueError for a model that `check_model` refuses, and for a cfg without a negative conditioning.
     """
 
@@ -61,6 +63,7 @@ class HostFlow:
         *,
         cfg: float = 1.0,
         negative: list | None = None,
+        edits: bool = False,
         blocks: BlockSettings = USUAL_BLOCKS,
         working: int | None = None,
     ):
@@ -72,12 +75,14 @@ class HostFlow:
         self.guidance = guidance
         self.cfg = cfg
         self.negative = negative
+        self.edits = edits
         self.working = working
         self.on_step: Callable[[int], None] = lambda pictures: None
         adapter = adapter_of(patcher)
         self.parameters = adapter.parameters if adapter else {}
         self._names = list(adapter.modules) if adapter else []
         self._heard = False
+        self.path = Path()
         with as_carried(patcher) as model:
             trained = [model.get_submodule(name) for name in self._names]
         self.differentiable = Differentiable(patcher.model, trained, blocks)
@@ -189,8 +194,7 @@ class HostFlow:
     def rollout(self, noise: Tensor, cond: list, seed: int) -> Tensor:
         self._check(noise, cond)
         sampling = self.sampling
-        model_sampling = self.patcher.get_model_object("model_sampling")
-        sigmas = comfy.samplers.calculate_sigmas(model_sampling, sampling.scheduler, sampling.steps)
+        sigmas = sigmas_of(self.patcher, sampling)
         sampler = comfy.samplers.sampler_object(sampling.sampler_name)
 
         def told(*_: Any):
@@ -200,12 +204,14 @@ class HostFlow:
         def sample() -> Tensor:
             forget_prompts(self.patcher)
             latent = torch.zeros_like(noise)
-            guider = self._guider(self.patcher, cond, sampling.guidance, sampling.cfg)
+            guider = self._guided(Followed(self.patcher, self.process), cond, sampling.guidance, sampling.cfg)
             if self.differentiable.settings.compiled:  # if all is loaded, which the sampler would do later
                 load(self.patcher, self.patcher.memory_required(noise.shape))
             plain = self.differentiable.plain(self.patcher)
             with plain, self._attention(), names_other_text_encoders(self.patcher, cond):
-                return guider.sample(noise, latent, sampler, sigmas, callback=told, disable_pbar=True, seed=seed)
+                samples = guider.sample(noise, latent, sampler, sigmas, callback=told, disable_pbar=True, seed=seed)
+            self.path = guider.path
+            return samples
 
         samples = own(or_uncompiled(self, sample))
         samples = at_least_fp32(samples).to(comfy.model_management.intermediate_device())
@@ -251,20 +257,22 @@ class HostFlow:
         The core speaks of flows: of x at a share of noise.
         """
         patcher = patcher or self.patcher
+        check_level(patcher, self.process, sigma)
         forget_prompts(patcher)
         sampler.share = sigma.float().clamp(min=LEAST_SHARE)
         sampler.process = self.process
         ends = torch.stack([sampler.sigma.max(), sampler.sigma.new_zeros(())])
         with torch.inference_mode(), self._attention(), names_other_text_encoders(patcher, cond):  # see loading.py
-            guider = self._guider(patcher, cond, self.guidance, self.cfg)
+            guider = self._guided(comfy.samplers.CFGGuider(patcher), cond, self.guidance, self.cfg)
             guider.sample(x, torch.zeros_like(x), sampler, ends)
         return sampler.velocity
 
-    def _guider(
-        self, patcher: ModelPatcher, positive: list, guidance: float | None, cfg: float
+    def _guided(
+        self, guider: comfy.samplers.CFGGuider, positive: list, guidance: float | None, cfg: float
     ) -> comfy.samplers.CFGGuider:
-        guider = comfy.samplers.CFGGuider(patcher)
-        conds = {"positive": positive} | ({} if cfg == 1 else {"negative": self.negative})
+        """The same guider, with what it guides by."""
+        negative = with_references_of(positive, self.negative) if self.edits and cfg != 1 else self.negative
+        conds = {"positive": positive} | ({} if cfg == 1 else {"negative": negative})
         guider.inner_set_conds({name: with_guidance(cond, guidance) for name, cond in conds.items()})
         guider.set_cfg(cfg)
         return guider
@@ -273,26 +281,3 @@ class HostFlow:
         check_latent(self.patcher, x)
         for each in (cond, *filter(None, [self.negative])):
             check_conditioning(self.patcher, each)
-
-
-def with_guidance(cond: list, guidance: float | None) -> list:
-    return cond if guidance is None else node_helpers.conditioning_set_values(cond, {"guidance": guidance})
-
-
-def latent_shape(patcher: ModelPatcher, width: int, height: int) -> tuple[int, ...]:
-    """(C, H, W) of the model's latents of a picture of this size, (C, 1, H, W) of those of one frame of a video.
-
-    Raises ValueError for a size that doesn't fit.
-    """
-    check_model(patcher)
-    latent_format = patcher.get_model_object("latent_format")
-    ratio = latent_format.spacial_downscale_ratio
-    multiple = ratio * token_side(patcher)
-    if width % multiple or height % multiple:
-        fitting = [max(multiple, round(side / multiple) * multiple) for side in (width, height)]
-        raise ValueError(
-            f"The size is {width}x{height}, and {type(patcher.model).__name__} takes multiples of {multiple}: choose "
-            f"{fitting[0]}x{fitting[1]}."
-        )
-    frames = (1,) * (latent_format.latent_dimensions - 2)
-    return latent_format.latent_channels, *frames, height // ratio, width // ratio

@@ -1,7 +1,9 @@
 """Prompts through the host's text encoders, once for each prompt and encoder."""
 
+import hashlib
+import inspect
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,14 +28,23 @@ class Encoded(Sequence):
 
     They are kept on disk in `folder`/<identity of the CLIP>/<digest of the prompt's tokens>; those of text encoders
     that can't be identified, such as ones with hooks and functions, in memory alone. Item i is a list of one pair.
-    Raises ValueError without a CLIP.
+    picture: gives the picture (1, H, W, 3) that the text encoders see beside prompt i; None where they see none.
+    Raises ValueError without a CLIP, and where it reads no pictures.
     """
 
-    def __init__(self, clip: CLIP, prompts: Sequence[str], folder: Path):
+    def __init__(
+        self, clip: CLIP, prompts: Sequence[str], folder: Path, picture: Callable[[int], Tensor] | None = None
+    ):
         if clip is None:
             raise ValueError("There is no text encoder: the file that clip comes from has none. Use Load CLIP (Dual).")
         self.clip = clip.clone()  # what others set on theirs afterwards is not ours
         self.prompts = prompts
+        self.picture = picture
+        if picture and not reads_pictures(clip):
+            raise ValueError(
+                f"These text encoders ({type(clip.tokenizer).__name__}) read no pictures: switch off that they see the "
+                "reference, or load those that belong to the model, with the right type."
+            )
         self.identity = self._identity()
         self.known = Conditionings(folder / self.identity if self.identity else None)
         self._keys: dict[int, str] = {}  # of those that are ready
@@ -60,14 +71,14 @@ class Encoded(Sequence):
             return
         missing = self.known.missing(keys.values())
         if missing:
-            self._encode({key: self.prompts[index] for index, key in keys.items()}, missing)
+            self._encode({key: index for index, key in keys.items()}, missing)
         log.info("Prompts: %d encoded, %d known before.", len(missing), len(set(keys.values())) - len(missing))
         self._keys |= keys
         if len(self._keys) == len(self.prompts):
             self.clip = None  # gigabytes that others may need
 
     @torch.inference_mode()  # as nodes run, wherever a prompt is asked for; see loading.py
-    def _encode(self, texts: dict[str, str], missing: list[str]):
+    def _encode(self, indices: dict[str, int], missing: list[str]):
         if self._identity() != self.identity:
             raise ValueError(
                 "The text encoders are no longer what they were when SRPO Prompts or SRPO Photos ran: another node has "
@@ -76,7 +87,7 @@ class Encoded(Sequence):
         try:
             for done, key in enumerate(missing):
                 self._on_step(done, len(missing))
-                tokens = self.clip.tokenize(texts[key])
+                tokens = self._tokens(indices[key])
                 found = self.clip.encode_from_tokens_scheduled(tokens, show_pbar=False)
                 _check_not_scheduled(found)
                 self.known.add(key, found[0])
@@ -86,13 +97,26 @@ class Encoded(Sequence):
     def _key(self, index: int) -> str:
         """A prompt counts as its tokens, so the tokenizer, its options and the files of embeddings count with it."""
         prompt = self.prompts[index]
+        named = f"{index} {prompt}" if self.picture else prompt
         try:
-            return digest(self.clip.tokenize(prompt)) if self.known.folder else prompt
+            return self._digest(index) if self.known.folder else named
         except RecursionError:
             raise ValueError(f'The text encoder can\'t read a prompt with so many brackets: "{prompt[:80]}".') from None
         except TypeError as error:
             self._keep_in_memory(error)
-            return prompt
+            return named
+
+    def _digest(self, index: int) -> str:
+        """Of the tokens, and of all that is in the picture: of a large tensor `digest` takes samples."""
+        tokens = digest(self._tokens(index))
+        if self.picture is None:
+            return tokens
+        return digest([tokens, hashlib.blake2b(self.picture(index).contiguous().numpy()).hexdigest()])
+
+    def _tokens(self, index: int) -> dict:
+        """With a picture as ComfyUI's own node for editing gives it."""
+        shown = {"images": [self.picture(index)]} if self.picture else {}
+        return self.clip.tokenize(self.prompts[index], **shown)
 
     def _keep_in_memory(self, why: TypeError):
         """From now on, all of them: tokens that have no digest may stand for another thing tomorrow."""
@@ -106,6 +130,11 @@ class Encoded(Sequence):
         except TypeError as error:
             log.info("These text encoders can't be told from others (%s): prompts are not kept on disk.", error)
             return None
+
+
+def reads_pictures(clip: CLIP) -> bool:
+    """Whether its tokenizer takes pictures beside a text."""
+    return "images" in inspect.signature(clip.tokenizer.tokenize_with_weights).parameters
 
 
 def _check_not_scheduled(conditioning: list):

@@ -1,12 +1,19 @@
 """Where the trained window of noise levels lies on a MODEL's own process."""
 
+from dataclasses import replace
+
+import comfy.samplers
 import torch
 from comfy.model_patcher import ModelPatcher
+from torch import Tensor
 
 from ...srpo_core.algorithm.noise_levels import Window
 from .fitting import check_model
 from .presets import preset_of
+from .sampling import Sampling
 
+ROUNDING = 1e-6
+MOST_SHOWN = 8
 PUBLISHED = Window(sigma_max=0.9, sigma_min=0.5)  # of the schedule: steps 5 to 25 of 50
 
 
@@ -40,3 +47,37 @@ def checked_window(patcher: ModelPatcher, window: Window) -> Window:
             "Levels."
         )
     return window
+
+
+def sigmas_of(patcher: ModelPatcher, sampling: Sampling) -> Tensor:
+    """(steps + 1,): the host's sigmas of the steps, from the noisiest to 0."""
+    model_sampling = patcher.get_model_object("model_sampling")
+    return comfy.samplers.calculate_sigmas(model_sampling, sampling.scheduler, sampling.steps)
+
+
+def visited(patcher: ModelPatcher, sampling: Sampling) -> list[float]:
+    """The shares of noise at which the steps of a sampler begin, the noisiest first."""
+    return check_model(patcher).share(sigmas_of(patcher, sampling).double()[:-1]).tolist()
+
+
+def inside(window: Window, levels: list[float]) -> list[float]:
+    """Those of the levels that lie in the window, with room for what rounding makes of its ends."""
+    return [level for level in levels if window.sigma_min - ROUNDING <= level <= window.sigma_max + ROUNDING]
+
+
+def shown_levels(levels: list[float]) -> str:
+    """Noise levels in a sentence; of many the first and the last."""
+    shown = [f"{level:.3f}" for level in levels]
+    return ", ".join(shown if len(shown) <= MOST_SHOWN else [*shown[:3], "...", shown[-1]])
+
+
+def at_steps(patcher: ModelPatcher, window: Window, sampling: Sampling) -> Window:
+    """The window with those levels alone at which the steps begin. Raises ValueError where there are none."""
+    levels = visited(patcher, sampling)
+    if not inside(window, levels):
+        raise ValueError(
+            f"SRPO Noise Levels trains at the rollouts' steps, and none of these {sampling.steps} lies in its window, "
+            f"{window.sigma_max:.4f} to {window.sigma_min:.4f} of noise: they begin at {shown_levels(levels)}. Widen "
+            "the window, or train at any level in it."
+        )
+    return replace(window, levels=tuple(inside(window, levels)))

@@ -3,6 +3,9 @@
 The window is a grid of `GRID` noise levels between two sigmas. A position in it, a branch's
 `grid_index` too, counts from its low-noise end. A position `m` names one denoise branch and
 one inversion branch that end at the same noise level (SRPO, arXiv 2509.06942, section 3).
+
+A model that was distilled to few steps is asked at few levels. Where a window has `levels`, a position names one of
+them, and both branches begin there, as wide as elsewhere.
 """
 
 import random
@@ -50,11 +53,13 @@ class Window:
     """The trained noise levels, `1 > sigma_max > sigma_min >= 0`.
 
     The default is the published window of the HPS run: steps 5 to 25 of 50 at shift 3.
+    levels: the only ones that the model is asked at, each in (0, 1); none: those of the grid.
     Raises ValueError for an empty, reversed or too noisy window, and for what is no number.
     """
 
     sigma_max: float = shift(0.9)
     sigma_min: float = shift(0.5)
+    levels: tuple[float, ...] = ()
 
     def __post_init__(self):
         for name, sigma in (("sigma_max", self.sigma_max), ("sigma_min", self.sigma_min)):
@@ -70,6 +75,8 @@ class Window:
                 f"The noise window from sigma_max {shown(self.sigma_max)} down to sigma_min {shown(self.sigma_min)} is "
                 "empty: choose 0 <= sigma_min < sigma_max, for example 0.75 and 0.96."
             )
+        if not all(is_number(level) and 0 < level < 1 for level in self.levels):
+            raise ValueError(f"The trained levels are {list(self.levels)}: give numbers between 0 and 1.")
 
     def grid(self) -> Tensor:
         """(GRID,) float64 from sigma_max down to sigma_min, so that position `m` is entry `GRID - m`."""
@@ -80,12 +87,32 @@ class Window:
         m = torch.tensor(positions)
         if not ((m >= 1) & (m < GRID)).all():
             raise ValueError(f"Positions in the noise window must lie in 1..{GRID - 1}, got {positions}.")
+        if self.levels:
+            levels = torch.tensor(sorted(self.levels), dtype=torch.float64)
+            return self.steps_from(levels[(m - 1) * len(levels) // (GRID - 1)])
         grid = self.grid()
         k = torch.minimum(m, GRID - m).clamp(max=WIDTH)
         below = (m - k).clamp(min=1)
         denoise = Branch("denoise", grid[GRID - (m + k)], grid[GRID - m], m)
         inversion = Branch("inversion", grid[GRID - below], grid[GRID - (below + k)], below)
         return denoise, inversion
+
+    def steps_from(self, sigma: Tensor) -> tuple[Branch, Branch]:
+        """The denoise and the inversion branch that begin at sigmas (B,) in (0, 1), float64, in the window or not.
+
+        They are a tenth of the window wide, but end at 0 at the latest, and halfway to pure noise. Outside the window
+        the strengths at its ends count.
+        """
+        width = WIDTH * (self.sigma_max - self.sigma_min) / (GRID - 1)
+        below = (sigma - width).clamp(min=0)
+        above = torch.minimum(sigma + width, (1 + sigma) / 2)
+        denoise = Branch("denoise", sigma, below, self._position(below))
+        return denoise, Branch("inversion", sigma, above, self._position(sigma))
+
+    def _position(self, sigma: Tensor) -> Tensor:
+        """(B,) int64: that of the nearest noise level of the grid."""
+        cell = (self.sigma_max - self.sigma_min) / (GRID - 1)
+        return (1 + ((sigma - self.sigma_min) / cell).round()).long().clamp(1, GRID - 1)
 
 
 def draw_position(seed: int, pair: int = 0) -> int:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from .direct_align import inject
-from .noise_levels import GRID, WIDTH, Branch, Window
+from .noise_levels import Branch, Window
 from .protocols import Decoder, FlowModel
 from .step import Recovered, ask, score_recovered, step_and_recover
 from .terms import Answer, Term
@@ -66,33 +66,25 @@ class View:
     gradient: float | None = None
 
 
-def swept_sigmas(window: Window, count: int) -> list[float]:
+def swept_sigmas(window: Window, count: int, noisiest: float = 1.0) -> list[float]:
     """`count` noise levels, noisiest first: one above the window, about a third below it, the rest over all of it.
 
-    A window that ends at 0 has none below. Raises ValueError for less than LEAST_LEVELS.
+    noisiest: the highest that the model has; a window that begins there has none above. One that ends at 0 has none
+    below. Raises ValueError for less than LEAST_LEVELS.
     """
     if count < LEAST_LEVELS:
         raise ValueError(f"count is {count}: give at least {LEAST_LEVELS}, to see the window and what is around it.")
+    above = [(noisiest + window.sigma_max) / 2] if noisiest > window.sigma_max else []
     below = max(1, count // 3) if window.sigma_min else 0
-    within = count - 1 - below + (not window.sigma_min)  # at 0 itself there is no noise to take out
+    within = count - len(above) - below + (not window.sigma_min)  # at 0 itself there is no noise to take out
     inside = torch.linspace(window.sigma_max, window.sigma_min, within, dtype=torch.float64).tolist()
     lower = [window.sigma_min * i / (below + 1) for i in range(below, 0, -1)]
-    return [(1 + window.sigma_max) / 2, *filter(None, inside), *lower]
+    return [*above, *filter(None, inside), *lower]
 
 
 def denoise_branch(window: Window, sigma: float) -> Branch:
-    """The step down from `sigma` in (0, 1) that is a tenth of the window wide, as training's are but near its ends.
-
-    Outside the window, too, whose strengths at its ends then count; it ends at 0 at the latest.
-    """
-    cell = (window.sigma_max - window.sigma_min) / (GRID - 1)
-    sigma_out = max(sigma - WIDTH * cell, 0.0)
-    position = min(max(1 + round((sigma_out - window.sigma_min) / cell), 1), GRID - 1)
-    return Branch("denoise", _float64(sigma), _float64(sigma_out), torch.tensor([position]))
-
-
-def _float64(sigma: float) -> Tensor:
-    return torch.tensor([sigma], dtype=torch.float64)
+    """The step down from `sigma` in (0, 1) that is a tenth of the window wide, as training's are but near its ends."""
+    return window.steps_from(torch.tensor([sigma], dtype=torch.float64))[0]
 
 
 @torch.no_grad()
@@ -105,8 +97,8 @@ def recover_level(flow: FlowModel, cond: Any, x0: Tensor, noise: Tensor, *, bran
     velocity = flow.sampled_velocity(x, branch.sigma_in, cond)
     if not velocity.isfinite().all():
         raise ValueError(
-            f"The model's velocity at sigma {branch.sigma_in.item():.4f} holds NaN or infinite numbers: load the model "
-            "in another weight_dtype, and take off what patches it, one after the other, to find the cause."
+            f"The model's velocity at {branch.sigma_in.item():.4f} of noise holds NaN or infinite numbers: load the "
+            "model in another weight_dtype, and take off what patches it, one after the other, to find the cause."
         )
     plain = replace(branch, sigma_out=torch.zeros_like(branch.sigma_out))
     return Level(

@@ -19,11 +19,15 @@ LINKS, WITHOUT_SUFFIX = NO_SUFFIXES
 
 @dataclass(frozen=True)
 class Photo:
-    """unusable: why it can't be used, where that is known without a look into it; else empty."""
+    """unusable: why it can't be used, where that is known without a look into it; else empty.
+
+    reference: what an editing model is given beside the caption; see `references.py`.
+    """
 
     file: Path
     caption: str
     unusable: str = ""
+    reference: "Photo | None" = None
 
 
 @dataclass(frozen=True, kw_only=True)

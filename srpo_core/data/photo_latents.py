@@ -2,7 +2,6 @@
 
 import hashlib
 import logging
-import os
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,23 +15,14 @@ from torch import Tensor
 from ..algorithm.protocols import Shape
 from ..files import file_digest, read_safetensors, write_whole
 from .captions import readable
-from .photo_files import Photo
-from .photo_pixels import Size, UnusablePhoto, check_covers, cropped, nearest_shape, upright_size
+from .photo_pixels import Size, UnusablePhoto, cropped
+from .photo_sizes import Sized, names_reference
 
 log = logging.getLogger(__name__)
 
 VERSION = "2"  # of how pixels are prepared: another one encodes everything anew
-SAMPLE = 2**16  # bytes at the beginning, in the middle and at the end of a picture, by which it is told from others
+REFERENCES = "reference_latents"  # what ComfyUI's conditionings call them: a list of (B, C, H, W)
 MOST_UNUSABLE = 10  # photos in a row that turn out broken: then something else is wrong
-
-
-@dataclass(frozen=True)
-class Sized:
-    """A photo and the size that it is cropped to. content: a digest that another picture in its place changes."""
-
-    photo: Photo
-    size: Size
-    content: str
 
 
 @dataclass(frozen=True)
@@ -77,58 +67,6 @@ def stored_shape(file: Path) -> Shape | None:
         return None
 
 
-def sample_digest(picture: Path) -> str:
-    """A digest of a picture's length and of some of its bytes, so that a folder of large ones takes a moment."""
-    with picture.open("rb") as file:
-        length = file.seek(0, os.SEEK_END)
-        state = hashlib.blake2b(str(length).encode(), digest_size=16)
-        for start in (0, max(0, (length - SAMPLE) // 2), max(0, length - SAMPLE)):
-            file.seek(start)
-            state.update(file.read(SAMPLE))
-    return state.hexdigest()
-
-
-def measured(photo: Photo, sizes: list[Size]) -> Sized:
-    """The photo at the one of `sizes` that fits its shape; reads its header. Raises UnusablePhoto."""
-    if photo.unusable:
-        raise UnusablePhoto(photo.unusable)
-    actual = upright_size(photo.file)
-    size = nearest_shape(actual, sizes)
-    check_covers(actual, size)
-    try:
-        return Sized(photo, size, sample_digest(photo.file))
-    except OSError as error:
-        raise UnusablePhoto(f"can't be read ({error})") from error
-
-
-def measure_all(
-    photos: Iterable[Photo], sizes: list[Size], on_photo: Callable[[], Any] = lambda: None
-) -> tuple[list[Sized], list[str]]:
-    """The photos that can be used, so far as their headers tell; `on_photo` is called before each.
-
-    Returns also which photos are left out and why, and warns of them. Raises ValueError if none is left.
-    """
-    usable = []
-    left_out = []
-    for photo in photos:
-        on_photo()
-        try:
-            usable.append(measured(photo, sizes))
-        except UnusablePhoto as why:
-            left_out.append(f"{readable(photo.file)} {why}.")
-    if not usable:
-        raise ValueError("None of the photos can be used:\n" + first_lines(left_out))
-    if left_out:
-        total = len(left_out) + len(usable)
-        log.warning("%d of %d photos are left out:\n%s", len(left_out), total, "\n".join(left_out))
-    return usable, left_out
-
-
-def first_lines(lines: list[str], most: int = 10) -> str:
-    rest = [f"... and {len(lines) - most} more."] if len(lines) > most else []
-    return "\n".join(lines[:most] + rest)
-
-
 class Latents:
     """The latents of photos by their index, encoded when they are asked for.
 
@@ -147,6 +85,7 @@ class Latents:
         self.captions = [sized.photo.caption for sized in photos]  # of a broken one, its stand-in's
         self.left_out: dict[int, str] = {}  # what is said of those that turned out broken
         self._known: dict[int, tuple[Path, Shape]] = {}
+        self._references: dict[int, tuple[Path, Shape]] = {}  # of those that have one
 
     def prepare(self, indices: Iterable[int]):
         """Encode those that are not yet. Raises ValueError as `stand_in` does."""
@@ -173,7 +112,23 @@ class Latents:
 
     def __getitem__(self, index: int) -> Tensor:
         """(C, H, W) float32 on the CPU."""
-        file, _ = self._known[self.stand_in(index)]
+        return self._read(self._known[self.stand_in(index)][0])
+
+    def reference_shape(self, index: int) -> Shape | None:
+        """(C, H, W) of its reference; None for a photo without one."""
+        return self._references.get(self.stand_in(index), (None, None))[1]
+
+    def reference(self, index: int) -> Tensor:
+        """(C, H, W) float32 on the CPU: its reference's latent."""
+        return self._read(self._references[self.stand_in(index)][0])
+
+    def reference_pixels(self, index: int) -> Tensor:
+        """(1, 3, H, W) in [0, 1]: the reference itself."""
+        reference = self.photos[self.stand_in(index)].reference
+        assert reference, "asked for of photos that have references"
+        return cropped(reference.photo.file, reference.size)
+
+    def _read(self, file: Path) -> Tensor:
         try:
             return read_safetensors(file)[0]["latent"]
         except (OSError, SafetensorError, KeyError) as error:
@@ -186,11 +141,19 @@ class Latents:
         """Whether this photo has a latent, which is made if it was not asked for before."""
         if index not in self._known and index not in self.left_out:
             try:
-                self._known[index] = self.store.encoded(self.photos[index])
+                self._encode(index, self.photos[index])
             except UnusablePhoto as why:
                 self.left_out[index] = f"{readable(self.photos[index].photo.file)} {why}."
                 log.warning("%s The next photo is taken in its place.", self.left_out[index])
         return index in self._known
+
+    def _encode(self, index: int, sized: Sized):
+        """It and its reference, which must both be whole."""
+        known = self.store.encoded(sized)
+        if sized.reference:
+            with names_reference(sized.reference.photo):
+                self._references[index] = self.store.encoded(sized.reference)
+        self._known[index] = known
 
 
 def _as_stored(latents: Tensor) -> Tensor:
@@ -200,6 +163,8 @@ def _as_stored(latents: Tensor) -> Tensor:
 @dataclass(frozen=True)
 class Photos:
     """Photos as a dataset (see `protocols.PhotoDataset`): their captions are its prompts.
+
+    Where photos have references, conditionings hold their latents, one beside each caption.
 
     caption_dataset: the photos' captions, encoded, as a dataset of their own.
     to_model: takes the VAE's latents to the flow model's space.
@@ -213,9 +178,13 @@ class Photos:
     def prompts(self) -> list[str]:
         return self.encoded.captions
 
-    def content(self) -> list[tuple[str, str, Size]]:
+    @property
+    def has_references(self) -> bool:
+        return self.encoded.photos[0].reference is not None
+
+    def content(self) -> list[tuple]:
         """What makes this dataset another: captions, pictures and their sizes; whatever is encoded so far."""
-        return [(sized.photo.caption, sized.content, sized.size) for sized in self.encoded.photos]
+        return [(sized.photo.caption, *sum(sized.contents(), ())) for sized in self.encoded.photos]
 
     def prepare(self, indices: Iterable[int]):
         """Encode the photos, and then the captions, that are not yet."""
@@ -224,10 +193,19 @@ class Photos:
         self.caption_dataset.prepare([self.encoded.stand_in(index) for index in indices])
 
     def cond(self, indices: list[int]) -> Any:
+        cond = self.captions(indices)
+        if not self.has_references:
+            return cond
+        references = [torch.stack([self.encoded.reference(index) for index in indices])]
+        return [[context, extra | {REFERENCES: references}] for context, extra in cond]
+
+    def captions(self, indices: list[int]) -> Any:
+        """The conditioning of their captions alone."""
         return self.caption_dataset.cond([self.encoded.stand_in(index) for index in indices])
 
     def cond_shape(self, index: int) -> Hashable:
-        return self.caption_dataset.cond_shape(self.encoded.stand_in(index))
+        shape = self.caption_dataset.cond_shape(self.encoded.stand_in(index))
+        return (shape, self.encoded.reference_shape(index)) if self.has_references else shape
 
     def shape(self, index: int) -> Shape:
         return self.encoded.shape(index)

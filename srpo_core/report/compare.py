@@ -10,7 +10,18 @@ from torch import Tensor
 from ..algorithm.objective import Objective
 from ..language import called, plural, say_many
 from ..rewards import PreparedReward, Reward, name_of
-from .measures import ABOUT_GRID, MEASURES, about_diversity, measure_pictures
+from .measures import (
+    ABOUT_CURVATURE,
+    ABOUT_FEW_STEPS,
+    ABOUT_GRID,
+    CURVATURE,
+    FEW_STEP_ERROR,
+    MEASURES,
+    about_diversity,
+    few_step_error,
+    measure_pictures,
+    shown_number,
+)
 from .numbers import digits_for, number
 from .reward_table import ask_for, score_table
 
@@ -35,12 +46,22 @@ class PictureScores:
         return number(value, digits_for(self.values), self.sign)
 
 
+@dataclass(frozen=True, kw_only=True)
+class ManySteps:
+    """The pictures of a comparison once more, by more steps of the sampler; before, after: (N, H, W, 3) in [0, 1]."""
+
+    steps: int
+    before: Tensor
+    after: Tensor
+
+
 @dataclass(frozen=True)
 class Comparison:
     """N = prompts x seeds pictures of each model, all seeds of the first prompt first.
 
     before, after: (N, H, W, 3) in [0, 1]. reward: by whose features they are compared, if it has some; device: where
-    it is given them.
+    it is given them. curvatures: how far the paths of either bend, where that is known; see `Path`. many: what they
+    are held against, to see whether few steps suffice.
     """
 
     prompts: list[str]
@@ -50,14 +71,28 @@ class Comparison:
     scores: PictureScores | None = None
     reward: Reward | None = None
     device: torch.device | str = "cpu"
+    curvatures: tuple[float | None, float | None] = (None, None)
+    many: ManySteps | None = None
 
     @cached_property
     def measured(self) -> list[Mapping[str, float]]:
         """The numbers of the pictures before, and of those after."""
         prompts = [i for i, _ in enumerate(self.prompts) for _ in self.seeds]
-        return [
-            measure_pictures(images, prompts, self.reward, device=self.device) for images in (self.before, self.after)
+        measured: list[Mapping[str, float]] = [
+            measure_pictures(images, prompts, self.reward, device=self.device, curvature=curvature)
+            for images, curvature in zip((self.before, self.after), self.curvatures)
         ]
+        if self.many is None:
+            return measured
+        return [{**numbers, FEW_STEP_ERROR: off.mean().item()} for numbers, off in zip(measured, self.few_step_errors)]
+
+    @cached_property
+    def few_step_errors(self) -> Tensor:
+        """(2, N): of the pictures before and after, each held against its own by many steps."""
+        if self.many is None:
+            return torch.full((2, len(self.before)), torch.nan)
+        before = few_step_error(self.before, self.many.before)
+        return torch.stack([before, few_step_error(self.after, self.many.after)])
 
     @property
     def notes(self) -> list[str]:
@@ -65,13 +100,19 @@ class Comparison:
         scores = [self.scores.note] if self.scores and self.scores.note else []
         several = "diversity" in self.measured[0]
         notes = [*scores, about_diversity(self.reward) if several else "Diversity takes two seeds of a prompt."]
-        return [*notes, ABOUT_GRID] if any(name.startswith("grid") for name in self.measured[0]) else notes
+        if any(name.startswith("grid") for name in self.measured[0]):
+            notes.append(ABOUT_GRID)
+        if CURVATURE in self.measured[0]:
+            notes.append(ABOUT_CURVATURE)
+        if self.many:
+            notes.append(ABOUT_FEW_STEPS.format(steps=self.many.steps))
+        return notes
 
     @cached_property
     def means(self) -> list[tuple[str, str, str]]:
         """What is measured, its mean before, its mean after: the score, if a reward was asked, and the numbers."""
         before, after = self.measured
-        means = [(name, f"{value:.2f}", f"{after[name]:.2f}") for name, value in before.items()]
+        means = [(name, shown_number(name, value), shown_number(name, after[name])) for name, value in before.items()]
         if self.scores:
             score_before, score_after = map(self.scores.show, self.scores.values.mean(1).tolist())
             means.insert(0, (self.scores.name, score_before, score_after))

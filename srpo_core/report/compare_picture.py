@@ -3,7 +3,9 @@
 from PIL import Image
 from torch import Tensor
 
-from .compare import Comparison
+from ..language import plural
+from .compare import Comparison, ManySteps
+from .measures import FEW_STEP_ERROR, shown_number
 from .sheet import FAINT, INK, MARGIN, SIDES, TRACK, Sheet, thumbnail, thumbnail_size, wrap
 
 NAMES = ("before", "after")
@@ -76,8 +78,15 @@ class _Layout:
         return MARGIN + (TITLE + MEANS * rows) * self.scale
 
     def _row_height(self, heading: list[str]) -> float:
-        picture = self.size[0] + self._caption()
-        return (LINE * len(heading) + 32) * self.scale + (picture if self.beside else 2 * picture + WITHIN)
+        return (LINE * len(heading) + 32) * self.scale + self._lines() * self._line_height() - WITHIN
+
+    def _lines(self) -> int:
+        """Of pictures, or of pairs of them, under a prompt: those by many steps stand under the others."""
+        return 2 if self.comparison.many else 1
+
+    def _line_height(self) -> float:
+        """From one of these to the next."""
+        return (self.size[0] + self._caption() + WITHIN) * (1 if self.beside else 2)
 
     def _caption(self) -> float:
         """Height of the line under a picture."""
@@ -122,11 +131,25 @@ class _Layout:
             self.sheet.text(MARGIN, y + (14 + LINE * line) * s, text, 11 * s, colour=INK, weight="bold")
         top = round(y + (LINE * len(self.headings[row]) + 12) * s)
         for column in range(self.columns):
+            i = row * self.columns + column
             for which in range(2):
-                self._draw_picture(which, row, column, top)
+                self._draw_few(which, i, column, top)
+                if many := self.comparison.many:
+                    self._draw_many(which, i, column, top=top + round(self._line_height()), many=many)
 
-    def _draw_picture(self, which: int, row: int, column: int, top: int):
-        """One picture, under it a bar and a caption in the colour of before or after."""
+    def _draw_few(self, which: int, i: int, column: int, top: int):
+        scores = self.comparison.scores
+        score = scores.show(scores.values[which, i].item()) if scores else ""
+        image = (self.comparison.before, self.comparison.after)[which][i]
+        self._draw_picture(image, (NAMES[which], score), which, column, top=top)
+
+    def _draw_many(self, which: int, i: int, column: int, *, top: int, many: ManySteps):
+        error = shown_number(FEW_STEP_ERROR, self.comparison.few_step_errors[which, i].item())
+        image = (many.before, many.after)[which][i]
+        self._draw_picture(image, (plural(many.steps, "step"), error), which, column, top=top)
+
+    def _draw_picture(self, image: Tensor, caption: tuple[str, str], which: int, column: int, *, top: int):
+        """One picture, under it a bar and a caption in the colour of before or after: what it is, and a number."""
         (height, width) = self.size
         points = self._points()
         colour = COLOURS[which]
@@ -136,17 +159,18 @@ class _Layout:
             x += which * (self.place + WITHIN)
         else:
             y += round(which * (height + self._caption() + WITHIN))
-        i = row * self.columns + column
         left = x + (self.place - width) // 2
         line = y + height + 4 + 1.1 * points
-        images = (self.comparison.before, self.comparison.after)[which]
-        scores = self.comparison.scores
-        self.sheet.paste(left, y, thumbnail(images[i], self.size))
+        name, value = caption
+        self.sheet.paste(left, y, thumbnail(image, self.size))
         self.sheet.box(left, y + height, width, 3, colour=colour)
-        self.sheet.text(x, line, NAMES[which], points, colour=colour)
-        if scores:
-            shown = scores.show(scores.values[which, i].item())
-            self.sheet.text(x + 5.9 * points, line, shown, points, colour=colour, weight="bold")  # past "before"
+        self.sheet.text(x, line, name, points, colour=colour)
+        self.sheet.text(x + _past(name) * points, line, value, points, colour=colour, weight="bold")
+
+
+def _past(name: str) -> float:
+    """Where what follows this name in a caption begins, in its points; the same past "before" and "after"."""
+    return max(5.9, 0.98 * len(name))
 
 
 def _size(images: Tensor, across: int) -> tuple[int, int]:

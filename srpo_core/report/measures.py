@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..algorithm.metrics import saturation
-from ..language import called, names
+from ..language import called, names, say
 from ..rewards import EmbeddingReward, Reward, name_of
 from ..rewards.pixels import as_rgb
 
@@ -20,8 +20,15 @@ THUMBNAIL = 16  # pixels: the side of what is left of a picture whose colours al
 ABOUT_GRID = (
     "Grid: how much more energy the edges have at every 16 and 8 pixels than at the distances beside; 0 as in photos."
 )
+ABOUT_CURVATURE = "Curvature: how far the path from noise to picture bends; 0 is straight, so that few steps suffice."
+ABOUT_FEW_STEPS = "Few-step error: root mean square to the picture of {steps} steps below; a rise means few suffer."
 AT_ONCE = 8  # pictures that are embedded together
-MEASURES = names("words-gap", "saturation", "diversity") + names("grid 16 px", "grid 8 px")
+CURVATURE = "curvature"
+FEW_STEP_ERROR = "few-step error"
+FINE = (CURVATURE, FEW_STEP_ERROR)  # numbers that are small, with a third decimal
+FEW_STEPS = 8  # up to so many are a distilled model's
+MEASURES = names("words-gap", "saturation", "diversity")
+MEASURES += names("curvature", "few-step error", "grid 16 px", "grid 8 px")
 
 
 @torch.no_grad()
@@ -91,27 +98,55 @@ def about_diversity(reward: Reward | None) -> str:
     return f"Diversity: mean distance between the seeds of a prompt, by {by}."
 
 
+def few_step_error(few: Tensor, many: Tensor) -> Tensor:
+    """(N,): the root mean square of the difference between pictures (N, H, W, C) by few steps and by many."""
+    return (few.float() - many.float()).flatten(1).square().mean(1).sqrt()
+
+
+def about_curvature(steps: int) -> str:
+    """What to read out of `curvature` where pictures take so many steps; empty where these are not few."""
+    if steps > FEW_STEPS:
+        return ""
+    return say(
+        "Curvature is how far the path from noise to picture bends (0 is straight): where training raises it, "
+        "pictures of {steps} steps may suffer, which SRPO Compare shows with many_steps.",
+        steps=steps,
+    )
+
+
 def measure_pictures(
-    images: Tensor, prompts: Sequence[object], reward: Reward | None = None, *, device: torch.device | str = "cpu"
+    images: Tensor,
+    prompts: Sequence[object],
+    reward: Reward | None = None,
+    *,
+    device: torch.device | str = "cpu",
+    curvature: float | None = None,
 ) -> dict[str, float]:
     """The numbers of pictures (N, H, W, 3) in [0, 1], by name; those that such pictures have.
 
-    prompts: which prompt each is of. reward: see `features_of`; device: where it is given them.
+    prompts: which prompt each is of. reward: see `features_of`; device: where it is given them. curvature: of their
+    paths, where it is known.
     """
     images = as_rgb(images.movedim(-1, 1))
     numbers: dict[str, float | None] = {"saturation": saturation(images).item()}
     if len(set(prompts)) < len(images):
         numbers["diversity"] = diversity(features_of(images, reward, device), prompts)
+    numbers[CURVATURE] = curvature
     numbers |= {f"grid {period} px": grid_pattern(images, period) for period in PERIODS}
     return {name: value for name, value in numbers.items() if value is not None}
 
 
+def shown_number(name: str, value: float) -> str:
+    return f"{value:.3f}" if name in FINE else f"{value:.2f}"
+
+
 def shown_numbers(numbers: Mapping[str, float]) -> str:
     """The numbers in a line."""
-    return ", ".join(f"{name} {value:.2f}" for name, value in numbers.items())
+    return ", ".join(f"{name} {shown_number(name, value)}" for name, value in numbers.items())
 
 
 def changed_numbers(before: Mapping[str, float], after: Mapping[str, float]) -> str:
     """How the numbers went from before to after, in a line."""
-    both = {name: (value, after[name]) for name, value in before.items() if name in after}
-    return ", ".join(f"{called(name, MEASURES)} {was:.2f} -> {now:.2f}" for name, (was, now) in both.items())
+    shared = {name: value for name, value in before.items() if name in after}
+    both = [(name, shown_number(name, value), shown_number(name, after[name])) for name, value in shared.items()]
+    return ", ".join(f"{called(name, MEASURES)} {was} -> {now}" for name, was, now in both)

@@ -97,8 +97,8 @@ class Sweep:
     def _on_pictures(self) -> str:
         plain, recovered = (self.inside(row) for row in self.distances)
         return say(
-            "The trained window, sigma {high:.4f} to {low:.4f}, holds {trained} of these {levels} noise levels. In it "
-            "plain one-step prediction misses the clean latent by {plain:.2f} of its size, recovery with the noise "
+            "The trained window, {high:.4f} to {low:.4f} of noise, holds {trained} of these {levels} noise levels. In "
+            "it plain one-step prediction misses the clean latent by {plain:.2f} of its size, recovery with the noise "
             "prior by {recovered:.2f} (means).",
             high=self.window.sigma_max,
             low=self.window.sigma_min,
@@ -168,19 +168,21 @@ def make_sweep(
     cond: Any,
     window: Window,
     count: int,
+    noisiest: float = 1.0,
     question: Question | None = None,
     gradient: bool = False,
     on_progress: Callable[[], Any] = lambda: None,
 ) -> Sweep:
     """Look at x0 (1, C, H, W) from `count` noise levels, with one noise of its shape.
 
-    gradient: whether the loss is brought back to the latents. on_progress: called 1 + 4 count times, after each answer
-    of the model and after each picture; what it raises ends the work. The model is done before the decoder and the
+    noisiest: the highest noise level that the model has. gradient: whether the loss is brought back to the latents.
+    on_progress: called 1 + 4 count times, after each answer of the model and after each picture; what it raises ends
+    the work. The model is done before the decoder and the
     reward begin, so that they need not share memory.
     Raises ValueError as `swept_sigmas` and `recover_level` do, and for a reward without gradient.
     """
     levels = []
-    for sigma in swept_sigmas(window, count):
+    for sigma in swept_sigmas(window, count, noisiest):
         levels.append(recover_level(flow, cond, x0, noise, branch=denoise_branch(window, sigma)))
         on_progress()
 

@@ -113,14 +113,14 @@ class _Layout:
         window = self.sweep.window
         self.sheet.box(left, top, width, bottom - top, colour=SHADE)
         self.sheet.box(left, top, width, 4, colour=RECOVERED)
-        text = f"trained window: sigma {window.sigma_max:.4f} to {window.sigma_min:.4f}"
+        text = f"trained: {window.sigma_max:.4f} to {window.sigma_min:.4f} of noise"
         self.sheet.text(left + 8, top + 20, text, 10.5, colour=RECOVERED, weight="bold", room=width - 12)
 
     def _draw_heads(self, top: int):
-        """Each column's sigma, and the clean picture left of them all."""
+        """Each column's share of noise, and the clean picture left of them all."""
         self.sheet.text(MARGIN, top + 52, "clean picture", 10, colour=FAINT)
         for i, sigma in enumerate(self.sweep.sigmas):
-            text = f"sigma {sigma:.3f}"
+            text = f"noise {sigma:.3f}"
             self.sheet.text(self._middle(i), top + 52, text, 11, weight="bold", ha="center")
 
     def _draw_noised(self, y: int):
@@ -210,7 +210,7 @@ def _notes(sweep: Sweep) -> list[str]:
     width = (step.sigma_in - step.sigma_out).item()
     notes = [
         "All columns have the same clean latent and the same noise, and each asks the model once: both rows below the "
-        "noisy one read the same answer. Plain one-step goes down to sigma 0 on the model's word. With the noise prior "
+        "noisy one read the same answer. Plain one-step goes all the way on the model's word. With the noise prior "
         f"the model goes a step of {width:.4f}, and the noise, which is known, is taken out: so less of what the model "
         'gets wrong is left in the picture ("error x").',
         "Distance: root mean square of the latent minus the clean one, over the clean one's.",

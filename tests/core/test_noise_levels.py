@@ -121,3 +121,53 @@ def test_empty_or_reversed_windows_are_refused(sigma_max, sigma_min):
 def test_positions_outside_the_window_are_refused(positions):
     with pytest.raises(ValueError, match=r"must lie in 1\.\.999"):
         HPS.branches(positions)
+
+
+# The levels of few steps
+
+
+SCHNELL = Window(sigma_max=0.9, sigma_min=0.5, levels=(0.75, 0.5))
+
+
+@pytest.mark.parametrize("window", WINDOWS.values(), ids=WINDOWS)
+def test_steps_from_a_level_are_the_grid_s(window):
+    """Wherever a branch of the grid has its whole width."""
+    for which, positions in ((0, [100, 101, 500, 900]), (1, [200, 333, 900])):
+        expected = window.branches(positions)[which]
+        found = window.steps_from(expected.sigma_in)[which]
+        assert found.name == expected.name and torch.equal(found.grid_index, expected.grid_index)
+        torch.testing.assert_close(found.sigma_out, expected.sigma_out, rtol=0, atol=1e-12)
+
+
+def test_the_model_is_asked_at_the_levels_alone():
+    """Both branches begin there; by hand: a tenth of 0.4 is 100 of 999 cells."""
+    positions = list(range(1, GRID))
+    denoise, inversion = SCHNELL.branches(positions)
+    half = torch.tensor(positions) < 500.5
+    expected = torch.where(half, 0.5, 0.75).double()
+    assert torch.equal(denoise.sigma_in, expected) and torch.equal(inversion.sigma_in, expected)
+    width = 0.4 * 100 / 999
+    torch.testing.assert_close(denoise.sigma_out, expected - width, rtol=0, atol=1e-12)
+    torch.testing.assert_close(inversion.sigma_out, expected + width, rtol=0, atol=1e-12)
+    assert set(denoise.grid_index.tolist()) == {1, 525} and set(inversion.grid_index.tolist()) == {1, 625}
+
+
+def test_levels_are_drawn_alike():
+    window = Window(sigma_max=0.96, sigma_min=0.1, levels=(0.2, 0.9, 0.5))
+    drawn = window.branches([draw_position(seed) for seed in range(3000)])[0].sigma_in.tolist()
+    assert drawn == window.branches([draw_position(seed) for seed in range(3000)])[0].sigma_in.tolist()
+    assert all(abs(drawn.count(level) / 3000 - 1 / 3) < 0.03 for level in window.levels)
+
+
+@given(st.floats(1e-6, 1 - 1e-6))
+def test_no_step_leads_out_of_the_noise_levels(sigma):
+    for window in (HPS, Window(sigma_max=0.999, sigma_min=0.0)):
+        denoise, inversion = window.steps_from(torch.tensor([sigma], dtype=torch.float64))
+        assert 0 <= denoise.sigma_out < sigma < inversion.sigma_out < 1
+        assert inversion.error_gain <= 1 + 1e-9
+
+
+@pytest.mark.parametrize("levels", [(1.0,), (0.5, 0.0), (float("nan"),)])
+def test_levels_that_are_none_are_refused(levels):
+    with pytest.raises(ValueError, match="trained levels are .* between 0 and 1"):
+        Window(levels=levels)

@@ -9,7 +9,6 @@ from photo_pictures import SIZES, picture, thirds
 from PIL import Image
 
 from srpo_core.data.photo_files import scan_folder
-from srpo_core.data.photo_latents import measure_all
 from srpo_core.data.photo_pixels import (
     MOST_PIXELS,
     UnusablePhoto,
@@ -18,6 +17,7 @@ from srpo_core.data.photo_pixels import (
     sizes_of_area,
     upright_size,
 )
+from srpo_core.data.photo_sizes import measure_all
 
 # Sizes
 

@@ -19,11 +19,12 @@ from PIL import Image
 
 from srpo_core.data import photo_files
 from srpo_core.data.photo_files import captions_among, holds_a_picture, scan_folder
-from srpo_core.data.photo_latents import VERSION, Latents, Photos, Store, measure_all
+from srpo_core.data.photo_latents import VERSION, Latents, Photos, Store
 from srpo_core.data.photo_pixels import (
     cropped,
     sizes_of_area,
 )
+from srpo_core.data.photo_sizes import measure_all
 from srpo_core.run.draws import Batching, Draw, of_one_shape
 from srpo_core.run.loop import describe_data
 
@@ -446,7 +447,8 @@ def test_what_was_encoded_before_a_cancel_is_kept(tmp_path, store, encoder):
 def test_groups_share_their_shapes_and_lose_nobody(tokens, expected):
     """Of the picture, and of what its caption was encoded to."""
     shapes = ["square", "wide", "square", "tall", "square", "wide"]
-    encoded = SimpleNamespace(captions=shapes, shape=shapes.__getitem__, stand_in=lambda index: index)
+    plain = [SimpleNamespace(reference=None)] * 6
+    encoded = SimpleNamespace(photos=plain, captions=shapes, shape=shapes.__getitem__, stand_in=lambda index: index)
     photos = Photos(encoded, SimpleNamespace(cond_shape=tokens.__getitem__))
     draws = [Draw(100 + i, photos, i) for i in range(6)]
     groups = of_one_shape(draws, Batching(shape=(), at_once=2))

@@ -69,6 +69,17 @@ def test_levels_lie_above_in_and_below_the_window(window, count):
         assert inside[-1] == window.sigma_min > sigmas[-1]
 
 
+@pytest.mark.parametrize("window", WINDOWS.values(), ids=WINDOWS)
+@pytest.mark.parametrize("room", [0.0, 1e-3, 0.02])
+def test_no_level_is_noisier_than_the_model_s_noisiest(window, room):
+    """As of SDXL, whose noisiest state is 0.936 noise; a window may begin there."""
+    noisiest = window.sigma_max + room
+    sigmas = swept_sigmas(window, 9, noisiest)
+    assert len(sigmas) == 9 and all(a > b > 0 for a, b in zip(sigmas, sigmas[1:]))
+    assert (sigmas[0] == window.sigma_max) if room == 0 else (window.sigma_max < sigmas[0] < noisiest)
+    assert window.sigma_max in sigmas
+
+
 def test_too_few_levels_are_refused():
     with pytest.raises(ValueError, match="count is 3: give at least 4"):
         swept_sigmas(Window(), 3)
@@ -168,7 +179,7 @@ def test_the_summary_tells_inside_from_outside():
     rest = sweep.gaps[1][[0, 4, 5]].mean().item()
     close([sweep.inside(sweep.gaps[1]), sweep.outside(sweep.gaps[1])], [mean, rest])
     text = sweep.summary()
-    assert "sigma 0.9643 to 0.7500, holds 3 of these 6" in text
+    assert "0.9643 to 0.7500 of noise, holds 3 of these 6" in text
     plain, recovered = (f"{row[inside].mean().item():.2f}" for row in sweep.distances)
     assert f"by {plain} of its size, recovery with the noise prior by {recovered} (means)" in text
     assert f"recovered {mean:+.2f}"[:-1] in text and f"and {rest:+.2f}"[:-1] in text
@@ -202,7 +213,7 @@ def test_a_velocity_that_is_none_is_refused():
         def forward(self, x, sigma, cond, frozen=False):
             return super().forward(x, sigma, cond) * math.nan
 
-    with pytest.raises(ValueError, match=r"velocity at sigma 0\.9821 holds NaN"):
+    with pytest.raises(ValueError, match=r"velocity at 0\.9821 of noise holds NaN"):
         swept(Broken())
 
 
@@ -238,7 +249,7 @@ def test_the_trained_columns_are_shaded_and_no_others(window):
     sweep = swept(window=window, count=5)
     picture = np.asarray(draw_sweep(sweep, PROMPT))
     shade = tuple(int(SHADE[i : i + 2], 16) for i in (1, 3, 5))
-    for y in (100, 250):
+    for y in (86, 250):  # above the text, and beside a picture
         assert column_colours(picture, y) == [shade if trained else (255, 255, 255) for trained in sweep.trained]
 
 

@@ -30,13 +30,14 @@ MODES = {
     "Nodes 2.0": {"Comfy.VueNodes.Enabled": True, "Comfy.Locale": "en"},
     "Chinese": {"Comfy.VueNodes.Enabled": True, "Comfy.Locale": "zh"},
 }
+WINDOW = {"width": 1600, "height": 857}
 TEXT_ZOOM = 8 / 14  # the canvas draws no smaller text: LiteGraph.Canvas.MinFontSizeForLOD over the size of its text
 READY = "() => window.app?.graph && window.LiteGraph && document.querySelector('[data-testid=queue-button]')"
 EVENTS = """() => { window.ended = null; window.progress = 0
     app.api.addEventListener('progress', () => window.progress += 1)
     for (const event of ['execution_success', 'execution_error', 'execution_interrupted'])
         app.api.addEventListener(event, () => window.ended = event) }"""
-LOADERS = {"UNETLoader", "DualCLIPLoader", "VAELoader", "SRPO_LoadReward"}
+LOADERS = {"UNETLoader", "CLIPLoader", "DualCLIPLoader", "VAELoader", "SRPO_LoadReward"}
 PIXELS = """image => { const canvas = document.createElement('canvas')
     canvas.width = image.naturalWidth; canvas.height = image.naturalHeight
     canvas.getContext('2d').drawImage(image, 0, 0)
@@ -51,6 +52,18 @@ BOXES = """() => app.graph.nodes.map(node => {
     return [Math.min(...boxes.map(box => box.left)) - corner.left, Math.min(...boxes.map(box => box.top)) - corner.top,
             Math.max(...boxes.map(box => box.right)) - corner.left,
             Math.max(...boxes.map(box => box.bottom)) - corner.top].map((at, i) => at / scale - offset[i % 2]) })"""
+# What the canvas writes when it is drawn anew.
+WRITTEN = """() => {
+    const written = [], context = CanvasRenderingContext2D.prototype, write = context.fillText
+    context.fillText = function (text, ...at) { written.push(text); return write.call(this, text, ...at) }
+    app.canvas.draw(true, true)
+    context.fillText = write
+    return written }"""
+# The width of the picture on a node, as a share of the node's.
+CARD = """id => {
+    const part = document.querySelector(`[data-node-id="${id}"]`), card = part.querySelector('img')
+    const [place, node] = [card, part].map(each => each.getBoundingClientRect())
+    return Math.min(place.width, place.height * card.naturalWidth / card.naturalHeight) / node.width }"""
 GROUPS = "() => app.graph.groups.map(({pos, size}) => [pos[0], pos[1], pos[0] + size[0], pos[1] + size[1]])"
 # Where a slot is on the page.
 SLOT = """([kind, input, name]) => {
@@ -58,6 +71,7 @@ SLOT = """([kind, input, name]) => {
     const place = node.getConnectionPos(input, input ? node.findInputSlot(name) : node.findOutputSlot(name))
     const {scale, offset} = app.canvas.ds, corner = app.canvas.canvas.getBoundingClientRect()
     return {x: (place[0] + offset[0]) * scale + corner.left, y: (place[1] + offset[1]) * scale + corner.top} }"""
+LOAD = "([workflow, source]) => app.loadGraphData(workflow, true, true, null, {openSource: source})"
 CONNECT = """([id, inputs]) => { const node = app.graph.getNodeById(id)
     for (const [name, [from, slot]] of Object.entries(inputs))
         app.graph.getNodeById(from).connect(slot, node, node.inputs.findIndex(input => input.name === name)) }"""
@@ -82,7 +96,7 @@ class Site:
     def __init__(self, install: Path, base: Path, browser, pictures: Path):
         self.install = install
         self.base = base
-        self.context = browser.new_context(viewport={"width": 1900, "height": 1000})
+        self.context = browser.new_context(viewport=WINDOW)
         self.pictures = pictures
         self.pages = {}
         self.host = HostServer(install, base)
@@ -146,9 +160,10 @@ def complaint(message) -> str | None:
     return f"{message.text} {url}" if message.type == "error" and not internet else None
 
 
-def load(page, workflow: dict):
+def load(page, workflow: dict, source: str = "file"):
+    """Open the workflow: from a file in the view that is saved with it, from a "template" with all of it in view."""
     page.keyboard.press("Escape")
-    page.evaluate("workflow => app.loadGraphData(workflow)", workflow)
+    page.evaluate(LOAD, [workflow, source])
     page.wait_for_timeout(700)
 
 
@@ -242,13 +257,20 @@ def misplaced(page) -> list:
     return pairs + [(a, g) for a in boxes for g in groups if overlap(a, g) and not is_inside(a, g)]
 
 
+def linked_texts(workflow: dict) -> set[str]:
+    """The names of inputs of our nodes whose text comes through a link."""
+    inputs = [each for node in workflow["nodes"] if node["type"].startswith("SRPO_") for each in node["inputs"]]
+    return {each["name"] for each in inputs if each["type"] == "STRING" and "widget" in each and each["link"]}
+
+
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
 @pytest.mark.parametrize("mode", ["Nodes 2.0", "classic"])
 def test_the_front_end_opens_each_workflow(site, mode, file):
     page = site.page(mode)
     workflow = read(file)
-    load(page, workflow)
+    load(page, workflow, "template")
     site.keep(page, f"{mode}, {file.stem}")
+    assert page.evaluate("app.canvas.ds.scale") > TEXT_ZOOM
     assert page.evaluate("() => app.graph.nodes.filter(n => !LiteGraph.registered_node_types[n.type])") == []
     wrong = page.evaluate("() => app.graph.nodes.filter(n => n.has_errors).map(n => n.type)")
     assert set(wrong) <= LOADERS  # of files that are not here
@@ -257,6 +279,8 @@ def test_the_front_end_opens_each_workflow(site, mode, file):
     assert {node["type"] for node in workflow["nodes"]} & set(NOTES)
     assert bool(page.locator("[data-node-id]").count()) == (mode == "Nodes 2.0")
     assert misplaced(page) == []
+    if mode == "classic":
+        assert linked_texts(workflow) <= set(page.evaluate(WRITTEN))
     heights = dict(page.evaluate("() => app.graph.nodes.map(node => [node.id, node.size[1]])"))
     saved = {str(node["id"]): node["size"][1] for node in workflow["nodes"]}
     assert {str(id_): height for id_, height in heights.items()} == saved
@@ -418,6 +442,9 @@ def test_cancel_says_what_is_kept_and_a_restart_goes_on(site):
     kept = int(stopped[1])
     assert kept >= 2
     assert page.evaluate(said) in (stopped[0], None)  # newer front ends take it away
+    for _ in range(20):  # the front end fetches the last picture in its own time
+        if not ends_in_text(shown(page, "SRPO_Train")):
+            page.wait_for_timeout(500)
     assert ends_in_text(shown(page, "SRPO_Train"))
     site.restart()
     page = site.page("Chinese")
@@ -429,6 +456,7 @@ def test_cancel_says_what_is_kept_and_a_restart_goes_on(site):
     assert misplaced(page) == []
     (train,) = nodes(page, "SRPO_Train", "node.id")
     assert page.locator(f'[data-node-id="{train}"] img').count() == 1
+    assert page.evaluate(CARD, train) > 0.7
     done, total = SAID_IN_CHINESE.search(sentence(page)).groups()
     assert (int(done), int(total)) == (1, kept + 1)
     assert page.complaints <= page.baseline
@@ -437,8 +465,9 @@ def test_cancel_says_what_is_kept_and_a_restart_goes_on(site):
 @pytest.mark.parametrize("file", TWINS, ids=lambda file: file.stem.partition(" ")[0])
 def test_nodes_are_chinese_where_the_front_end_is(site, file):
     page = site.page("Chinese")
-    load(page, read(file))
+    load(page, read(file), "template")
     site.keep(page, f"Chinese, workflow {file.stem.partition(' ')[0]}")
+    assert page.evaluate("app.canvas.ds.scale") > TEXT_ZOOM
     assert misplaced(page) == []
     names = read(ROOT / "locales/zh/nodeDefs.json")
     found = page.evaluate(

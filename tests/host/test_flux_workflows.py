@@ -1,4 +1,4 @@
-"""The workflows for FLUX.1-dev run as they ship: from files, by the stock loaders, to the end."""
+"""The workflows for published models run as they ship: from files, by the stock loaders, to the end."""
 
 import json
 import re
@@ -12,6 +12,7 @@ from PIL import Image
 from shipped_workflows import WORKFLOWS
 from test_workflows import FILES, brief
 from workflow import to_prompt
+from z_image_files import write_smaller_z_image, write_z_image_files
 
 SIDE = 32  # of its pictures: the VAE has its full size
 FLUX = [file for file in FILES if file.stem in WORKFLOWS and "UNETLoader" in file.read_text("utf-8")]
@@ -25,9 +26,12 @@ def server(comfyui, pack, tmp_path_factory):
     base = tmp_path_factory.mktemp("flux")
     write_smaller_t5(base / "custom_nodes/smaller_t5", comfyui)
     write_flux_files(base / "models")
+    write_smaller_z_image(base / "custom_nodes/smaller_z_image")
+    write_z_image_files(base / "models")
     (base / "input/photos").mkdir(parents=True)
     Image.effect_noise((96, 64), 50).convert("RGB").save(base / "input/photos/a grey wall.png")
-    with HostServer(comfyui, base, ("smaller_t5", "--disable-api-nodes")) as running:  # one more name on the white list
+    # More names on the white list.
+    with HostServer(comfyui, base, ("smaller_t5", "smaller_z_image", "--disable-api-nodes")) as running:
         yield running
 
 

@@ -17,7 +17,7 @@ SEED = 11
 def compare(after: list, before=("toy", 0), reward=False, **options) -> dict:
     """Toy models, prompts and the comparison ("compare"), its pictures saved."""
     settings = {"width": 64, "height": 64, "prompts": 2, "seeds": 2, "seed": SEED, "guidance": 3.5}
-    settings |= {"cfg": 1.0, "at_once": 1, **options}
+    settings |= {"cfg": 1.0, "at_once": 1, "many_steps": 0, **options}
     links = {"model_before": list(before), "model_after": after, "dataset": ["prompts", 0], "vae": ["toy", 2]}
     links["previews"] = ["previews", 0]
     graph = {"toy": prompts.node("SRPO_ToyModels"), "objective": prompts.node("SRPO_Objective", **prompts.OBJECTIVE)}
@@ -98,9 +98,13 @@ def test_the_sentence_says_what_an_independent_scoring_says(host, compared):
         saturation = ((high - low) / high.clamp(min=1e-6)).mean()
         means.append((gap.item(), saturation.item()))
     (text,) = compared["compare"]["text"]
-    head, gaps, colours, seeds, *grids = text.replace(": ", ", ").split(", ")
+    head, gaps, colours, seeds, bends, *grids = text.replace(": ", ", ").split(", ")
     assert head == "4 pictures" and gaps.startswith("words-gap ") and colours.startswith("saturation ")
-    assert seeds.startswith("diversity ") and [grid[:7] for grid in grids] == ["grid 16", "grid 8 "]
+    assert (
+        seeds.startswith("diversity ")
+        and bends.startswith("curvature ")
+        and [grid[:7] for grid in grids] == ["grid 16", "grid 8 "]
+    )
     assert [float(gaps.split()[i]) for i in (1, 3)] == pytest.approx([gap for gap, _ in means], abs=2e-3)
     assert [float(colours.split()[i]) for i in (1, 3)] == pytest.approx([colour for _, colour in means], abs=0.011)
 
@@ -179,10 +183,11 @@ def test_cancel_is_heard_at_each_step_of_a_picture(pack, toy, monkeypatch):
         return noise
 
     monkeypatch.setattr(flow_model.HostFlow, "rollout", rollout)
+    monkeypatch.setattr(pack("srpo_core.algorithm.path").Path, "curvature", lambda self: torch.zeros(1))
     model = toy.load_model()
     inputs = {"model_before": model, "model_after": model, "dataset": Captions(), "vae": toy.load_vae()}
     inputs |= {"width": 64, "height": 64, "prompts": 3, "seeds": 2, "seed": SEED, "at_once": 1}
-    inputs |= {"guidance": 3.5, "cfg": 1.0}
+    inputs |= {"guidance": 3.5, "cfg": 1.0, "many_steps": 0}
     with torch.inference_mode(), pytest.raises(comfy.model_management.InterruptProcessingException):
         pack("nodes.compare").Compare.execute(**inputs)
     assert made == [SEED, SEED + 1]

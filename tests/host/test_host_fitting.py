@@ -161,7 +161,7 @@ def test_an_adapter_that_takes_no_part(pack, model):
 @settings(max_examples=40, suppress_health_check=list(HealthCheck))
 @given(name=st.sampled_from(["Flux", "Flux2", "Chroma"]), width=st.integers(1, 3000), height=st.integers(1, 3000))
 def test_a_size_that_is_recommended_is_taken(pack, model, name, width, height):
-    latent_shape = pack("nodes.host.flow_model").latent_shape
+    latent_shape = pack("nodes.host.fitting").latent_shape
     if width % 16 == 0 and height % 16 == 0:
         _, rows, columns = latent_shape(model(name), width, height)
         assert width / columns == height / rows in (8, 16)
@@ -173,13 +173,13 @@ def test_a_size_that_is_recommended_is_taken(pack, model, name, width, height):
 
 @pytest.mark.parametrize("name", ["Flux", "Flux2", "Chroma"])
 def test_the_default_size_is_taken(pack, model, name):
-    pack("nodes.host.flow_model").latent_shape(model(name), 720, 720)
+    pack("nodes.host.fitting").latent_shape(model(name), 720, 720)
 
 
 @pytest.mark.parametrize("patch, multiple", [(1, 8), (2, 16), ([1, 2, 2], 16), ((1, 4, 4), 32), (None, 16)])
 def test_the_size_of_a_token(pack, model, monkeypatch, patch, multiple):
     monkeypatch.setattr(model("Flux").model.diffusion_model, "patch_size", patch)
-    latent_shape = pack("nodes.host.flow_model").latent_shape
+    latent_shape = pack("nodes.host.fitting").latent_shape
     latent_shape(model("Flux"), multiple * 3, multiple * 5)
     assert f"multiples of {multiple}" in said(latent_shape, model("Flux"), multiple * 3, multiple * 5 + 4)
 
@@ -196,12 +196,12 @@ def test_a_flux_with_another_sampling_is_not_told_to_load_flux(pack, model, pred
 
 
 def test_latents_of_videos_have_one_frame(pack, model):
-    flow_model = pack("nodes.host.flow_model")
+    fitting = pack("nodes.host.fitting")
     qwen = model("QwenImage")
-    assert flow_model.latent_shape(qwen, 720, 720) == (16, 1, 90, 90)
-    flow_model.check_latent(qwen, torch.zeros(1, 16, 1, 8, 8))
+    assert fitting.latent_shape(qwen, 720, 720) == (16, 1, 90, 90)
+    fitting.check_latent(qwen, torch.zeros(1, 16, 1, 8, 8))
     for shape in ((1, 16, 8, 8), (1, 16, 2, 8, 8)):
-        text = said(flow_model.check_latent, qwen, torch.zeros(shape))
+        text = said(fitting.check_latent, qwen, torch.zeros(shape))
         assert str(shape) in text and "(batch, 16, 1, height / 8, width / 8)" in text and "of one frame" in text
 
 
@@ -210,7 +210,7 @@ def test_sound_has_no_pictures(pack, model, monkeypatch):
     monkeypatch.setattr(qwen.get_model_object("latent_format"), "latent_dimensions", 1, raising=False)
     for ask in (
         pack("nodes.host.flow_model").HostFlow,
-        partial(pack("nodes.host.flow_model").latent_shape, width=1, height=1),
+        partial(pack("nodes.host.fitting").latent_shape, width=1, height=1),
     ):
         text = said(ask, qwen)
         assert "QwenImage has latents of 3 dimensions" in text and "sound" in text

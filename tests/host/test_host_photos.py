@@ -173,7 +173,9 @@ def dataset(pack, tmp_path):
         photo(i).save(tmp_path / f"{i}.png")
     vae = pack("nodes.host.toy").load_vae()
     store = stored.Store(tmp_path / "store", photos.store_of(vae).encode, "toy")
-    measured, _ = stored.measure_all(core.scan_folder(tmp_path).photos, pixels.sizes_of_area(64, 64, 16))
+    measured, _ = pack("srpo_core.data.photo_sizes").measure_all(
+        core.scan_folder(tmp_path).photos, pixels.sizes_of_area(64, 64, 16)
+    )
     return stored.Photos(stored.Latents(measured, store), None)
 
 

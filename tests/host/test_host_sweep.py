@@ -48,7 +48,7 @@ def test_what_comes_out(world):
     assert sheet.shape[0] == 1 and sheet.shape[-1] == 3 and sheet.shape[2] > 800
     assert recovered.shape == plain.shape == (COUNT, 64, 64, 3)
     assert 0 <= recovered.min() < recovered.max() <= 1
-    assert "trained window, sigma 0.9643 to 0.7500" in summary and "words-gap of toy CLIP" in summary
+    assert "trained window, 0.9643 to 0.7500 of noise" in summary and "words-gap of toy CLIP" in summary
     assert "Gradient at the recovered latent" in summary
 
 
@@ -83,7 +83,7 @@ def test_the_window_is_the_socket_s(world):
     levels = world.pack("nodes.noise_levels")
     window = world.pack("srpo_core.algorithm.noise_levels").Window(sigma_max=0.5, sigma_min=0.25)
     summary = world.sweep(levels=levels.NoiseLevels(window=window))[-1]
-    assert "sigma 0.5000 to 0.2500" in summary and "ords-gap" not in summary
+    assert "0.5000 to 0.2500 of noise" in summary and "ords-gap" not in summary
 
 
 def test_the_model_and_the_latent_are_as_they_were(world):

@@ -22,6 +22,7 @@ VARYING = {  # the options of these combos are the machine's files, or the host'
     ("SRPO_LoadReward", "backbone"),
     ("SRPO_Prompts", "file"),
     ("SRPO_Photos", "folder"),
+    ("SRPO_Photos", "references"),
     ("SRPO_Rollouts", "sampler_name"),
     ("SRPO_Rollouts", "scheduler"),
     ("SRPO_Previews", "sampler_name"),

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from find_host import ROOT
-from make_workflows import in_both_languages, lay_out
+from make_workflows import READABLE, in_both_languages, lay_out
 from shipped import shipped
 from shipped_workflows import WORKFLOWS
 from workflow import NOTES, WORKFLOW_1, to_prompt
@@ -95,6 +95,9 @@ def test_is_laid_out_to_be_read(file):
     assert all(any(inside(node, group) for group in groups) for node in boxes)
     for rectangles in (groups + notes, boxes + notes):
         assert not [pair for pair in combinations(rectangles, 2) if overlap(*pair)]
+    left, top = (min(each[side] for each in boxes + notes) for side in (0, 1))
+    right, bottom = (max(each[side] + each[side + 2] for each in boxes + notes) for side in (0, 1))
+    assert right - left <= READABLE[0] and bottom - top <= READABLE[1]
 
 
 def test_no_two_workflows_share_an_id():

@@ -1,5 +1,6 @@
 """Gradients by differences of the host's own samples, and small random models of the host's own classes."""
 
+import families
 import torch
 from in_process import new_adapter, new_flow
 
@@ -82,61 +83,19 @@ def small_model(kind, config):
         return comfy.model_patcher.ModelPatcher(model, torch.device("cpu"), torch.device("cpu"))
 
 
-SIZES = {"context_in_dim": 32, "hidden_size": 128, "num_heads": 1, "depth": 1, "depth_single_blocks": 2}
-FLUX = SIZES | {
-    "image_model": "flux",
-    "depth_single_blocks": 1,
-    "in_channels": 16,
-    "out_channels": 16,
-    "vec_in_dim": 24,
-    "mlp_ratio": 2.0,
-    "axes_dim": [16, 56, 56],
-    "theta": 10000,
-    "patch_size": 2,
-    "qkv_bias": True,
-    "guidance_embed": True,
-    "txt_ids_dims": [],
-}
-CHROMA = SIZES | {
-    "image_model": "chroma",
-    "in_channels": 64,
-    "out_channels": 64,
-    "mlp_ratio": 4.0,
-    "axes_dim": [16, 56, 56],
-    "theta": 10000,
-    "patch_size": 2,
-    "qkv_bias": True,
-    "in_dim": 64,
-    "out_dim": 128,
-    "hidden_dim": 64,
-    "n_layers": 2,
-    "txt_ids_dims": [],
-    "vec_in_dim": None,
-}
-FLUX2 = SIZES | {
-    "image_model": "flux2",
-    "in_channels": 128,
-    "out_channels": 128,
-    "mlp_ratio": 3.0,
-    "axes_dim": [32] * 4,
-    "theta": 2000,
-    "patch_size": 1,
-    "qkv_bias": False,
-    "ops_bias": False,
-    "global_modulation": True,
-    "mlp_silu_act": True,
-    "vec_in_dim": None,
-    "guidance_embed": True,
-    "yak_mlp": False,
-    "txt_norm": False,
-    "default_ref_method": "index",
-    "ref_index_scale": 10.0,
-    "txt_ids_dims": [3],
-}
-QWEN = {
-    "image_model": "qwen_image",
-    "in_channels": 64,
+def _sizes(name: str) -> dict:
+    """A family's configuration."""
+    return next(family.config for family in families.FAMILIES if family.name == name)
+
+
+# As wide as what the host's loaders of ControlNets and other parts take.
+WIDE = {"hidden_size": 128, "num_heads": 1, "axes_dim": [16, 56, 56]}
+FLUX = _sizes("FLUX.1 dev") | WIDE | {"depth_single_blocks": 1}
+CHROMA = _sizes("Chroma") | WIDE | {"out_dim": 128, "mlp_ratio": 4.0}
+FLUX2 = _sizes("FLUX.2 dev") | WIDE | {"axes_dim": [32] * 4}
+QWEN = _sizes("Qwen-Image") | {
     "num_layers": 1,
     "num_attention_heads": 1,
-    "joint_attention_dim": 32,
+    "attention_head_dim": 128,
+    "axes_dims_rope": (16, 56, 56),
 }

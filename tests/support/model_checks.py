@@ -100,31 +100,33 @@ class Checked:
         )
 
 
-def decoded(family: Family) -> tuple[float, float]:
+def decoded(family: Family, name: str) -> tuple[float, float]:
     """How far a decoder's pictures, and the gradient pulled through it, are off the host's VAE, relatively, in fp64.
 
-    Of pictures it is how far the visible ones are off the host's own.
+    name: of the VAE, in `vaes`. Of pictures it is how far the visible ones are off the host's own.
     """
     with in_double():
-        vae = vaes.vae(family.vae, torch.float64)
+        vae = vaes.vae(name, torch.float64)
         latent_format = families.patcher(family).get_model_object("latent_format")
         x = families.latent(family).double()
         decoded = pack_module("nodes.host.decoder").HostDecoder(vae, families.patcher(family)).decode(x)
         weights = torch.cos(9 * torch.arange(decoded.value.numel()).double()).view(decoded.value.shape)
         along = numbers(5, *x.shape)
+        low, high = vae.process_output(torch.tensor([0.25, 0.75], dtype=torch.float64)).tolist()
+        contrast = 2 * (high - low)
 
         @torch.inference_mode()
         def ask(steps: int) -> float:
             pictures = vae.first_stage_model.decode(latent_format.process_out(x + STEP * steps * along))
             pictures = pictures[:, :, 0] if pictures.ndim == 5 else pictures
-            return (pictures / 2 * weights).sum().item()
+            return (contrast * pictures * weights).sum().item()
 
         with torch.inference_mode():
             pictures = vae.decode(latent_format.process_out(x)).double()
         pictures = (pictures[:, 0] if pictures.ndim == 5 else pictures).movedim(-1, 1)
         theirs = central(ask, STEP)
         ours = (decoded.pull(weights) * along).sum().item()
-    return relative(decoded.value.clamp(0, 1), pictures), abs(ours - theirs) / abs(theirs)
+    return relative(decoded.value.clamp(0, 1), pictures.clamp(0, 1)), abs(ours - theirs) / abs(theirs)
 
 
 CHECKS = {

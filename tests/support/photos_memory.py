@@ -10,8 +10,9 @@ import torch
 from memory_probe import resident
 
 from srpo_core.data.photo_files import scan_folder
-from srpo_core.data.photo_latents import Latents, Photos, Store, measure_all
+from srpo_core.data.photo_latents import Latents, Photos, Store
 from srpo_core.data.photo_pixels import sizes_of_area
+from srpo_core.data.photo_sizes import measure_all
 
 
 def main(folder: Path):

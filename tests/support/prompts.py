@@ -29,7 +29,13 @@ CAPTION = "a red circle on grass"
 STEPS = 4  # of the sampler
 SAMPLER = {"sampler_name": "euler", "scheduler": "simple", "steps": STEPS}
 ROLLOUTS = {**SAMPLER, "guidance": 3.5, "cfg": 1.0, "width": 0, "height": 0, "pairs": 1, "reuse": 1}
-LEVELS = {"sigma_max": 0.96, "sigma_min": 0.75, "measured_in": "noise share", "shared_noise": False}
+LEVELS = {
+    "sigma_max": 0.96,
+    "sigma_min": 0.75,
+    "measured_in": "noise share",
+    "shared_noise": False,
+    "trained_at": "any level",
+}
 WATCH = {
     "at_limit": "warn",
     "saturation_limit": 0.0,

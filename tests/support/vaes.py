@@ -31,12 +31,51 @@ WAN = {
 }
 
 
+def _hunyuan(module: str, regularizer: str, sizes: dict) -> dict:
+    """Of the host's AutoencodingEngine."""
+    return {
+        "regularizer_config": {"target": f"comfy.ldm.models.autoencoder.{regularizer}"},
+        "encoder_config": {"target": f"comfy.ldm.hunyuan_video.{module}.Encoder", "params": sizes},
+        "decoder_config": {"target": f"comfy.ldm.hunyuan_video.{module}.Decoder", "params": sizes},
+    }
+
+
+HUNYUAN = {
+    "in_channels": 3,
+    "out_channels": 3,
+    "num_res_blocks": 1,
+    "downsample_match_channel": True,
+    "upsample_match_channel": True,
+}
+COSMOS = {
+    "z_channels": 16,
+    "latent_channels": 16,
+    "z_factor": 1,
+    "resolution": 1024,
+    "in_channels": 3,
+    "out_channels": 3,
+    "channels": 8,
+    "channels_mult": [2, 4, 4],
+    "num_res_blocks": 1,
+    "attn_resolutions": [32],
+    "dropout": 0.0,
+    "patch_size": 4,
+    "num_groups": 1,
+    "temporal_compression": 8,
+    "spacial_compression": 8,
+}
+
+
 @dataclass(frozen=True, kw_only=True)
 class TinyVae:
-    """place: the host's class, where its loader finds it. sizes: what the small one is made with."""
+    """place: the host's class, where its loader finds it. sizes: what the small one is made with.
+
+    sign: a name that the loader knows it by in files, beside those of its own tensors.
+    """
 
     place: str
     sizes: dict
+    sign: str = ""
 
 
 VAES = {
@@ -55,7 +94,39 @@ VAES = {
     ),
     "Wan 2.1": TinyVae(place="comfy.ldm.wan.vae.WanVAE", sizes=WAN | {"dim": 8}),
     "Wan 2.2": TinyVae(place="comfy.ldm.wan.vae2_2.WanVAE", sizes=WAN | {"z_dim": 48, "dim": 8, "dec_dim": 8}),
+    "HunyuanImage 2.1": TinyVae(
+        place="comfy.sd.AutoencodingEngine",
+        sizes=_hunyuan(
+            "vae",
+            "DiagonalGaussianRegularizer",
+            HUNYUAN | {"z_channels": 64, "block_out_channels": [32] * 5 + [64], "ffactor_spatial": 32},
+        ),
+    ),
+    "HunyuanVideo 1.5": TinyVae(
+        place="comfy.sd.AutoencodingEngine",
+        sizes=_hunyuan(
+            "vae_refiner",
+            "EmptyRegularizer",
+            HUNYUAN | {"z_channels": 32, "block_out_channels": [32] * 5, "ffactor_spatial": 16, "ffactor_temporal": 4},
+        ),
+    ),
+    "CogVideoX": TinyVae(
+        place="comfy.ldm.cogvideo.vae.AutoencoderKLCogVideoX",
+        sizes={"block_out_channels": (32, 32, 32, 32), "layers_per_block": 1},
+    ),
+    "Cosmos 1": TinyVae(
+        place="comfy.ldm.cosmos.vae.CausalContinuousVideoTokenizer",
+        sizes=COSMOS,
+        sign="decoder.unpatcher3d.wavelets",
+    ),
+    "Stable Cascade B": TinyVae(place="comfy.sd.StageA", sizes={"c_hidden": 32, "bottleneck_blocks": 1}),
     "pixels": TinyVae(place="comfy.pixel_space_convert.PixelspaceConversionVAE", sizes={}),
+}
+
+
+# Of videos; they decode the latents of several families, and none is a family's own.
+VAES_BESIDE = {
+    "TAEHV": TinyVae(place="comfy.taesd.taehv.TAEHV", sizes={"latent_channels": 16}),
 }
 
 
@@ -63,13 +134,15 @@ def vae(name: str, dtype: torch.dtype = torch.float32):
     """The VAE as a loader node makes it."""
     import comfy.sd
 
-    tiny = VAES[name]
+    tiny = (VAES | VAES_BESIDE)[name]
     module, kind = tiny.place.rsplit(".", 1)
     made = getattr(importlib.import_module(module), kind)(**tiny.sizes)
     draw_weights(made, 3, torch.float32)
     state = made.state_dict()
     for key in [key for key in state if key.endswith("running_var")]:
         state[key] = state[key].abs() + 0.5
+    if tiny.sign:
+        state[tiny.sign] = torch.zeros(1)
     with torch.inference_mode(), made_small(tiny):
         return comfy.sd.VAE(sd={key: value.clone() for key, value in state.items()}, dtype=dtype)
 
