@@ -48,10 +48,9 @@ class Trajectory:
 
 
 @torch.no_grad()
-def by_euler(velocity: Callable[[Tensor, Tensor], Tensor], noise: Tensor, sigmas: Tensor) -> Trajectory:
-    """From noise (B, C, H, W), at sigmas[0], by velocity(x, sigma), sigma being (B,)."""
-    states = [per_sample(sigmas[:1], noise) * noise]
-    for before, after in pairwise(sigmas):
-        sigma = before.expand(len(noise))
-        states.append(euler_step(states[-1], velocity(states[-1], sigma), sigma, after.expand(len(noise))))
+def by_euler(velocity: Callable[[Tensor, Tensor], Tensor], start: Tensor, sigmas: Tensor) -> Trajectory:
+    """From start (B, C, H, W), a state at sigmas[0], by velocity(x, sigma), sigma being (B,)."""
+    states = [start]
+    for sigma, after in pairwise(sigmas.expand(len(start), -1).T):
+        states.append(euler_step(states[-1], velocity(states[-1], sigma), sigma, after))
     return Trajectory(sigmas, torch.stack([state.to(states[-1]) for state in states]))
