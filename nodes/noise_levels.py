@@ -52,12 +52,21 @@ class NoiseLevels:
         window = self.window_of(model)
         return at_steps(model, window, rollouts) if self.at_steps else window
 
-    def about(self, model: ModelPatcher) -> str:
-        """What a run is told of its window: where it lies, and who says so."""
+    def about(self, model: ModelPatcher, window: Window) -> str:
+        """What a run is told of its window, the `trained_window`: where it lies, and who says so."""
         from .host.presets import SOURCES, preset_of
+        from .host.windows import shown_levels
 
-        window = self.window_of(model)
         source = called(preset_of(model).source, SOURCES) if self.window is None else say("as set on SRPO Noise Levels")
+        if window.levels:
+            return say(
+                "Trained at {levels} of noise, where steps of the rollouts begin, in the window from {high:.3f} to "
+                "{low:.3f}, {source}.",
+                levels=shown_levels(list(window.levels)),
+                high=window.sigma_max,
+                low=window.sigma_min,
+                source=source,
+            )
         return say(
             "Trained at {high:.3f} to {low:.3f} of noise, {source}.",
             high=window.sigma_max,

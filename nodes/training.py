@@ -123,13 +123,13 @@ def training_of(opened: OpenRun, inputs: TrainInputs, node: str) -> tuple[Traini
         check_takes_references(training.flow, photo_data, opened.run.checked)
     training, reason = held_against_singles(training, coming, opened.run.checked)
     alone = one_at_a_time(reason) if reason else ""
-    told = [inputs.levels.about(model), plan.text, alone, on_few_steps(model, inputs, training)]
+    told = [inputs.levels.about(model, training.window), plan.text, alone, on_few_steps(model, inputs, training)]
     return training, " ".join(filter(None, told))
 
 
 def on_few_steps(model: ModelPatcher, inputs: TrainInputs, training: Training) -> str:
     """What there is to say where rollouts take few steps, as those of distilled models do; else empty."""
-    from .host.windows import inside, shown_levels, visited
+    from .host.windows import can_be_inside, inside, shown_levels, visited
 
     sampling = inputs.rollouts.sampling
     if sampling.steps > FEW_STEPS or isinstance(training.dataset, PhotoDataset):
@@ -141,14 +141,15 @@ def on_few_steps(model: ModelPatcher, inputs: TrainInputs, training: Training) -
         notes.append(
             say(
                 "The rollouts' steps begin at {levels} of noise, and none of these lies in the trained window, "
-                "{high:.3f} to {low:.3f}: what is learned there may not reach pictures of {count} steps. Widen "
-                "the window on SRPO Noise Levels.",
+                "{high:.3f} to {low:.3f}: what is learned there may not reach pictures of {count} steps.",
                 levels=shown_levels(levels),
                 high=window.sigma_max,
                 low=window.sigma_min,
                 count=sampling.steps,
             )
         )
+        widen = say("Widen the window on SRPO Noise Levels.")
+        notes.append(widen if can_be_inside(levels) else say("Give SRPO Rollouts more steps."))
     if cfg := next((cfg for cfg in (inputs.cfg, sampling.cfg) if cfg != 1), None):
         notes.append(
             say(

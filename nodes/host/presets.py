@@ -8,8 +8,8 @@ from ...srpo_core.algorithm.noise_levels import Window
 from ...srpo_core.language import names
 
 SOURCES = names(
-    "as published for this model with HPS v2.1",
-    "as published for this model, with the denoise branch alone",
+    "as published for FLUX.1-dev with HPS v2.1",
+    "as published for Qwen-Image, with the denoise branch alone",
     "untried for this model: the part of its schedule that is published for FLUX.1-dev",
 )
 WITH_HPS, DENOISE_ALONE, UNTRIED = SOURCES

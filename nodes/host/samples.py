@@ -1,5 +1,6 @@
 """Pictures of prompts from fixed seeds, by any MODEL: what previews and comparisons are made of."""
 
+import math
 from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass, field, replace
 from itertools import groupby
@@ -71,8 +72,9 @@ class FixedSamples:
             latent = flow.rollout(self._noise(part), self.dataset.cond(self.indices[part]), self.seeds[part.start])
             latents.append(latent_out(patcher, latent))
             bends.append(flow.path.curvature())
-        curvature = None if draws_noise else torch.cat(bends).mean().item()
-        return Sampled(latents=latents, curvature=curvature, alone=one_at_a_time(reason) if reason else "")
+        curvature = torch.cat(bends).mean().item()
+        known = curvature if math.isfinite(curvature) and not draws_noise else None
+        return Sampled(latents=latents, curvature=known, alone=one_at_a_time(reason) if reason else "")
 
     def _noise(self, part: slice) -> Tensor:
         return draw_noise(self.seeds[part], self.shape)

@@ -65,12 +65,23 @@ def first_state(patcher: ModelPatcher, noise: Tensor, sigmas: Tensor) -> Tensor:
 
 def visited(patcher: ModelPatcher, sampling: Sampling) -> list[float]:
     """The shares of noise at which the steps of a sampler begin, the noisiest first."""
-    return check_model(patcher).share(sigmas_of(patcher, sampling).double()[:-1]).tolist()
+    levels = check_model(patcher).share(sigmas_of(patcher, sampling).double()[:-1]).tolist()
+    if not all(map(math.isfinite, levels)):
+        raise ValueError(
+            f"The scheduler {sampling.scheduler} gives no noise levels for {sampling.steps} steps: choose another one, "
+            "or more steps."
+        )
+    return levels
 
 
 def inside(window: Window, levels: list[float]) -> list[float]:
     """Those of the levels that lie in the window, with room for what rounding makes of its ends."""
     return [level for level in levels if window.sigma_min - ROUNDING <= level <= window.sigma_max + ROUNDING]
+
+
+def can_be_inside(levels: list[float]) -> bool:
+    """Whether some window has one of them: pure noise is in none."""
+    return min(levels) < 1
 
 
 def shown_levels(levels: list[float]) -> str:
@@ -84,8 +95,9 @@ def at_steps(patcher: ModelPatcher, window: Window, sampling: Sampling) -> Windo
     levels = visited(patcher, sampling)
     if not inside(window, levels):
         raise ValueError(
-            f"SRPO Noise Levels trains at the rollouts' steps, and none of these {sampling.steps} lies in its window, "
-            f"{window.sigma_max:.4f} to {window.sigma_min:.4f} of noise: they begin at {shown_levels(levels)}. Widen "
-            "the window, or train at any level in it."
+            f"SRPO Noise Levels trains at the rollouts' steps, and none of these {len(levels)} lies in its window, "
+            f"{window.sigma_max:.4f} to {window.sigma_min:.4f} of noise: they begin at {shown_levels(levels)}. "
+            f"{'Widen the window' if can_be_inside(levels) else 'Give the rollouts more steps'}, or train at any level "
+            "in it."
         )
     return replace(window, levels=tuple(inside(window, levels)))

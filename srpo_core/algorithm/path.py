@@ -11,6 +11,7 @@ class Path:
     """
 
     def __init__(self):
+        self.levels = 0  # at which the model was asked
         self._noisiest = 0.0
         self._share = 0.0  # of noise, down to which the sums go
         self._velocity = torch.zeros(())  # there, (B, ...)
@@ -19,7 +20,10 @@ class Path:
 
     @torch.no_grad()
     def visit(self, share: float, velocity: Tensor):
-        """The model was asked at this share of noise, the first or one that is not above the last."""
+        """The model was asked at this share of noise; above the last one some samplers ask, to correct a step."""
+        if share > self._share and self._noisiest:
+            return
+        self.levels += share != self._share
         if self._noisiest:
             self._sum, self._energy = self._until(share)
         else:
@@ -34,9 +38,12 @@ class Path:
 
         It is the straightness S of rectified flow (arXiv 2209.03003, section 2), which others call curvature (arXiv
         2301.12003), of a path of length 1: 0 where one step leads where many do.
+        It is that of the steps that were made: fewer of them see less of it, and one alone sees nothing, NaN.
         """
+        if self.levels < 2:
+            return torch.full((1,), torch.nan)
         total, energy = self._until(0.0)
-        return self._noisiest * energy / total.flatten(1).square().sum(1) - 1
+        return (self._noisiest * energy / total.flatten(1).square().sum(1) - 1).clamp(min=0)
 
     def _until(self, share: float) -> tuple[Tensor, Tensor]:
         """Both sums, with the way down to this share."""

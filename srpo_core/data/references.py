@@ -20,18 +20,34 @@ def with_references(photos: Sequence[Photo], folder: Path, references: Path) -> 
     for place in walk(references):
         for file, unusable in place.pictures.items():
             found.setdefault(_stem(file, references), []).append(Photo(file, "", unusable))
-    if missing := [photo for photo in photos if _stem(photo.file, folder) not in found]:
+    paired = [photo if photo.unusable else _paired(photo, folder, found) for photo in photos]
+    if missing := [photo for photo in paired if not photo.unusable and photo.reference is None]:
         name = readable(missing[0].file.relative_to(folder))
         raise ValueError(
             f"{len(missing)} of {len(photos)} photos have no reference in {references}, such as {name}: put a picture "
             "of the same name there for each, with whatever suffix, or take the photo away."
         )
-    taken = {_stem(photo.file, folder) for photo in photos}
-    for several in (found[stem] for stem in taken if len(found[stem]) > 1):
-        names = " and ".join(readable(each.file.name) for each in several)
-        raise ValueError(f"There are {len(several)} references of one name in {references}, {names}: leave one.")
-    paired = [replace(photo, reference=found[_stem(photo.file, folder)][0]) for photo in photos]
-    return paired, [readable(each.file.name) for stem in found.keys() - taken for each in found[stem]]
+    taken = {photo.reference.file for photo in paired if photo.reference}
+    rest = [each for several in found.values() for each in several if each.file not in taken]
+    return paired, [readable(each.file.name) for each in rest]
+
+
+def _paired(photo: Photo, folder: Path, found: dict[str, list[Photo]]) -> Photo:
+    """The photo with its reference, if there is one: of several the one with its own suffix, too.
+
+    Raises ValueError for several that are as near.
+    """
+    candidates = found.get(_stem(photo.file, folder), [])
+    candidates = [each for each in candidates if not each.unusable] or candidates
+    same = [each for each in candidates if each.file.name == photo.file.name]
+    candidates = same or candidates
+    if len(candidates) > 1:
+        names = " and ".join(readable(each.file.name) for each in candidates)
+        raise ValueError(
+            f"{readable(photo.file.name)} has {len(candidates)} references in {candidates[0].file.parent}, {names}: "
+            f"take all but one away, or call one {photo.file.name}."
+        )
+    return replace(photo, reference=candidates[0]) if candidates else photo
 
 
 def _stem(file: Path, folder: Path) -> str:

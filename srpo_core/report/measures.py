@@ -20,7 +20,7 @@ THUMBNAIL = 16  # pixels: the side of what is left of a picture whose colours al
 ABOUT_GRID = (
     "Grid: how much more energy the edges have at every 16 and 8 pixels than at the distances beside; 0 as in photos."
 )
-ABOUT_CURVATURE = "Curvature: how far the path from noise to picture bends; 0 is straight, so that few steps suffice."
+ABOUT_CURVATURE = "Curvature: how far these steps from noise to picture bend; 0 is straight, so that few suffice."
 ABOUT_FEW_STEPS = "Few-step error: root mean square to the picture of {steps} steps below it; a rise is a loss."
 AT_ONCE = 8  # pictures that are embedded together
 CURVATURE = "curvature"

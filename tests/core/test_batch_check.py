@@ -36,6 +36,16 @@ class Failing(TinyFlow):
         return super().sampled_velocity(x, sigma, cond)
 
 
+class Drawing(Mixing):
+    """Which says another thing each time."""
+
+    share = 0.0
+
+    def sampled_velocity(self, x, sigma, cond):
+        noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(len(self.asked)), dtype=torch.float64)
+        return super().sampled_velocity(x, sigma, cond) + noise
+
+
 class Still(Mixing):
     share = 0.0
 
@@ -102,3 +112,8 @@ def test_the_difference_is_that_of_the_worse_picture():
     alone = TinyFlow.sampled_velocity(flow, x, sigma, cond)
     off = flow.share * (alone.mean(0) - alone).flatten(1).norm(dim=1) / alone.flatten(1).norm(dim=1)
     assert difference(flow, x, sigma, lambda which: cond[which]) == f"they differ by {off.max():.0%}"
+
+
+def test_what_a_model_draws_is_not_blamed_on_the_batch():
+    now, reason = held_against_singles(training(Drawing(), at_once=4), range(1), set())
+    assert reason is None and now.batching.at_once == 4

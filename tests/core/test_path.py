@@ -37,7 +37,6 @@ def test_it_is_the_straightness_of_rectified_flow():
 def test_a_straight_path_has_none():
     velocity = numbers(3, 2, 4, 8, 8)
     assert walked(STEPS, [velocity] * 4).curvature().abs().max() < 1e-6
-    assert walked([1.0], [velocity]).curvature().abs().max() < 1e-6
 
 
 @pytest.mark.parametrize("scale", [0.1, 7.0])
@@ -70,3 +69,23 @@ def test_a_returned_number_is_one_s_own():
     together = walked(STEPS, velocities).curvature()
     alone = torch.cat([walked(STEPS, velocities[:, i : i + 1]).curvature() for i in range(3)])
     torch.testing.assert_close(together, alone)
+
+
+def test_one_step_tells_nothing_of_the_bend():
+    path = Path()
+    path.visit(1.0, numbers(1, 2, 3))
+    assert path.curvature().isnan().all()
+
+
+def test_what_is_asked_above_the_last_level_is_left_out():
+    """As heunpp2 asks, to correct its steps."""
+    velocities = [numbers(i, 2, 3, dtype=torch.float32) for i in range(4)]
+    levels = (1.0, 0.75, 0.5, 0.25)
+    plain = Path()
+    corrected = Path()
+    for share, velocity in zip(levels, velocities):
+        plain.visit(share, velocity)
+        corrected.visit(share, velocity)
+        if share < 1:
+            corrected.visit(share + 0.25, numbers(9, 2, 3, dtype=torch.float32))
+    torch.testing.assert_close(corrected.curvature(), plain.curvature())

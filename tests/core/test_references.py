@@ -61,13 +61,27 @@ def test_sentences_for_folders_that_do_not_match(pairs):
     picture(pairs / "after/lonely.png")
     with pytest.raises(ValueError, match=r"1 of 4 photos have no reference in .*before, such as lonely\.png"):
         paired(pairs)
-    picture(pairs / "before/lonely.png")
+    picture(pairs / "before/lonely.jpg")
     picture(pairs / "before/lonely.webp")
-    with pytest.raises(ValueError, match=r"2 references of one name .* lonely\.png and lonely\.webp: leave one"):
+    with pytest.raises(
+        ValueError, match=r"lonely\.png has 2 references in .*, lonely\.jpg and lonely\.webp: .* lonely\.png"
+    ):
         paired(pairs)
+    picture(pairs / "before/lonely.png")  # as is advised
+    photos, unused = paired(pairs)
+    assert {p.file.name: p.reference.file.name for p in photos}["lonely.png"] == "lonely.png"
+    assert sorted(unused) == ["lonely.jpg", "lonely.webp"]
     for inside in ("after", "after/deep", "."):
         with pytest.raises(ValueError, match="two folders, neither inside the other"):
             with_references([], pairs / "after", pairs / inside)
+
+
+def test_what_can_not_be_used_decides_nothing(pairs):
+    (pairs / "after/gone.png").symlink_to(pairs / "nowhere.png")
+    (pairs / "before/a.webp").symlink_to(pairs / "nowhere.webp")
+    photos, _ = paired(pairs)
+    found = {photo.file.name: photo.reference.file.name for photo in photos if photo.reference}
+    assert found == {"a.png": "a.jpg", "b.jpg": "B.PNG", "c.webp": "c.png"}
 
 
 def test_conditionings_hold_the_references_of_their_own_photos(pairs):
