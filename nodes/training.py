@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -110,7 +110,7 @@ def training_of(opened: OpenRun, inputs: TrainInputs, node: str) -> tuple[Traini
     )
     plan = plan_memory(node, inputs.memory, workload)
     training = Training(
-        flow=flow_of(model, inputs, plan),
+        flow=flow_of(model, inputs, plan, terms),
         decoder=decoder,
         terms=terms,
         dataset=dataset,
@@ -180,7 +180,7 @@ def parts_of(dataset: Dataset, model: ModelPatcher) -> tuple[Dataset, PhotoDatas
     return for_model(dataset, model), None, 0.0
 
 
-def flow_of(model: ModelPatcher, inputs: TrainInputs, plan: MemoryPlan) -> HostFlow:
+def flow_of(model: ModelPatcher, inputs: TrainInputs, plan: MemoryPlan, terms: Sequence[Term]) -> HostFlow:
     """The model as it is sampled and trained, in the memory that is planned for it."""
     from .host.flow_model import BlockSettings, HostFlow
     from .host.presets import preset_of
@@ -189,7 +189,8 @@ def flow_of(model: ModelPatcher, inputs: TrainInputs, plan: MemoryPlan) -> HostF
     compiled = inputs.memory.get("compile_blocks", False)
     blocks = BlockSettings(kept_blocks=use.kept_blocks, offload=use.offload, compiled=compiled)
     sampling = inputs.rollouts.sampling
-    if sampling.guidance is None:
+    traced = any(term.trains and term.objective.route.traced for term in terms)
+    if sampling.guidance is None and not traced:  # its own rollouts are the trained steps
         sampling = replace(sampling, guidance=preset_of(model).rollout_guidance)
     return HostFlow(
         model,

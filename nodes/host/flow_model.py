@@ -17,6 +17,7 @@ from ...srpo_core.algorithm import scaling as scaled
 from ...srpo_core.algorithm.direct_align import at_least_fp32
 from ...srpo_core.algorithm.path import Path
 from ...srpo_core.algorithm.protocols import Pullback
+from ...srpo_core.algorithm.trajectory import Trajectory, by_euler
 from .adapters.readable import adapter_of, without_adapter
 from .fitting import (
     check_conditioning,
@@ -34,12 +35,12 @@ from .gradients.frozen import is_stored_plainly
 from .gradients.guests import has_guests
 from .gradients.injection import KEY, calls_noted
 from .gradients.writing import or_on_copies
-from .guiding import LEAST_SHARE, Followed, with_guidance, with_references_of
+from .guiding import LEAST_SHARE, Followed, check_euler, with_guidance, with_references_of
 from .one_step import AsSampled, OneDifferentiableStep, OneStep
 from .patcher.carried import as_carried, latent_in, signature, structure_of
 from .patcher.loading import load, own
 from .sampling import Sampling
-from .windows import sigmas_of
+from .windows import first_state, sigmas_of
 
 
 class HostFlow:
@@ -87,10 +88,12 @@ class HostFlow:
             trained = [model.get_submodule(name) for name in self._names]
         self.differentiable = Differentiable(patcher.model, trained, blocks)
 
-    def velocity(self, x: Tensor, sigma: Tensor, cond: list) -> Pullback:
+    def velocity(self, x: Tensor, sigma: Tensor, cond: list, *, through_x: bool = False) -> Pullback:
         self._check(x, cond)
         guests = has_guests(self.patcher, [*cond, *(self.negative or [])], KEY)
-        value = self._velocity(x, sigma, cond, guests=guests)
+        ask_model = partial(self._step, x, sigma, cond, guests=guests, through_x=through_x)
+        step = ask_model()
+        value = step.velocity
         if self.parameters and not value.requires_grad:
             raise ValueError(
                 f"No layer that is trained took part in what {type(self.patcher.model).__name__} said of this "
@@ -98,35 +101,37 @@ class HostFlow:
             )
         self.on_step(len(x))
         # What the host changes in the model for guests is gone when the sampler has ended.
-        graph = [value] if value.requires_grad and not guests else []
+        graph = [step] if value.requires_grad and not guests else []
 
-        def pull(gradient: Tensor):
+        def pull(gradient: Tensor) -> Tensor | None:
             if not self.parameters:
                 raise ValueError("This MODEL has nothing to train: connect the MODEL output of SRPO Trainer.")
 
-            def ask():
+            def ask() -> Tensor | None:
                 if guests:
-                    self._velocity(x, sigma, cond, guests=True, pull=lambda out: self._backward(out, gradient))
-                else:
-                    self._pull(graph.pop() if graph else self._velocity(x, sigma, cond), gradient)
+                    return ask_model(pull=lambda step: self._backward(step, gradient)).x.grad
+                pulled = graph.pop() if graph else ask_model()
+                self._pull(pulled, gradient)
+                return pulled.x.grad
 
             # What compiling a backward fails with comes as it is.
             compiled = partial(or_uncompiled, self, ask, (TorchDynamoException, RuntimeError))
-            or_on_copies(self.patcher.model, compiled, again=self._can_start_over)
+            at_x = or_on_copies(self.patcher.model, compiled, again=self._can_start_over)
+            return None if at_x is None else at_x.to(x)
 
         return Pullback(value.detach().to(x), pull)
 
-    def _pull(self, output: Tensor, gradient: Tensor):
+    def _pull(self, step: OneDifferentiableStep, gradient: Tensor):
         model = self.differentiable
         with self._room():
             load(self.patcher, self.patcher.memory_required(gradient.shape))
         backward = model.open(self.patcher) if model.settings.checkpointing else in_training()
         with backward, self._attention():
-            self._backward(output, gradient)
+            self._backward(step, gradient)
 
-    def _backward(self, output: Tensor, gradient: Tensor):
+    def _backward(self, step: OneDifferentiableStep, gradient: Tensor):
         with self._whole_or_not_at_all():
-            scaled.backward(output, gradient, self.parameters.values())
+            scaled.backward(step.velocity, gradient, self.parameters.values(), step.x if step.through_x else None)
 
     def _attention(self) -> contextlib.AbstractContextManager:
         return quickest(self.patcher.load_device, self._is_compiled)
@@ -217,6 +222,18 @@ class HostFlow:
         samples = at_least_fp32(samples).to(comfy.model_management.intermediate_device())
         return latent_in(self.patcher, samples)
 
+    def trajectory(self, noise: Tensor, cond: list) -> Trajectory:
+        """See FlowModel. Raises ValueError where rollouts have another sampler or guidance than the trained step."""
+        check_euler(self.sampling, self.guidance, self.cfg)
+
+        def velocity(x: Tensor, sigma: Tensor) -> Tensor:
+            self.on_step(len(x))
+            return self.sampled_velocity(x, sigma, cond)
+
+        sigmas = sigmas_of(self.patcher, self.sampling).cpu()
+        start = first_state(self.patcher, noise, sigmas) / self.process.total(sigmas[:1])
+        return by_euler(velocity, start, self.process.share(sigmas.double()))
+
     @property
     def samples_depend_on_batch(self) -> bool:
         """Whether the sampler draws noise while it samples, or chooses its steps by the whole batch."""
@@ -224,19 +241,12 @@ class HostFlow:
         draws = function is not None and "noise_sampler" in inspect.signature(function).parameters
         return draws or self.sampling.sampler_name == "dpm_adaptive"
 
-    def _velocity(
-        self,
-        x: Tensor,
-        sigma: Tensor,
-        cond: list,
-        *,
-        guests: bool = False,
-        pull: Callable[[Tensor], None] | None = None,
-    ) -> Tensor:
-        """guests, pull: see OneDifferentiableStep."""
-        step = OneDifferentiableStep(self.differentiable, self.parameters.values(), guests=guests, pull=pull)
+    def _step(self, x: Tensor, sigma: Tensor, cond: list, **options: Any) -> OneDifferentiableStep:
+        """options: see OneDifferentiableStep."""
+        step = OneDifferentiableStep(self.differentiable, self.parameters.values(), **options)
         with self._room():
-            return or_uncompiled(self, lambda: self.ask(step, x, sigma, cond))
+            or_uncompiled(self, lambda: self.ask(step, x, sigma, cond))
+        return step
 
     @contextlib.contextmanager
     def _room(self) -> Iterator[None]:

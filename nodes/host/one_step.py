@@ -88,8 +88,11 @@ class AsSampled(OneStep):
 class OneDifferentiableStep(OneStep):
     """The same with gradient, for the `trained` parameters.
 
-    pull: what is done with the velocity at once, while the model is as the host changed it for this sampling.
+    pull: what is done with this step at once, while the model is as the host changed it for this sampling.
+    through_x: a gradient reaches x, too: the state that the model is asked at, a leaf of its own.
     """
+
+    x: Tensor
 
     def __init__(
         self,
@@ -97,12 +100,14 @@ class OneDifferentiableStep(OneStep):
         trained: Iterable[Tensor],
         *,
         guests: bool = False,
-        pull: Callable[[Tensor], None] | None = None,
+        pull: Callable[["OneDifferentiableStep"], None] | None = None,
+        through_x: bool = False,
     ):
         self.model = model
         self.trained = trained
         self.guests = guests
         self.pull = pull
+        self.through_x = through_x
 
     def ask_model(self, guider: CFGGuider, noise: Tensor, options: dict, seed: int) -> Tensor:
         patcher = guider.model_patcher
@@ -112,11 +117,12 @@ class OneDifferentiableStep(OneStep):
             guests = Guests(patcher.model, beside, self.trained)
         if comfy.samplers.get_total_hook_groups_in_conds(guider.conds) > 1:
             options["model_function_wrapper"] = _under_hooks(patcher, options.get("model_function_wrapper"))
+        self.x = noise.requires_grad_(self.through_x)
         with self.model.open(patcher, guests):
-            velocity = super().ask_model(guider, noise, options, seed)
+            self.velocity = super().ask_model(guider, noise, options, seed)
             if self.pull:
-                self.pull(velocity)
-            return velocity
+                self.pull(self)
+            return self.velocity
 
 
 def _under_hooks(patcher: ModelPatcher, wrapper: Callable | None) -> Callable:

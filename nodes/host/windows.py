@@ -1,5 +1,6 @@
 """Where the trained window of noise levels lies on a MODEL's own process."""
 
+import math
 from dataclasses import replace
 
 import comfy.samplers
@@ -53,6 +54,13 @@ def sigmas_of(patcher: ModelPatcher, sampling: Sampling) -> Tensor:
     """(steps + 1,): the host's sigmas of the steps, from the noisiest to 0."""
     model_sampling = patcher.get_model_object("model_sampling")
     return comfy.samplers.calculate_sigmas(model_sampling, sampling.scheduler, sampling.steps)
+
+
+def first_state(patcher: ModelPatcher, noise: Tensor, sigmas: Tensor) -> Tensor:
+    """The model's state (B, C, ...) from which the host's samplers begin with this noise."""
+    sampling = patcher.get_model_object("model_sampling")
+    noisiest = math.isclose(float(sampling.sigma_max), float(sigmas[0]), rel_tol=1e-5)  # as it asks
+    return sampling.noise_scaling(sigmas[0], noise, torch.zeros_like(noise), noisiest)
 
 
 def visited(patcher: ModelPatcher, sampling: Sampling) -> list[float]:

@@ -13,6 +13,7 @@ from torch import Tensor
 from ..checks import check_number
 from .control_words import PRESETS, with_word
 from .noise_levels import GRID, Branch
+from .routes import Pairs
 
 ORDERS = ("rotate", "random")
 POSITIVE, NEGATIVE = PRESETS["realism"]
@@ -60,6 +61,12 @@ class Objective:
     threshold: float = 0.7
     branches: str = "both"
     order: str = "rotate"
+
+    route = Pairs()
+
+    @property
+    def forwards(self) -> int:
+        return len(BRANCHES[self.branches])
 
     def __post_init__(self):
         _check_words("positive", self.positive, POSITIVE[0])

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from .noise_levels import Branch
+from .trajectory import Trajectory
 
 Shape = tuple[int, ...]  # of a latent: (C, H, W), or (C, 1, H, W) where a picture is one frame of a video
 
@@ -22,8 +23,8 @@ class Pullback:
 
     value: detached.
     pull(gradient): takes the gradient at `value`, of its shape, and hands it on: to the `.grad` of
-        the model's trainable parameters (flow model; returns None), or to the input (decoder;
-        returns the gradient there). To be called once.
+        the model's trainable parameters (flow model), or to the input (decoder, and a flow model that
+        was asked for it; returns the gradient there, else None). To be called once.
     """
 
     value: Tensor
@@ -42,8 +43,11 @@ class FlowModel(Protocol):
         Then it is asked for one sample at a time.
         """
 
-    def velocity(self, x: Tensor, sigma: Tensor, cond: Any) -> Pullback:
-        """The model's estimate of `noise - x0`; x (B, C, H, W), sigma (B,) in (0, 1], cond of B prompts."""
+    def velocity(self, x: Tensor, sigma: Tensor, cond: Any, *, through_x: bool = False) -> Pullback:
+        """The model's estimate of `noise - x0`; x (B, C, H, W), sigma (B,) in (0, 1], cond of B prompts.
+
+        through_x: its `pull` also returns the gradient at x.
+        """
 
     def sampled_velocity(self, x: Tensor, sigma: Tensor, cond: Any) -> Tensor:
         """What `velocity` gives, as the model's samplers ask for it: without gradient, or anything done for one."""
@@ -62,6 +66,12 @@ class FlowModel(Protocol):
         """Sample without gradient from pure noise (B, C, H, W) to the clean latent x0.
 
         seed: what a stochastic sampler draws its noise from.
+        """
+
+    def trajectory(self, noise: Tensor, cond: Any) -> Trajectory:
+        """The way from pure noise (B, C, H, W) by Euler steps of `sampled_velocity`, as many as a rollout has.
+
+        Raises ValueError where rollouts are set to be sampled otherwise.
         """
 
 
@@ -101,7 +111,17 @@ class PhotoDataset(Dataset, Protocol):
 
 
 class TrainingObjective(Protocol):
-    """What a reward is asked, and how its answers become a loss."""
+    """What a reward is asked of what, and how its answers become a loss.
+
+    route: where the gradient enters the model, a `routes.Route`. forwards: how many trained forwards a picture
+    has by it, for each pair.
+    """
+
+    @property
+    def route(self) -> Any: ...
+
+    @property
+    def forwards(self) -> int: ...
 
     def trains(self, branch: Branch) -> bool:
         """Whether this branch is trained; the other one is not even computed."""

@@ -26,11 +26,18 @@ def pulled(pull: Callable[[Tensor], Tensor], gradient: Tensor) -> Tensor:
     return found / scales.to(found)
 
 
-def backward(output: Tensor, gradient: Tensor, parameters: Iterable[Parameter]):
-    """Add to the parameters' `.grad` what the gradient at `output`, of its shape, pulls back to them."""
+def backward(
+    output: Tensor, gradient: Tensor, parameters: Iterable[Parameter], x: Tensor | None = None
+) -> Tensor | None:
+    """Add to the parameters' `.grad` what the gradient at `output`, of its shape, pulls back to them.
+
+    Returns the gradient at x, of its shape, where that is given: a leaf that requires one.
+    """
     scale = unit_scale(gradient.abs().amax()).item()
-    with _divided(parameters, scale):
+    ends = [*parameters, *([] if x is None else [x])]
+    with _divided(ends, scale):
         torch.autograd.backward(output, (gradient * scale).to(output))
+    return None if x is None else x.grad
 
 
 def gradient_of_sum(loss: Tensor, at: Tensor) -> Tensor:
@@ -71,9 +78,9 @@ def unit_scale(largest: Tensor) -> Tensor:
 
 
 @contextmanager
-def _divided(parameters: Iterable[Parameter], scale: float) -> Iterator[None]:
-    """Inside, what backwards add to the parameters' `.grad` is divided first; what is there already stays."""
-    hooks = [parameter.register_hook(lambda gradient: gradient / scale) for parameter in parameters]
+def _divided(leaves: Iterable[Tensor], scale: float) -> Iterator[None]:
+    """Inside, what backwards add to the leaves' `.grad` is divided first; what is there already stays."""
+    hooks = [leaf.register_hook(lambda gradient: gradient / scale) for leaf in leaves]
     try:
         yield
     finally:

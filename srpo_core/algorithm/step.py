@@ -62,6 +62,22 @@ class Recovered:
     velocity_ratio: Tensor | None = None
     guard_loss: Tensor | None = None
 
+    def weighed(self, share: float) -> "Recovered":
+        """The same, with so much of the gradient."""
+        return replace(self, pull=lambda gradient, weight: self.pull(gradient, share * weight))
+
+
+@dataclass(frozen=True)
+class Held:
+    """The compared samples' velocity, held against the frozen model's: see `guard.py`.
+
+    ratio, loss: (count,). away: (count, C, H, W), the gradient of the summed loss at the velocity.
+    """
+
+    ratio: Tensor
+    loss: Tensor
+    away: Tensor
+
 
 @dataclass(frozen=True, kw_only=True)
 class Score:
@@ -119,16 +135,21 @@ def one_step_recover(
         )
 
     part = slice(compared.count)
-    frozen = flow.frozen_velocity(x[part], branch.sigma_in[part], compared.cond)
-    loss, away = guard.gradient(velocity.value[part], frozen)
+    held = hold(flow, x[part], branch.sigma_in[part], velocity.value[part], cond=compared.cond, guard=guard)
 
     def pull(gradient: Tensor, weight: float):
         gradient = slope * (weight * gradient)
-        gradient[part] += weight * away
+        gradient[part] += weight * held.away
         velocity.pull(gradient)
 
-    ratio = norm_ratio(velocity.value[part], frozen)
-    return Recovered(value, pull, flow.parameters, noised.seeds, velocity_ratio=ratio, guard_loss=loss)
+    return Recovered(value, pull, flow.parameters, noised.seeds, velocity_ratio=held.ratio, guard_loss=held.loss)
+
+
+def hold(flow: FlowModel, x: Tensor, sigma: Tensor, velocity: Tensor, *, cond: Any, guard: Guard) -> Held:
+    """A velocity (B, C, H, W) at x, sigma (B,) and cond, held against the frozen model's there."""
+    frozen = flow.frozen_velocity(x, sigma, cond)
+    loss, away = guard.gradient(velocity, frozen)
+    return Held(norm_ratio(velocity, frozen), loss, away)
 
 
 @torch.inference_mode(False)

@@ -15,6 +15,7 @@ from torch.nn import Linear, Parameter
 
 from ..algorithm import scaling as scaled
 from ..algorithm.protocols import Pullback
+from ..algorithm.trajectory import Trajectory, by_euler
 from ..files import write_whole
 from ..seeds import derived_seed
 
@@ -82,17 +83,17 @@ class FluxFlow:
     def samples_depend_on_batch(self) -> bool:
         return False
 
-    def velocity(self, x: Tensor, sigma: Tensor, cond: dict[str, Tensor]) -> Pullback:
+    def velocity(self, x: Tensor, sigma: Tensor, cond: dict[str, Tensor], *, through_x: bool = False) -> Pullback:
         """The estimate of `noise - x0`. `pull` works again after the first time, at the price of a forward pass."""
-        x = x.detach()
+        x = x.detach().clone().requires_grad_(through_x)
         with torch.enable_grad():
             pending = [self._forward(x, sigma, cond, self.guidance)]
         value = pending[0].detach()
 
-        def pull(gradient: Tensor):
+        def pull(gradient: Tensor) -> Tensor | None:
             with torch.enable_grad():
                 output = pending.pop() if pending else self._forward(x, sigma, cond, self.guidance)
-            scaled.backward(output, gradient, self.parameters.values())
+            return scaled.backward(output, gradient, self.parameters.values(), x if through_x else None)
 
         return Pullback(value, pull)
 
@@ -115,13 +116,23 @@ class FluxFlow:
     @torch.no_grad()
     def rollout(self, noise: Tensor, cond: dict[str, Tensor], seed: int = 0) -> Tensor:
         """Euler steps from `noise` to x0, nothing random in them."""
-        scheduler = FlowMatchEulerDiscreteScheduler(shift=self.shift)
-        scheduler.set_timesteps(sigmas=np.linspace(1, 1 / self.steps, self.steps), device=self.device)
+        scheduler = self._scheduler()
         x = noise.to(self.device)
         for sigma, timestep in zip(scheduler.sigmas, scheduler.timesteps):
             velocity = self._forward(x, sigma.expand(len(x)), cond, self.rollout_guidance)
             x = scheduler.step(velocity, timestep, x).prev_sample
         return x.to(noise.device)
+
+    @torch.no_grad()
+    def trajectory(self, noise: Tensor, cond: dict[str, Tensor]) -> Trajectory:
+        """The rollout's steps, at the guidance of the trained step."""
+        sigmas = self._scheduler().sigmas.double().cpu()
+        return by_euler(lambda x, sigma: self.sampled_velocity(x, sigma, cond), noise, sigmas)
+
+    def _scheduler(self) -> FlowMatchEulerDiscreteScheduler:
+        scheduler = FlowMatchEulerDiscreteScheduler(shift=self.shift)
+        scheduler.set_timesteps(sigmas=np.linspace(1, 1 / self.steps, self.steps), device=self.device)
+        return scheduler
 
     @contextmanager
     def without_adapter(self) -> Iterator[None]:

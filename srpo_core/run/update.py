@@ -8,6 +8,7 @@ import logging
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 import torch
@@ -15,11 +16,12 @@ from torch import Tensor
 
 from ..algorithm.gradient_check import check_once
 from ..algorithm.metrics import describe, summarise
-from ..algorithm.noise_levels import GRID, Branch, draw_position
-from ..algorithm.step import Compared, Noised, Score, first_answers, one_step_recover, score_recovered
+from ..algorithm.noise_levels import GRID
+from ..algorithm.step import Compared, Score, first_answers, score_recovered
 from ..algorithm.terms import Spread, Term
+from ..algorithm.ways import Way
 from ..checks import check_integer
-from .draws import Draw, cond_of, draw_noise, draw_seed, draws_of, noise_seed, of_one_shape, shape_of
+from .draws import Draw, cond_of, draw_noise, draws_of, noise_seed, of_one_shape, shape_of
 from .rollouts import Group, groups_of
 from .run import Run
 from .saving import save_if_due
@@ -50,7 +52,7 @@ def sample_scores(run: Run, training: Training) -> Iterator[Score]:
         run.rollouts = {}
     draws = draws_of(run.updates, batching, training.dataset, training.photos)
     check_gradients(run, training, draws)
-    groups: Iterable[Group] = groups_of(run, training.flow, batching, draws)  # rolls out
+    groups: Iterable[Group] = groups_of(run, training.flow, batching, draws, traced=bool(training.traced))  # rolls out
     pairs = range(age * batching.pairs, (age + 1) * batching.pairs)
     spreads = run.spreads
     new = [t for t in training.terms if t.normalised and t.trains and t.name not in run.spreads]
@@ -60,12 +62,10 @@ def sample_scores(run: Run, training: Training) -> Iterator[Score]:
         spreads = spreads | first_spreads(training, asked_before, run.updates + 1)
     for number, forward in enumerate(forwards(training, training.terms, pairs, groups)):
         compared = forward.compared(whole=bool(training.guard), first=number == 0)
-        recovered = one_step_recover(
-            training.flow, forward.cond, forward.noised, forward.branch, compared=compared, guard=training.guard
-        )
+        recovered = forward.way.recover(training.flow, forward.cond, compared=compared, guard=training.guard)
         yield score_recovered(
             recovered,
-            forward.branch,
+            forward.way.branch,
             training.decoder,
             forward.terms,
             prompts=forward.prompts,
@@ -152,12 +152,11 @@ def _gentler(run: Run) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Forward:
-    """One forward of an update: the draws that share it, and the terms that are asked of the branch."""
+    """One score of an update: the draws that share it, the way to it, and the terms that are asked."""
 
     draws: list[Draw]
     cond: Any
-    noised: Noised
-    branch: Branch
+    way: Way
     terms: list[Term]
 
     @property
@@ -172,26 +171,25 @@ class Forward:
 
 
 def forwards(training: Training, terms: Iterable[Term], pairs: range, groups: Iterable[Group]) -> Iterator[Forward]:
-    """The forwards of an update: of each group, both branches of each pair, if a reward trains them."""
+    """The scores of an update: of each group, every way of each pair that a reward trains; the others watch there."""
+    routes = list(dict.fromkeys(term.objective.route for term in terms if term.trains))
     for group in groups:
         cond = cond_of(group.draws)
-        seeds = tuple(draw_seed(training.batching, draw.number) for draw in group.draws)
-        for pair in pairs:
-            branches = training.window.branches([draw_position(seed, pair) for seed in seeds])
-            noised = Noised(group.x0, group.noise, branches, seeds)
-            for branch in branches:
-                asked = [term for term in terms if term.objective.trains(branch)]
+        for route, pair in product(routes, pairs):
+            here = [term for term in terms if term.objective.route == route or not term.trains]
+            for way in route.ways(group.sampled, training.window, pair):
+                asked = [term for term in here if term.objective.trains(way.branch)]
                 if any(term.trains for term in asked):
-                    yield Forward(draws=group.draws, cond=cond, noised=noised, branch=branch, terms=asked)
+                    yield Forward(draws=group.draws, cond=cond, way=way, terms=asked)
 
 
 def first_spreads(training: Training, asked: Iterable[Forward], update: int) -> dict[str, Spread]:
     """The spreads of all answers in an update, before it: the answers to one sample alone have none."""
     spreads: dict[str, Spread] = {}
     for forward in asked:
-        recovered = one_step_recover(training.flow, forward.cond, forward.noised, forward.branch)
+        recovered = forward.way.recover(training.flow, forward.cond)
         for answer in first_answers(
-            recovered, forward.branch, training.decoder, forward.terms, prompts=forward.prompts, update=update
+            recovered, forward.way.branch, training.decoder, forward.terms, prompts=forward.prompts, update=update
         ):
             answer.add_to(spreads.setdefault(answer.name, Spread()))
     return spreads

@@ -37,4 +37,5 @@ def world_of(
 ) -> World:
     """Any toy-sized models of diffusers and transformers, wired in the same way; `clip` encodes the prompts, too."""
     flow = FluxFlow(flux, **flow_options)
-    return flow, DiffusersDecoder(vae), clip_reward(clip, tokenizer), ClipPrompts(prompts, clip, tokenizer)
+    decoder = DiffusersDecoder(vae, checkpointing=False)  # small enough to keep all
+    return flow, decoder, clip_reward(clip, tokenizer), ClipPrompts(prompts, clip, tokenizer)

@@ -7,6 +7,7 @@ import torch
 from tiny_run import world
 from tiny_world import SHAPE, TinyData, TinyReward, numbers
 
+from srpo_core.algorithm.baselines import DirectAlign, DRaFT, DRaFTLV, FlowBP, ReFL
 from srpo_core.algorithm.direct_align import euler_step, inject, recover
 from srpo_core.algorithm.guard import NO_GUARD, Guard
 from srpo_core.algorithm.noise_levels import Window
@@ -46,6 +47,17 @@ TERMS = {
     ],
     "text-free": [Term(reward=Textless(), objective=FAR)],
     "random words": [Term(reward=TinyReward(), objective=replace(FAR, order="random"))],
+    "Direct-Align alone": [Term(reward=TinyReward(), objective=DirectAlign(threshold=9.0))],
+}
+THROUGH_THE_SAMPLER = {
+    "several": [
+        Term(reward=TinyReward(), objective=ReFL(threshold=9.0, last_steps=3)),
+        Term(reward=TinyReward(), objective=FlowBP(threshold=9.0, steps=3), name="sparse"),
+        Term(reward=TinyReward(), objective=FAR, name="srpo"),
+        Term(reward=TinyReward(), objective=FAR, weight=0.0, name="watching"),
+    ],
+    "DRaFT": [Term(reward=TinyReward(), objective=DRaFT(threshold=9.0, steps=3))],
+    "DRaFT-LV": [Term(reward=TinyReward(), objective=DRaFTLV(threshold=9.0))],
 }
 
 
@@ -88,6 +100,11 @@ def test_at_once_changes_nothing(tmp_path, terms, guard, pairs, photos):
             torch.testing.assert_close(many.parameters[name], parameter, rtol=0, atol=1e-9)
         for metrics, expected in zip(many.history, one.history):
             assert metrics == pytest.approx(expected, rel=1e-6, abs=1e-9)
+
+
+@pytest.mark.parametrize("terms", THROUGH_THE_SAMPLER.values(), ids=THROUGH_THE_SAMPLER)
+def test_at_once_changes_nothing_where_the_sampler_is_trained_through(tmp_path, terms):
+    test_at_once_changes_nothing(tmp_path, terms, Guard(distance_weight=0.2), 2, None)
 
 
 @pytest.mark.parametrize("terms", TERMS.values(), ids=TERMS)

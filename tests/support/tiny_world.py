@@ -6,6 +6,7 @@ import torch
 from torch.nn import Parameter
 
 from srpo_core.algorithm.protocols import Pullback
+from srpo_core.algorithm.trajectory import by_euler
 
 SHAPE = (2, 4, 4)  # of a latent
 
@@ -30,10 +31,16 @@ class TinyFlow:
         mixed = torch.einsum("dc,bchw->bdhw", parameters["mix"], x)
         return torch.tanh(mixed + (sigma.to(x) * cond.to(x)).view(-1, 1, 1, 1)) + parameters["bias"]
 
-    def velocity(self, x, sigma, cond):
+    def velocity(self, x, sigma, cond, *, through_x=False):
+        x = x.detach().clone().requires_grad_(through_x)
         with torch.enable_grad():
             output = self.forward(x, sigma, cond)
-        return Pullback(output.detach(), lambda gradient: torch.autograd.backward(output, gradient.to(output)))
+
+        def pull(gradient):
+            torch.autograd.backward(output, gradient.to(output))
+            return x.grad
+
+        return Pullback(output.detach(), pull)
 
     @torch.no_grad()
     def sampled_velocity(self, x, sigma, cond):
@@ -55,6 +62,10 @@ class TinyFlow:
         for sigma in (1.0, 0.5):
             x = x - 0.5 * self.forward(x, torch.full((len(x),), sigma), cond)
         return x
+
+    def trajectory(self, noise, cond):
+        sigmas = torch.tensor([1.0, 0.8, 0.5, 0.2, 0.0], dtype=torch.float64)
+        return by_euler(lambda x, sigma: self.sampled_velocity(x, sigma, cond), noise, sigmas)
 
 
 class TinyDecoder:
