@@ -97,6 +97,7 @@ def judged(ids: dict[str, str], objective: dict) -> dict[str, tuple[str, dict]]:
         "guidance": 3.5,
         "cfg": 1.0,
         "at_once": 8,
+        "many_steps": 0,
     }
     table = {
         "reward": [toy, 3],

@@ -206,7 +206,7 @@ Where each goes in `models/`, and where it is on Hugging Face, as ComfyUI's own 
 - `vae`: ae.safetensors, 0.34\N{NO-BREAK SPACE}GB, from Comfy-Org/z_image_turbo
 - `rewards`: HPS_v2.1_compressed.pt, 2\N{NO-BREAK SPACE}GB, from xswu/HPSv2
 
-**Turbo is distilled to 8 steps**, so *SRPO Rollouts* and *SRPO Previews* take 8, by res_multistep, without cfg, as that template does. People who trained it on their own images report that it unlearns this: blurred at 8 steps. Here it learns from its own 8-step pictures; whether that keeps them was not tried. Look at *SRPO Compare* after a few updates, and keep the run short. The plain Z-Image (`z_image_bf16.safetensors`) wants 25 steps or more, cfg 4 and a *negative* instead.
+**Turbo is distilled to 8 steps**, so *SRPO Rollouts* and *SRPO Previews* take 8, by res_multistep, without cfg, as that template does. People who trained it on their own images report that it unlearns this: blurred at 8 steps. Here it learns from its own 8-step pictures, and *SRPO Noise Levels* trains it where its steps begin: of the 8 begin four in the trained window, at 0.955, 0.900, 0.833 and 0.750 of noise. Whether that keeps the few steps was not tried. Watch *curvature* on *SRPO Train*, set *many steps* to 25 on *SRPO Compare* (it then makes each picture by 25 steps, too), and keep the run short: a rise of curvature or of the few-step error is a loss. The plain Z-Image (`z_image_bf16.safetensors`) wants 25 steps or more, cfg 4 and a *negative* instead.
 
 **What to expect**, at 720x720 with one picture at a time
 - Memory: 14.3 GB in bf16, 8.1 GB with *weight_dtype* fp8_e4m3fn (counted, without a GPU). Where it does not fit, ComfyUI keeps weights in RAM, and is slower.

@@ -143,7 +143,7 @@ STEP = Workflow(
             [
                 Node("guider", "BasicGuider", {"model": ("trainer", 1), "conditioning": ("guidance", 0)}),
                 sampled("sample", "guider"),
-                *looked_at("sampled", ("sample", 0), "Sampled", 150),
+                *looked_at("sampled", ("sample", 0), "Sampled", 140),
             ],
         ),
         Group(
@@ -156,7 +156,7 @@ STEP = Workflow(
                     "SRPO_NoisePriorInject",
                     {"model": ("trainer", 1), "latent": ("sample", 0), "noise": ("noise", 0)},
                 ),
-                *looked_at("noisy", ("inject", 1), "Noisy", 150),
+                *looked_at("noisy", ("inject", 1), "Noisy", 140),
             ],
             under=True,
         ),

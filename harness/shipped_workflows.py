@@ -57,6 +57,7 @@ Z_IMAGE_FILES = [
     ),
 ]
 TURBO = {"sampler_name": "res_multistep", "scheduler": "simple", "steps": 8}  # likewise
+AT_STEPS = {"trained_at": "rollout steps"}  # four of these 8 begin in the window: 0.955, 0.900, 0.833 and 0.750
 WORDS = Node("objective", "SRPO_Objective", height=440)
 
 
@@ -91,7 +92,11 @@ FLUX = Base(files=FLUX_FILES, sampled={"guidance": GUIDANCE})
 Z_IMAGE_TURBO = Base(
     files=Z_IMAGE_FILES,
     sampled={"previews": ("previews", 0)},
-    options=(Node("rollouts", "SRPO_Rollouts", TURBO), Node("previews", "SRPO_Previews", TURBO, height=290)),
+    options=(
+        Node("rollouts", "SRPO_Rollouts", TURBO),
+        Node("levels", "SRPO_NoiseLevels", AT_STEPS),
+        Node("previews", "SRPO_Previews", TURBO, height=290),
+    ),
 )
 
 

@@ -48,7 +48,18 @@ DOSE = (
     "PixArt sigma",
 )
 # Of one kind each; the others' decoders take long.
-DOSE_VAES = ("SD", "FLUX", "FLUX.2", "HunyuanVideo", "Wan 2.1", "Wan 2.2", "CogVideoX", "pixels")
+DOSE_VAES = (
+    "SD",
+    "FLUX",
+    "FLUX.2",
+    "HunyuanVideo",
+    "Wan 2.1",
+    "Wan 2.2",
+    "CogVideoX",
+    "LTXV",
+    "Stable Cascade C",
+    "pixels",
+)
 
 
 def test_each_model_of_the_host_is_a_family_or_left_out_for_a_reason(pack):

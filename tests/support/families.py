@@ -89,7 +89,9 @@ def draw_weights(network: torch.nn.Module, seed: int, dtype: torch.dtype):
 
 def _is_loaded(name: str) -> bool:
     """Whether this buffer is one that files hold: the others are computed."""
-    return name.endswith(("pos_embed", "pos_embedding", "positional_encoding"))
+    return name.endswith(
+        ("pos_embed", "pos_embedding", "positional_encoding", "-of-means", "running_mean", "running_var")
+    )
 
 
 def prompt(family: Family, seed: int = 0, batch: int = 1) -> list:
@@ -859,6 +861,7 @@ FAMILIES = [
             "num_layers": 2,
         },
         latent=(128, 1, 4, 4),
+        vae="LTXV",
         extras=_masked,
     ),
     Family(
@@ -988,6 +991,7 @@ FAMILIES = [
         kind="Stable_Cascade_C",
         config=_STAGE_C,
         latent=FLUX_LATENT,
+        vae="Stable Cascade C",
         pooled=24,
     ),
     Family(

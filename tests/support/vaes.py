@@ -64,6 +64,16 @@ COSMOS = {
     "temporal_compression": 8,
     "spacial_compression": 8,
 }
+LTX = {
+    "dims": 3,
+    "latent_channels": 128,
+    "blocks": [["compress_all", 1], ["res_x_y", 1], ["compress_all", 1], ["compress_all", 1], ["res_x", 1]],
+    "encoder_base_channels": 8,
+    "decoder_base_channels": 8,
+    "norm_layer": "pixel_norm",
+    "patch_size": 4,
+    "latent_log_var": "uniform",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,6 +129,11 @@ VAES = {
         sizes=COSMOS,
         sign="decoder.unpatcher3d.wavelets",
     ),
+    "LTXV": TinyVae(
+        place="comfy.ldm.lightricks.vae.causal_video_autoencoder.VideoVAE",
+        sizes={"config": LTX},
+    ),
+    "Stable Cascade C": TinyVae(place="comfy.ldm.cascade.stage_c_coder.Previewer", sizes={"c_hidden": 16}),
     "Stable Cascade B": TinyVae(place="comfy.sd.StageA", sizes={"c_hidden": 32, "bottleneck_blocks": 1}),
     "pixels": TinyVae(place="comfy.pixel_space_convert.PixelspaceConversionVAE", sizes={}),
 }
@@ -139,8 +154,9 @@ def vae(name: str, dtype: torch.dtype = torch.float32):
     made = getattr(importlib.import_module(module), kind)(**tiny.sizes)
     draw_weights(made, 3, torch.float32)
     state = made.state_dict()
-    for key in [key for key in state if key.endswith("running_var")]:
-        state[key] = state[key].abs() + 0.5
+    for norm in [key.removesuffix("running_var") for key in state if key.endswith("running_var")]:
+        for key in {norm + "weight", norm + "running_var"} & state.keys():
+            state[key] = state[key].abs() + 0.5
     if tiny.sign:
         state[tiny.sign] = torch.zeros(1)
     with torch.inference_mode(), made_small(tiny):

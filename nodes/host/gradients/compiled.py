@@ -5,13 +5,13 @@ Given up where it fails. Blocks are compiled while all weights are on the device
 
 import contextlib
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
 import torch
 from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
-from torch import Tensor, nn
+from torch import nn
 from torch._dynamo.exc import TorchDynamoException
 
 from .frozen import copy, is_ready
@@ -52,26 +52,6 @@ def are_resident(modules: Iterable[nn.Module], device: torch.device, dtype: torc
     """Whether all weights are on the device, in the type that they are used in."""
     like = torch.empty(0, device=device, dtype=dtype)
     return all(is_ready(module, like) for module in modules if getattr(module, "weight", None) is not None)
-
-
-@contextlib.contextmanager
-def ordinary_parameters(modules: Iterable[nn.Module]) -> Iterator[None]:
-    """Ordinary tensors in place of inference tensors, in the same memory: compiled code can save those."""
-    named = [(m._parameters, name, p) for m in modules for name, p in m._parameters.items() if p is not None]
-    replaced = [(of, name, p) for of, name, p in named if type(p) is nn.Parameter and p.is_inference()]
-    try:
-        for of, name, parameter in replaced:
-            of[name] = nn.Parameter(ordinary(parameter), requires_grad=False)
-        yield
-    finally:
-        for of, name, parameter in replaced:
-            of[name] = parameter
-
-
-def ordinary(tensor: Tensor) -> Tensor:
-    """An ordinary tensor in the same memory."""
-    alias = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
-    return alias.set_(tensor.untyped_storage(), tensor.storage_offset(), tensor.shape, tensor.stride())
 
 
 def is_compiled(patcher: ModelPatcher) -> bool:

@@ -19,11 +19,12 @@ from torch.utils.checkpoint import checkpoint
 from ..patcher.forwards import replaced_forwards
 from ..patcher.reach import TooMuch, reached
 from ..patcher.training_mode import training_mode
-from .compiled import are_resident, is_compiled, many_variants, ordinary_parameters, run_compiled, run_on_copies
-from .frozen import frozen_forwards, is_norm, needs_gradient, own_parameters
+from .compiled import are_resident, is_compiled, many_variants, run_compiled, run_on_copies
+from .frozen import frozen_forwards, is_norm, needs_gradient
 from .guests import CONSTANTS, Guests
 from .injection import eject_all, injected
 from .kernels import kernels_with_backward
+from .ordinary import holds_tensors, ordinary_tensors
 from .prefetch import fetching
 from .writing import saving
 
@@ -89,8 +90,8 @@ class Differentiable:
             self._state.saving = saving(self.root)
             stack.enter_context(self._state.saving())
             stack.enter_context(replaced_forwards(forwards))
-            stack.enter_context(own_parameters(self._beside_layers))
-            stack.enter_context(ordinary_parameters(self.root.modules() if compiles or is_compiled(patcher) else ()))
+            stack.enter_context(ordinary_tensors(self._beside_layers, quantised=True))
+            stack.enter_context(ordinary_tensors(self.root.modules() if compiles or is_compiled(patcher) else ()))
             stack.enter_context(many_variants() if compiles else contextlib.nullcontext())
             self._state.fetch = stack.enter_context(fetching(patcher))
             stack.enter_context(injected(patcher))
@@ -123,13 +124,13 @@ class Differentiable:
     @cached_property
     def _forwards(self) -> dict[nn.Module, Callable]:
         on_copies = partial(self._fetched, run=run_on_copies)
-        return frozen_forwards(self.root) | self._plain_blocks | self._recomputed(on_copies)
+        return self._layers | self._plain_blocks | self._recomputed(on_copies)
 
     @cached_property
     def _compiled_forwards(self) -> dict[nn.Module, Callable]:
         """Compiled code has no need of frozen layers, but of norms that copy their input, into which blocks write."""
         inside = {module for module in self._in_blocks if not is_norm(module)}
-        outside = {module: forward for module, forward in frozen_forwards(self.root).items() if module not in inside}
+        outside = {module: forward for module, forward in self._layers.items() if module not in inside}
         return outside | self._compiled_blocks | self._recomputed(self._compiled)
 
     @cached_property
@@ -178,10 +179,13 @@ class Differentiable:
         return [module for block in self._blocks for module in block.modules()]
 
     @cached_property
+    def _layers(self) -> dict[nn.Module, Callable]:
+        return frozen_forwards(self.root)
+
+    @cached_property
     def _beside_layers(self) -> list[nn.Module]:
-        """What holds parameters that lie outside of layers (tables, scales, gates)."""
-        composite = (m for m in self.root.modules() if m is self.root or m._modules)
-        return [module for module in composite if any(p is not None for p in module._parameters.values())]
+        """What holds tensors that lie outside of layers (tables, scales, gates, statistics)."""
+        return [module for module in self.root.modules() if module not in self._layers and holds_tensors(module)]
 
 
 @contextlib.contextmanager

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from ..patcher.loading import own
+from .ordinary import ordinary_tensors
 
 CONVOLUTIONS = {
     nn.Conv1d: torch.nn.grad.conv1d_input,
@@ -246,7 +247,7 @@ class _ThroughRecomputed(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor):
-        with torch.enable_grad(), own_parameters([ctx.module]):
+        with torch.enable_grad(), ordinary_tensors([ctx.module], quantised=True):
             leaves = [saved.detach().requires_grad_() for saved in ctx.saved_tensors]
             inputs = _merged(ctx.wanted, leaves, ctx.others)
             try:
@@ -280,19 +281,3 @@ def _no_gradient(module: nn.Module, reason: Any) -> ValueError:
         f"gradient back ({reason}). Load it with ComfyUI's own Load Diffusion Model (bf16, fp16, fp8 and ComfyUI's "
         "quantised files), or as GGUF; if another node brought these layers, take it off the MODEL."
     )
-
-
-@contextlib.contextmanager
-def own_parameters(modules: Iterable[nn.Module]) -> Iterator[None]:
-    """Copies in place of these modules' inference-tensor parameters, with which autograd can compute."""
-    replaced = []
-    try:
-        for module in modules:
-            for name, parameter in module._parameters.items():
-                if parameter is not None and parameter.is_inference():
-                    replaced.append((module, name, parameter))
-                    module._parameters[name] = nn.Parameter(parameter.clone(), requires_grad=False)
-        yield
-    finally:
-        for module, name, parameter in replaced:
-            module._parameters[name] = parameter

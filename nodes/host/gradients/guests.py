@@ -20,8 +20,9 @@ from torch.utils._pytree import tree_map_only
 
 from ..patcher.loading import own
 from ..patcher.reach import TooMuch, reached
-from .compiled import COMPILE_KEY, ordinary
+from .compiled import COMPILE_KEY
 from .frozen import frozen_forwards
+from .ordinary import PLAIN_TYPES, ordinary
 
 OF_A_SAMPLING = ("on_pre_run", "on_prepare_state", "on_cleanup")  # the host's callbacks
 CONSTANTS = (ModelPatcher, ControlBase, WeightHook)  # classes of the host with much in them, and no gradient
@@ -113,8 +114,7 @@ def _flat(values: Iterable) -> Iterator:
 def _ordinary(value: Any):
     if type(value) in (list, tuple):
         return type(value)(map(_ordinary, value))
-    plain = type(value) in (Tensor, nn.Parameter)
-    return ordinary(value) if plain and value.is_inference() else value
+    return ordinary(value) if type(value) in PLAIN_TYPES and value.is_inference() else value
 
 
 class ConstantControl:
