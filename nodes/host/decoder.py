@@ -27,6 +27,7 @@ from .gradients.frozen import is_norm
 from .gradients.strips import NormSiluConv
 from .patcher.forwards import replaced_forwards
 from .patcher.loading import load, own
+from .vae_state import caches_put_back, whole
 from .without_content import without_content
 
 log = logging.getLogger(__name__)
@@ -46,6 +47,7 @@ class HostDecoder:
         self.vae = vae
         self._held = False  # against the host's own blocks
         self._checked = False  # whether its gradient is that of its pictures
+        self._can_recompute: bool | None = None
         self._frugal = True
         self._made: dict[bool, tuple[dict[nn.Module, Callable], Differentiable]] = {}
         check_model(patcher)
@@ -72,13 +74,14 @@ class HostDecoder:
         with self._says_what_fits(shape, free):
             self._hold_against_the_host()
             self._check_gradient(shape)
-        with self._says_what_fits(shape, free), self._differentiable(shape):
+        recompute = self._recomputes(shape)
+        with self._says_what_fits(shape, free), self._differentiable(recompute):
             leaf = latent.clone().requires_grad_()
             image = self._image(leaf)
 
         def pull(gradient: Tensor) -> Tensor:
             load(vae.patcher)
-            with self._says_what_fits(shape, free), self._differentiable(shape):
+            with self._says_what_fits(shape, free), self._differentiable(recompute):
                 image.backward(gradient.to(image))
                 return leaf.grad
 
@@ -86,9 +89,12 @@ class HostDecoder:
 
     def memory(self, shape: tuple[int, ...]) -> tuple[int, int]:
         """Bytes beside the VAE's weights for latents (B, C, H, W): at most, and between decode and the way back."""
+        return self._counted(shape, self._recomputes(shape))
+
+    def _counted(self, shape: tuple[int, ...], recompute: bool) -> tuple[int, int]:
         device = self.vae.device
         with without_content(device, self.vae.first_stage_model), LiveBytes(device.type) as count:
-            with self._differentiable(shape):
+            with self._differentiable(recompute):
                 leaf = torch.empty(shape, device=device, requires_grad=True)
                 image = self._image(leaf)
                 held = count.held
@@ -125,10 +131,30 @@ class HostDecoder:
             self._checked = False
             raise
 
+    def _recomputes(self, shape: tuple[int, ...]) -> bool:
+        """Whether blocks run again for the gradient at latents of this shape: at large ones, if they can."""
+        if shape[0] * shape[-2] * shape[-1] <= SMALL:
+            return False
+        if self._can_recompute is None:
+            self._can_recompute = self._runs_again((1, *shape[1:-2], SIDE, SIDE))
+        return self._can_recompute
+
+    def _runs_again(self, shape: tuple[int, ...]) -> bool:
+        """Some VAEs of videos keep what a block's next call goes on from, and fail where it is called out of turn."""
+        try:
+            with caches_put_back(self.vae.first_stage_model):
+                self._counted(shape, recompute=True)
+        except Exception as error:
+            log.warning(
+                "This VAE's blocks can't run again for the gradient (%r): keeping all takes more memory.", error
+            )
+            return False
+        return True
+
     @contextlib.contextmanager
-    def _differentiable(self, shape: tuple[int, ...]) -> Iterator[None]:
-        frugal, model = self._forwards(shape[0] * shape[-2] * shape[-1] > SMALL)
-        with _whole(self.vae.first_stage_model), replaced_forwards(frugal), model.open(self.vae.patcher):
+    def _differentiable(self, recompute: bool) -> Iterator[None]:
+        frugal, model = self._forwards(recompute)
+        with whole(self.vae.first_stage_model), replaced_forwards(frugal), model.open(self.vae.patcher):
             yield
 
     def _forwards(self, checkpointing: bool) -> tuple[dict[nn.Module, Callable], Differentiable]:
@@ -166,19 +192,6 @@ class HostDecoder:
             f"Out of memory: decoding {count} of {width}x{height} with gradient takes {peak / GB:.1f} GB beside the "
             f"VAE's weights, and {free / GB:.1f} GB were free. Either {', or '.join(advice)}."
         )
-
-
-@contextlib.contextmanager
-def _whole(model: nn.Module) -> Iterator[None]:
-    """Where the host's tiny VAEs of videos decode in pieces, which they detach, they do it as a whole meanwhile."""
-    in_pieces = getattr(model, "parallel", None) is False
-    try:
-        if in_pieces:
-            model.parallel = True
-        yield
-    finally:
-        if in_pieces:
-            model.parallel = False
 
 
 def _own_format(latent_format: LatentFormat) -> LatentFormat:

@@ -104,13 +104,21 @@ def test_pictures_and_gradients_of_a_vae(pack, table, name):
     assert off < 1e-6 and gradient_off < 1e-6
 
 
+@pytest.mark.parametrize("name", ["Wan 2.2", "LTXV"])
+def test_blocks_that_keep_what_their_next_call_goes_on_from_do_not_run_again(pack, name, monkeypatch, caplog):
+    """Where others do, as at the large latents of pictures of a usual size."""
+    monkeypatch.setattr(pack("nodes.host.decoder"), "SMALL", 0)
+    off, gradient_off = decoded(next(family for family in FAMILIES if family.vae == name), name)
+    assert off < 1e-6 and gradient_off < 1e-6 and "can't run again" in caplog.text
+
+
 def test_a_tiny_vae_of_videos_decodes_as_a_whole_for_its_gradient(pack, table, monkeypatch):
     """In pieces, as for pictures alone, it keeps no graph of the last one. Its ReLUs turn within a difference."""
     family = next(family for family in FAMILIES if family.name == "Wan 2.1")
     off, gradient_off = decoded(family, "TAEHV")
     table["decoders"]["TAEHV"] = {"class": VAES_BESIDE["TAEHV"].place, "pictures": off, "gradient": gradient_off}
     assert off < 1e-6 and gradient_off < 1e-2
-    monkeypatch.setattr(pack("nodes.host.decoder"), "_whole", lambda _: contextlib.nullcontext())
+    monkeypatch.setattr(pack("nodes.host.decoder"), "whole", lambda _: contextlib.nullcontext())
     assert decoded(family, "TAEHV")[1] > 0.1
 
 
