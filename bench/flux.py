@@ -61,7 +61,7 @@ def measure_in(world: World, options: argparse.Namespace, folder: Path) -> dict:
     blocks = {name: getattr(options, name) for name in ("checkpointing", "kept_blocks", "offload", "compiled")}
     world.flow = new_flow(world.flow.patcher, world.flow.sampling, world.flow.guidance, **blocks)
     width, height = (int(side) for side in options.size.split("x"))
-    shape = pack_module("nodes.host.flow_model").latent_shape(world.base, width, height)
+    shape = pack_module("nodes.host.fitting").latent_shape(world.base, width, height)
     bench = Bench(world, shape, options, folder)
     bench.update()  # loads, encodes the words, makes the optimiser's state
     peaks = bench.peaks()

@@ -206,11 +206,11 @@ Where each goes in `models/`, and where it is on Hugging Face, as ComfyUI's own 
 - `vae`: ae.safetensors, 0.34\N{NO-BREAK SPACE}GB, from Comfy-Org/z_image_turbo
 - `rewards`: HPS_v2.1_compressed.pt, 2\N{NO-BREAK SPACE}GB, from xswu/HPSv2
 
-**Turbo is distilled to 8 steps**, so *SRPO Rollouts* and *SRPO Previews* take 8, by res_multistep, without cfg, as that template does. People who trained it on their own images report that it unlearns this: blurred at 8 steps. Here it learns from its own 8-step pictures, and *SRPO Noise Levels* trains it where its steps begin: of the 8 begin four in the trained window, at 0.955, 0.900, 0.833 and 0.750 of noise. Whether that keeps the few steps was not tried. Watch *curvature* on *SRPO Train*, set *many steps* to 25 on *SRPO Compare* (it then makes each picture by 25 steps, too), and keep the run short: a rise of curvature or of the few-step error is a loss. The plain Z-Image (`z_image_bf16.safetensors`) wants 25 steps or more, cfg 4 and a *negative* instead.
+**Turbo is distilled to 8 steps**, so *SRPO Rollouts* and *SRPO Previews* take 8, by res_multistep, without cfg. Trained on other images it unlearns this, people report. Here it learns from its own 8-step pictures, and *SRPO Noise Levels* trains it where its steps begin: four of the 8 lie in the trained window. Whether that keeps the few steps was not tried: watch *curvature* on *SRPO Train*, set *many steps* to 25 on *SRPO Compare*, keep the run short. A rise of curvature or of the few-step error is a loss. The plain Z-Image (`z_image_bf16.safetensors`) wants 25 steps or more, cfg 4 and a *negative* instead.
 
 **What to expect**, at 720x720 with one picture at a time
-- Memory: 14.3 GB in bf16, 8.1 GB with *weight_dtype* fp8_e4m3fn (counted, without a GPU). Where it does not fit, ComfyUI keeps weights in RAM, and is slower.
-- Time: not measured; half the weights of FLUX.1-dev, and 8 forwards a rollout in place of 25.
+- Memory: 14.3 GB in bf16, 8.1 GB with *weight_dtype* fp8_e4m3fn (counted, without a GPU). Else ComfyUI keeps weights in RAM, and is slower.
+- Time: not measured; half of FLUX.1-dev's weights, 8 forwards a rollout in place of 25.
 - The noise that is trained is untried for this model: the part of its schedule that was published for FLUX.1-dev.
 - With the weights of the real Z-Image-Turbo and HPS it has not been run yet.
 
