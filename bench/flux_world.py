@@ -211,7 +211,7 @@ def as_the_host_has_it(adapter: Any):
 
 def plain(module: nn.Module) -> nn.Module:
     """A second module of the same weights, which are no inference tensors there; they take no memory of their own."""
-    ordinary = pack_module("nodes.host.gradients.compiled").ordinary
+    ordinary = pack_module("nodes.host.gradients.ordinary").ordinary
     shared = {id(p): nn.Parameter(ordinary(p), requires_grad=False) for p in module.parameters()}
     shared |= {id(b): ordinary(b) for b in module.buffers()}
     same = (getattr(module, "model_config", None), getattr(module, "current_patcher", None))

@@ -314,3 +314,36 @@ def test_the_guide_names_files_that_there_are():
     named = re.findall(r"`([\w./-]+\.(?:py|md|json|yaml|toml))`", CONTRIBUTING)
     folders = (ROOT, *(path for path in ROOT.rglob("*") if path.is_dir() and ".venv" not in path.parts))
     assert [name for name in named if not any((folder / name).is_file() for folder in folders)] == []
+
+
+def top_names(tree: ast.Module) -> set[str]:
+    """What a module has by name: what it defines, assigns or imports."""
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
+            found.add(node.name)
+        elif isinstance(node, ast.alias):
+            found.add(node.asname or node.name)
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            found.add(node.id)
+    return found
+
+
+def asked_by_name(tree: ast.Module) -> set[tuple[str, str]]:
+    """Modules of the pack that are asked for by a text, and what of them: no import would miss that."""
+    return {
+        (node.value.args[0].value, node.attr)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute)
+        and isinstance(node.value, ast.Call)
+        and called(node.value) in ("pack", "pack_module")
+        and node.value.args
+        and isinstance(node.value.args[0], ast.Constant)
+    }
+
+
+def test_what_is_asked_of_the_pack_by_name_is_there():
+    modules = {module_of(path): top_names(tree) for path, tree in trees(*SHIPPED).items()}
+    asked = {pair for tree in trees(*TOOLS, "tests").values() for pair in asked_by_name(tree)}
+    missing = [f"{module}.{name}" for module, name in sorted(asked) if name not in modules.get(module, {name})]
+    assert len(asked) > 50 and missing == []
