@@ -45,7 +45,7 @@ def _paired(photo: Photo, folder: Path, found: dict[str, list[Photo]]) -> Photo:
         names = " and ".join(readable(each.file.name) for each in candidates)
         raise ValueError(
             f"{readable(photo.file.name)} has {len(candidates)} references in {candidates[0].file.parent}, {names}: "
-            f"take all but one away, or call one {photo.file.name}."
+            f"take all but one away, or call one {readable(photo.file.name)}."
         )
     return replace(photo, reference=candidates[0]) if candidates else photo
 

@@ -29,23 +29,21 @@ def groups_of(
     traced: rollouts come with their trajectory.
     """
     for together in of_one_shape(draws, batching):
-        noise = noise_of(batching, together)
+        noise = draw_noise([noise_seed(batching, draw) for draw in together], shape_of(together[0], batching))
         seeds = tuple(draw_seed(batching, draw.number) for draw in together)
         if traced:
             trajectory = flow.trajectory(noise, cond_of(together))
             sampled: Sampled = Traced(trajectory.x0, noise, seeds, trajectory)
         else:
-            sampled = Sampled(clean_latents(state, flow, batching, together), noise, seeds)
+            sampled = Sampled(clean_latents(state, flow, batching, together, noise=noise), noise, seeds)
         for start in range(0, len(together), batching.at_once):
             part = slice(start, start + batching.at_once)
             yield Group(together[part], sampled.part(part))
 
 
-def noise_of(batching: Batching, draws: list[Draw]) -> Tensor:
-    return draw_noise([noise_seed(batching, draw) for draw in draws], shape_of(draws[0], batching))
-
-
-def clean_latents(state: TrainState, flow: FlowModel, batching: Batching, draws: list[Draw]) -> Tensor:
+def clean_latents(
+    state: TrainState, flow: FlowModel, batching: Batching, draws: list[Draw], *, noise: Tensor
+) -> Tensor:
     """x0 (B, C, H, W): photos, or what the model makes of the noise.
 
     Rollouts that serve several updates are kept by the run, also on disk, so that it resumes with the same.
@@ -54,7 +52,6 @@ def clean_latents(state: TrainState, flow: FlowModel, batching: Batching, draws:
     if isinstance(data, PhotoDataset):
         return data.latents([draw.index for draw in draws])
     seeds = [noise_seed(batching, draw) for draw in draws]
-    noise = noise_of(batching, draws)
     if batching.reuse == 1:
         return rolled_out(flow, noise, draws, seeds)
     names = [digest([seed, batching.shape, draw.prompt]) for seed, draw in zip(seeds, draws)]

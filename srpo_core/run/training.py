@@ -37,8 +37,8 @@ class Training:
         method = " and ".join(type(objective).__name__ for objective in self.traced)
         if self.photos or isinstance(self.dataset, PhotoDataset):
             raise ValueError(
-                f"{method} trains through the steps of a rollout, which photos have not: give it prompts, or choose "
-                "SRPO or Direct-Align on SRPO Objective."
+                f"{method} trains through the steps of a rollout, which photos have not: give it prompts, or train on "
+                "them by SRPO."
             )
         if self.batching.reuse > 1:
             raise ValueError(
